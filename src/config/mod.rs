@@ -1,0 +1,370 @@
+//! What the operator asked for, checked and with every default filled in.
+//!
+//! `File` (as typed, with source positions) becomes `Config` in one place, [`check`]; every other room sees only
+//! `Config`. Units live in types: `Duration`, [`Bytes`], [`Ratio`].
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+/// A count of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// A share between 0 and 1.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Ratio(pub f64);
+
+/// The whole configuration of one gateway.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients come in; at least one.
+    pub listeners: Vec<Listener>,
+    /// The groups of pods; at least one.
+    pub pools: Vec<Arc<Pool>>,
+    /// Names that clients ask for and what they mean.
+    pub models: Vec<Model>,
+    /// How a pod is chosen where a listener says nothing else.
+    pub scheduler: Scheduler,
+    /// The operator's listener: probes, metrics, state, and all that changes something.
+    pub admin: SocketAddr,
+    /// Probes and metrics alone, for kubelet and Prometheus.
+    pub probes: Option<SocketAddr>,
+    /// Bounds on what one request or all of them together may hold.
+    pub limits: Limits,
+    /// How long each step may take.
+    pub timeouts: Timeouts,
+    /// When a request may be tried on another pod.
+    pub retry: Retry,
+    /// How requests name the session they belong to.
+    pub sessions: Sessions,
+    /// Which paths are open and what is added to requests and answers.
+    pub api: Api,
+    /// Log level and shape.
+    pub log: Log,
+}
+
+/// One address on which clients come in.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its name in logs and metrics.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its own scheduler, if it overrides the common one.
+    pub scheduler: Option<Scheduler>,
+    /// The models served here, by client name, each with the pool to use instead of the model's own; `None` = all
+    /// models as they are.
+    pub models: Option<BTreeMap<Arc<str>, Option<Arc<str>>>>,
+}
+
+/// A group of pods that serve the same base model.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Which engine's metric names to expect.
+    pub engine: Engine,
+    /// Where its pods are.
+    pub endpoints: Vec<Endpoint>,
+    /// How its pods' load is read.
+    pub metrics: Metrics,
+    /// Whether a client's `Authorization` goes on to the pods.
+    pub forward_authorization: bool,
+    /// Further certificate authorities (PEM) trusted for this pool's https pods.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Whose metric names a pod speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Told from the page itself.
+    Auto,
+    /// vLLM, V0 and V1.
+    Vllm,
+    /// SGLang.
+    Sglang,
+    /// TensorRT-LLM's own server.
+    TrtllmServe,
+    /// Triton with the TensorRT-LLM backend, or plain.
+    Triton,
+    /// llama.cpp's server.
+    LlamaCpp,
+    /// Names given by the operator.
+    Custom(CustomMetrics),
+}
+
+/// The metric names of an engine that Tidegate does not know; each is `name` or `name{label="value"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CustomMetrics {
+    /// Requests waiting to be scheduled.
+    pub waiting: Option<String>,
+    /// Requests being worked on.
+    pub running: Option<String>,
+    /// KV-cache usage, 0 to 1.
+    pub kv_cache_usage: Option<String>,
+}
+
+/// One entry of a pool's `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// One pod at a fixed URL.
+    Fixed(Target),
+    /// Every address that the URL's host name resolves to is a pod; asked again from time to time.
+    Dns(Target),
+    /// A YAML file that lists endpoints (`- url: ...`), read again when it changes.
+    File(PathBuf),
+}
+
+/// Where one pod is and how to speak to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Scheme, host and port.
+    pub origin: Origin,
+    /// What is put before every path, without a trailing slash; usually empty.
+    pub base_path: String,
+    /// A file whose trimmed content is sent as `Authorization: Bearer`; read again when it changes.
+    pub token_file: Option<PathBuf>,
+    /// The page of metrics if it is not at the origin plus the pool's metrics path.
+    pub metrics_url: Option<String>,
+}
+
+/// Scheme, host and port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// TLS or not.
+    pub https: bool,
+    /// Host name or IP address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl Origin {
+    /// `host:port`, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+}
+
+/// How a pool's pods are scraped.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Path of the page.
+    pub path: String,
+    /// Another port than the pod's own (Triton: 8002).
+    pub port: Option<u16>,
+    /// Time between two reads of a busy pod; an idle one is read less often.
+    pub interval: Duration,
+    /// How long one read may take.
+    pub timeout: Duration,
+    /// The largest page accepted.
+    pub max_page: Bytes,
+}
+
+/// A name that clients ask for.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name in the client's `model` field.
+    pub name: Arc<str>,
+    /// How much it matters when not all can be served.
+    pub criticality: Criticality,
+    /// The pool that serves it.
+    pub pool: Arc<str>,
+    /// What it is called there, by weight; never empty.
+    pub targets: Vec<TargetModel>,
+    /// What keeps a caller on the same target.
+    pub sticky: Sticky,
+    /// Whether answers carry the client's name for the model instead of the target's.
+    pub rewrite_response_model: bool,
+}
+
+/// One arm of a split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetModel {
+    /// The served model's or adapter's name.
+    pub name: Arc<str>,
+    /// Its share, relative to the other arms'.
+    pub weight: u32,
+}
+
+/// InferenceModel criticality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Criticality {
+    /// Never shed.
+    Critical,
+    /// Between the two.
+    #[default]
+    Standard,
+    /// The first to go.
+    Sheddable,
+}
+
+/// What keeps related requests on one arm of a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sticky {
+    /// A named session keeps its arm; a request without one is drawn.
+    #[default]
+    Session,
+    /// The beginning of the conversation (system prompt and first user message) keeps its arm.
+    Conversation,
+    /// Every request is drawn.
+    None,
+}
+
+/// How a pod is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scheduler {
+    /// The pod on which this request costs the fewest milliseconds.
+    LeastCost,
+    /// Weighted sum of scores between 0 and 1.
+    Weighted(Vec<WeightedScorer>),
+    /// Fewest requests in flight.
+    LeastRequest,
+    /// The better of two drawn at random.
+    PowerOfTwo,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// A session always falls on the same pod while it is there.
+    SessionHash,
+}
+
+impl Scheduler {
+    /// The word in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LeastCost => "least-cost",
+            Self::Weighted(_) => "weighted",
+            Self::LeastRequest => "least-request",
+            Self::PowerOfTwo => "power-of-two",
+            Self::RoundRobin => "round-robin",
+            Self::Random => "random",
+            Self::SessionHash => "session-hash",
+        }
+    }
+}
+
+/// A scorer and its weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightedScorer {
+    /// Which.
+    pub scorer: Scorer,
+    /// How much it counts; finite and not negative.
+    pub weight: f64,
+}
+
+/// The scorers of the Gateway API Inference Extension, by its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scorer {
+    /// `queue-scorer`: fewer waiting requests.
+    Queue,
+    /// `running-requests-size-scorer`: fewer running requests.
+    Running,
+    /// `kv-cache-utilization-scorer`: more free KV cache.
+    KvCache,
+    /// `prefix-cache-scorer`: more of the prompt already there.
+    PrefixCache,
+    /// `lora-affinity-scorer`: the adapter is loaded there.
+    LoraAffinity,
+}
+
+/// Bounds, each enforced in exactly one place.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest request body.
+    pub body: Bytes,
+    /// All buffered request bodies together.
+    pub buffered_bodies: Bytes,
+    /// Client connections open at once, over all listeners.
+    pub connections: usize,
+    /// Header fields of one request.
+    pub header_fields: usize,
+    /// Bytes of one request's header list.
+    pub header_bytes: Bytes,
+    /// Concurrent HTTP/2 streams on one connection.
+    pub http2_streams: u32,
+}
+
+/// How long each step may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Client sends its request headers.
+    pub header_read: Duration,
+    /// Client sends its request body.
+    pub body_read: Duration,
+    /// TCP (and TLS) connect to a pod.
+    pub connect: Duration,
+    /// Pod answers with response headers and, for a stream, its first event.
+    pub first_byte: Duration,
+    /// Between two pieces of a response body.
+    pub idle: Duration,
+    /// The whole request; `None` = no limit.
+    pub total: Option<Duration>,
+    /// Pod connections kept idle; below uvicorn's 5 s.
+    pub pool_idle: Duration,
+    /// After SIGTERM: not ready, still accepting.
+    pub drain_delay: Duration,
+    /// After that: waiting for open streams to end.
+    pub drain_grace: Duration,
+}
+
+/// When a request may be tried on another pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// Further attempts after the first.
+    pub attempts: u32,
+    /// Retries as a share of requests.
+    pub budget: Ratio,
+    /// Retries a second that are always allowed.
+    pub budget_floor: u32,
+}
+
+/// Where a request's session name is looked for, first found wins.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Request header (lower case), before the body's `session_id` and `user`.
+    pub header: String,
+}
+
+/// What is open and what is added.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Paths passed on besides the known ones, exactly as written.
+    pub extra_paths: Vec<String>,
+    /// Whether models that only pods report may be asked for.
+    pub serve_reported_models: bool,
+    /// Whether `stream_options.include_usage` is added to streams that did not ask (and its chunk removed again).
+    pub inject_usage: bool,
+    /// Whether answers carry `x-tidegate-pod` and `x-tidegate-decision`.
+    pub decision_headers: bool,
+}
+
+/// Log level and shape.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// A tracing filter, such as `info` or `tidegate::scrape=debug`.
+    pub level: String,
+    /// JSON, pretty, or by whether stdout is a terminal.
+    pub format: LogFormat,
+}
+
+/// The shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Pretty on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}

@@ -1,0 +1,2 @@
+//! One binary; the verbs live in `cli`.
+fn main() {}
