@@ -15,6 +15,7 @@ pub fn wall() -> SystemTime {
 }
 
 /// This thread's random generator.
+#[expect(clippy::disallowed_methods, reason = "this is the place")]
 pub fn rng() -> rand::rngs::ThreadRng {
     rand::rng()
 }

@@ -1,1 +1,21 @@
-//! (to come)
+//! What is true about the pods, as far as we can know it: which there are, what they last said of themselves and
+//! when, what we have sent them since, whether they may be used, and how fast they have shown themselves to be.
+//!
+//! No I/O and no clock: the senses and the desk write here, judgement only reads. One writer per fact: discovery
+//! writes which pods exist, scrape their [`PodLoad`], the desk what it sent and saw.
+
+mod health;
+mod ledger;
+mod load;
+mod pod;
+mod roster;
+mod snapshot;
+mod speed;
+
+pub use health::{Admission, Condition, Evidence, Health};
+pub use ledger::{Ledger, Reservation, Send};
+pub use load::{Adapters, PodLoad, Reading};
+pub use pod::{Pod, PodId, ReportedModel, View};
+pub use roster::{Changes, Fleet, PoolState};
+pub use snapshot::{FleetSnapshot, PodSnapshot, PoolSnapshot};
+pub use speed::{Pace, Speed};

@@ -1,0 +1,414 @@
+//! Whether a pod may be used, from what the scrape and the traffic saw of it.
+//!
+//! Evidence goes in, a condition comes out; the numbers below decide. A pod that says "too busy" (429, 503) is loaded,
+//! not sick, and never reaches this file. Timeouts of `/metrics` alone are no evidence either: the reading just ages.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Failed requests in a row that eject a pod (Envoy's `consecutive_5xx` default).
+const REQUEST_FAILURES: u32 = 5;
+
+/// Refused scrapes in a row that eject a pod: one may be a restart of the listener, two at 250 ms are an absence.
+const REFUSED_SCRAPES: u32 = 2;
+
+/// First ejection time; doubles with each further one (Envoy's `base_ejection_time` is 30 s; LLM pods are few and
+/// dear, so a third of it).
+const EJECTION: Duration = Duration::from_secs(10);
+
+/// Longest ejection (Envoy's `max_ejection_time`). Also: after this long without one, the count starts anew.
+const EJECTION_MAX: Duration = Duration::from_secs(300);
+
+/// How long a new or returned pod is given less than its share: its prefix cache is empty and its first steps are slow
+/// (30 s is the ramp that Envoy's slow start documentation uses).
+const WARM_UP: Duration = Duration::from_secs(30);
+
+/// The share a pod starts with (Envoy's `min_weight_percent` default).
+const WARM_UP_SHARE: f64 = 0.1;
+
+/// What was seen of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Its page of metrics was read; the engine says whether it sleeps.
+    ScrapeOk {
+        /// The engine has put itself to sleep.
+        asleep: bool,
+    },
+    /// Nobody listens at its address.
+    ScrapeRefused,
+    /// A request was answered (also with an error that is the client's own).
+    RequestOk,
+    /// A request failed by the pod's fault.
+    RequestFailed,
+    /// It says of itself that it is well (`/health` 200).
+    HealthOk,
+    /// It says of itself that it is not (`/health` 503).
+    HealthBad,
+    /// Discovery no longer lists it: no new requests, those in flight may end.
+    Gone,
+}
+
+/// What a pod is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Condition {
+    /// Nothing was heard of it yet.
+    Unknown,
+    /// In use.
+    Ready,
+    /// In use, with a growing share.
+    Warming,
+    /// Out of use for a while, then tried with one request.
+    Ejected,
+    /// Sleeping by its own account.
+    Asleep,
+    /// No longer listed.
+    Draining,
+}
+
+impl Condition {
+    /// The word, for labels and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Ready => "ready",
+            Self::Warming => "warming",
+            Self::Ejected => "ejected",
+            Self::Asleep => "asleep",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// Every condition, for metric families with one series each.
+    pub const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Ready,
+        Self::Warming,
+        Self::Ejected,
+        Self::Asleep,
+        Self::Draining,
+    ];
+
+    fn of(code: u8) -> Self {
+        Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Unknown)
+    }
+}
+
+/// Whether a request may go to a pod now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Admission {
+    /// Yes.
+    Yes,
+    /// Yes, with this share (0 to 1) of what a warm pod would get.
+    Warming(f64),
+    /// One request may find out whether it is well again.
+    Probe,
+    /// No.
+    No(Condition),
+}
+
+/// One pod's health. Evidence is rare and takes a lock; the question whether it may be used reads atomics only.
+#[derive(Debug)]
+pub struct Health {
+    epoch: Instant,
+    record: Mutex<Record>,
+    condition: AtomicU8,
+    turns_at_ms: AtomicU64,
+    probing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    failures: u32,
+    refused: u32,
+    ejections: u32,
+    ejected_at: Option<Instant>,
+    unreachable: bool,
+}
+
+impl Health {
+    /// A pod that was there when the gateway started: nothing is known, and it needs no slow start, because no other
+    /// pod is warmer.
+    pub fn present_from_the_start(now: Instant) -> Self {
+        Self::with(Condition::Unknown, now)
+    }
+
+    /// A pod that joins while others already work: it warms up from now.
+    pub fn newcomer(now: Instant) -> Self {
+        let health = Self::with(Condition::Warming, now);
+        health.turns_at_ms.store(health.millis(now + WARM_UP), Relaxed);
+        health
+    }
+
+    fn with(condition: Condition, epoch: Instant) -> Self {
+        Self {
+            epoch,
+            record: Mutex::default(),
+            condition: AtomicU8::new(condition as u8),
+            turns_at_ms: AtomicU64::new(0),
+            probing: AtomicBool::new(false),
+        }
+    }
+
+    /// What it is now.
+    pub fn condition(&self, now: Instant) -> Condition {
+        let condition = Condition::of(self.condition.load(Relaxed));
+        if condition == Condition::Warming && self.millis(now) >= self.turns_at_ms.load(Relaxed) {
+            return Condition::Ready;
+        }
+        condition
+    }
+
+    /// Whether a request may go there now.
+    pub fn admits(&self, now: Instant) -> Admission {
+        match Condition::of(self.condition.load(Relaxed)) {
+            Condition::Ready | Condition::Unknown => Admission::Yes,
+            Condition::Warming => self.warming_share(now).map_or(Admission::Yes, Admission::Warming),
+            Condition::Ejected => {
+                let over = self.millis(now) >= self.turns_at_ms.load(Relaxed);
+                if over && !self.probing.load(Relaxed) {
+                    Admission::Probe
+                } else {
+                    Admission::No(Condition::Ejected)
+                }
+            }
+            out @ (Condition::Asleep | Condition::Draining) => Admission::No(out),
+        }
+    }
+
+    /// Takes note of `evidence`. Returns the new condition if it changed.
+    pub fn note(&self, evidence: Evidence, now: Instant) -> Option<Condition> {
+        let mut record = self.record();
+        let before = Condition::of(self.condition.load(Relaxed));
+        let after = self.judge(&mut record, before, evidence, now);
+        (after != before).then_some(after)
+    }
+
+    /// Marks the start of the one request that tries an ejected pod; `false` if the pod is not ejected or another
+    /// request already tries.
+    pub(super) fn begin_probe(&self) -> bool {
+        Condition::of(self.condition.load(Relaxed)) == Condition::Ejected && !self.probing.swap(true, Relaxed)
+    }
+
+    /// The probing request ended, however it did.
+    pub(super) fn end_probe(&self) {
+        self.probing.store(false, Relaxed);
+    }
+
+    fn judge(&self, record: &mut Record, before: Condition, evidence: Evidence, now: Instant) -> Condition {
+        if before == Condition::Draining {
+            return before;
+        }
+        match evidence {
+            Evidence::Gone => self.set(Condition::Draining, now),
+            Evidence::ScrapeOk { asleep: true } => self.set(Condition::Asleep, now),
+            Evidence::ScrapeOk { asleep: false } => {
+                record.refused = 0;
+                match before {
+                    Condition::Unknown => self.set(Condition::Ready, now),
+                    Condition::Asleep => self.warm_up(now),
+                    // Nobody listened there and now somebody does: it was restarted.
+                    Condition::Ejected if record.unreachable => self.readmit(record, now),
+                    _ => before,
+                }
+            }
+            Evidence::RequestOk => {
+                record.failures = 0;
+                match before {
+                    Condition::Unknown => self.set(Condition::Ready, now),
+                    Condition::Ejected => self.readmit(record, now),
+                    _ => before,
+                }
+            }
+            Evidence::HealthOk if before == Condition::Ejected && !record.unreachable => {
+                // It says it is well: let one request find out now.
+                self.turns_at_ms.store(self.millis(now), Relaxed);
+                before
+            }
+            Evidence::HealthOk => before,
+            Evidence::HealthBad => self.eject(record, now, false),
+            Evidence::RequestFailed => {
+                record.failures += 1;
+                let failed_probe = before == Condition::Ejected && self.probing.load(Relaxed);
+                if failed_probe || (before != Condition::Ejected && record.failures >= REQUEST_FAILURES) {
+                    return self.eject(record, now, false);
+                }
+                before
+            }
+            Evidence::ScrapeRefused => {
+                record.refused += 1;
+                if record.refused >= REFUSED_SCRAPES && before != Condition::Ejected {
+                    return self.eject(record, now, true);
+                }
+                record.unreachable |= before == Condition::Ejected;
+                before
+            }
+        }
+    }
+
+    fn eject(&self, record: &mut Record, now: Instant, unreachable: bool) -> Condition {
+        let long_ago = |at: Instant| now.saturating_duration_since(at) > EJECTION_MAX * 2;
+        if record.ejected_at.is_none_or(long_ago) {
+            record.ejections = 0;
+        }
+        let doubled = EJECTION.saturating_mul(1 << record.ejections.min(8));
+        record.ejections += 1;
+        record.ejected_at = Some(now);
+        record.unreachable |= unreachable;
+        self.set(Condition::Ejected, now + doubled.min(EJECTION_MAX))
+    }
+
+    fn readmit(&self, record: &mut Record, now: Instant) -> Condition {
+        record.failures = 0;
+        record.refused = 0;
+        record.unreachable = false;
+        self.warm_up(now)
+    }
+
+    fn warm_up(&self, now: Instant) -> Condition {
+        self.set(Condition::Warming, now + WARM_UP)
+    }
+
+    fn set(&self, condition: Condition, turns_at: Instant) -> Condition {
+        self.turns_at_ms.store(self.millis(turns_at), Relaxed);
+        self.condition.store(condition as u8, Relaxed);
+        condition
+    }
+
+    fn warming_share(&self, now: Instant) -> Option<f64> {
+        let left = self
+            .turns_at_ms
+            .load(Relaxed)
+            .checked_sub(self.millis(now))
+            .filter(|left| *left > 0)?;
+        let done = 1.0 - left as f64 / WARM_UP.as_millis() as f64;
+        Some(done.max(WARM_UP_SHARE))
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn ready(now: Instant) -> Health {
+        let health = Health::present_from_the_start(now);
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, now),
+            Some(Condition::Ready)
+        );
+        health
+    }
+
+    #[test]
+    fn five_failures_in_a_row_eject_and_one_success_between_starts_the_count_anew() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for _ in 0..4 {
+            assert_eq!(health.note(Evidence::RequestFailed, t), None);
+        }
+        health.note(Evidence::RequestOk, t);
+        for _ in 0..4 {
+            assert_eq!(health.note(Evidence::RequestFailed, t), None);
+        }
+        assert_eq!(health.note(Evidence::RequestFailed, t), Some(Condition::Ejected));
+        assert_eq!(health.admits(t + seconds(9)), Admission::No(Condition::Ejected));
+    }
+
+    #[test]
+    fn after_its_time_one_request_probes_and_success_warms_the_pod_up() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        health.note(Evidence::HealthBad, t);
+        let later = t + seconds(10);
+        assert_eq!(health.admits(later), Admission::Probe);
+        assert!(health.begin_probe());
+        assert!(!health.begin_probe(), "a second request must not join the probe");
+        assert_eq!(health.admits(later), Admission::No(Condition::Ejected));
+        assert_eq!(health.note(Evidence::RequestOk, later), Some(Condition::Warming));
+        health.end_probe();
+        assert_eq!(health.admits(later), Admission::Warming(WARM_UP_SHARE));
+        assert_eq!(health.admits(later + seconds(15)), Admission::Warming(0.5));
+        assert_eq!(health.admits(later + seconds(30)), Admission::Yes);
+        assert_eq!(health.condition(later + seconds(30)), Condition::Ready);
+    }
+
+    #[test]
+    fn a_failed_probe_doubles_the_time_out() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        health.note(Evidence::HealthBad, t);
+        let probe = t + seconds(10);
+        assert!(health.begin_probe());
+        health.note(Evidence::RequestFailed, probe);
+        health.end_probe();
+        assert_eq!(health.admits(probe + seconds(19)), Admission::No(Condition::Ejected));
+        assert_eq!(health.admits(probe + seconds(20)), Admission::Probe);
+    }
+
+    #[test]
+    fn a_pod_that_vanished_returns_with_its_first_page() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        assert_eq!(health.note(Evidence::ScrapeRefused, t), None);
+        assert_eq!(health.note(Evidence::ScrapeRefused, t), Some(Condition::Ejected));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, t),
+            Some(Condition::Warming)
+        );
+    }
+
+    #[test]
+    fn a_dead_engine_that_still_answers_metrics_stays_out() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        assert_eq!(health.note(Evidence::HealthBad, t), Some(Condition::Ejected));
+        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, t), None);
+        assert_eq!(health.admits(t), Admission::No(Condition::Ejected));
+        health.note(Evidence::HealthOk, t);
+        assert_eq!(health.admits(t), Admission::Probe);
+    }
+
+    #[test]
+    fn a_sleeper_is_out_and_warms_up_when_it_wakes() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: true }, t),
+            Some(Condition::Asleep)
+        );
+        assert_eq!(health.admits(t), Admission::No(Condition::Asleep));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, t),
+            Some(Condition::Warming)
+        );
+    }
+
+    #[test]
+    fn a_pod_that_left_stays_gone() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        health.note(Evidence::Gone, t);
+        health.note(Evidence::RequestOk, t);
+        assert_eq!(health.admits(t), Admission::No(Condition::Draining));
+    }
+}

@@ -1,0 +1,247 @@
+//! One pod: where it is, and every fact about it in one place.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use serde::{Deserialize, Serialize};
+
+use super::{Admission, Condition, Health, Ledger, PodLoad, Speed};
+use crate::config::{Bytes, Engine, Target};
+
+/// A pod's stable name: `pool/host:port`. The same address in two pools is two pods, because what is known of it
+/// (engine, credentials, speed under that model) belongs to the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodId(Arc<str>);
+
+impl PodId {
+    /// The pod of `pool` at `authority`.
+    pub fn new(pool: &str, authority: &str) -> Self {
+        Self(format!("{pool}/{authority}").into())
+    }
+
+    /// The name as one string.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A model or adapter that a pod says it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedModel {
+    /// The name to ask for.
+    pub name: Arc<str>,
+    /// For an adapter, its base model.
+    pub parent: Option<Arc<str>>,
+}
+
+/// How this pod is read.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The page of metrics.
+    pub metrics_url: String,
+    /// Which engine's names to expect.
+    pub engine: Engine,
+    /// Time between two reads while it is busy.
+    pub interval: Duration,
+    /// How long a read may take.
+    pub timeout: Duration,
+    /// The largest page accepted.
+    pub max_page: Bytes,
+}
+
+/// One pod.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its stable name.
+    pub id: PodId,
+    /// A small number for dense tables (the prefix index); never given twice in one process.
+    pub slot: u32,
+    /// The pool it belongs to.
+    pub pool: Arc<str>,
+    /// Where it is and which credentials it wants.
+    pub target: Target,
+    /// How it is scraped.
+    pub view: View,
+    /// What we have sent it.
+    pub ledger: Ledger,
+    /// Whether it may be used.
+    pub health: Health,
+    /// What it has shown it can do.
+    pub speed: Speed,
+    load: ArcSwapOption<PodLoad>,
+    models: ArcSwapOption<Vec<ReportedModel>>,
+}
+
+impl Pod {
+    /// A pod just discovered. A `newcomer` joins a gateway that already runs and is given load slowly.
+    pub fn new(pool: Arc<str>, target: Target, view: View, slot: u32, health: Health) -> Self {
+        Self {
+            id: PodId::new(&pool, &target.origin.authority()),
+            slot,
+            pool,
+            target,
+            view,
+            ledger: Ledger::default(),
+            health,
+            speed: Speed::default(),
+            load: ArcSwapOption::empty(),
+            models: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The last reading; `None` if none ever succeeded.
+    pub fn load(&self) -> Option<Arc<PodLoad>> {
+        self.load.load_full()
+    }
+
+    /// The last reading without touching its reference count, for the hot path.
+    pub fn load_guard(&self) -> arc_swap::Guard<Option<Arc<PodLoad>>> {
+        self.load.load()
+    }
+
+    /// A new reading. Only `scrape` calls this.
+    pub fn store_load(&self, load: PodLoad) {
+        self.load.store(Some(Arc::new(load)));
+    }
+
+    /// The models it reports; `None` until it was asked.
+    pub fn models(&self) -> Option<Arc<Vec<ReportedModel>>> {
+        self.models.load_full()
+    }
+
+    /// What it reported. Only `scrape` calls this.
+    pub fn store_models(&self, models: Vec<ReportedModel>) {
+        self.models.store(Some(Arc::new(models)));
+    }
+
+    /// Whether it can answer for `model`: `None` while nobody knows.
+    pub fn serves(&self, model: &str) -> Option<bool> {
+        let models = self.models.load();
+        models.as_ref().map(|list| list.iter().any(|it| &*it.name == model))
+    }
+
+    /// How many requests it has on its hands: our own in flight, or what it last said plus what we sent since minus
+    /// what ended since, whichever is more. The second shows other gateways' traffic too. `None` if it was never
+    /// read: its own traffic alone says nothing of others'.
+    pub fn streams(&self) -> Option<u64> {
+        let load = self.load.load();
+        let load = load.as_ref()?;
+        let said = u64::from(load.reading.streams()?);
+        let sent_since = self.ledger.sent().saturating_sub(load.sent_mark);
+        let ended_since = self.ledger.ended().saturating_sub(load.ended_mark);
+        Some(
+            (said + sent_since)
+                .saturating_sub(ended_since)
+                .max(self.ledger.in_flight()),
+        )
+    }
+
+    /// Whether a request may go there now.
+    pub fn admits(&self, now: Instant) -> Admission {
+        self.health.admits(now)
+    }
+
+    /// Its condition, for people.
+    pub fn condition(&self, now: Instant) -> Condition {
+        self.health.condition(now)
+    }
+
+    /// Its address, for people and headers.
+    pub fn address(&self) -> String {
+        self.target.origin.authority()
+    }
+}
+
+#[cfg(test)]
+impl Pod {
+    /// A ready pod at `10.0.0.{n}:8000` for the tests of this room and those above.
+    pub fn for_test(pool: &str, n: u8) -> Self {
+        let origin = crate::config::Origin {
+            https: false,
+            host: format!("10.0.0.{n}"),
+            port: 8000,
+        };
+        let target = Target {
+            origin,
+            base_path: String::new(),
+            token_file: None,
+            metrics_url: None,
+        };
+        let view = View {
+            metrics_url: format!("http://10.0.0.{n}:8000/metrics"),
+            engine: Engine::Auto,
+            interval: Duration::from_millis(250),
+            timeout: Duration::from_secs(1),
+            max_page: Bytes(4 << 20),
+        };
+        Self::new(
+            pool.into(),
+            target,
+            view,
+            u32::from(n),
+            Health::present_from_the_start(crate::clock::now()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Reading, Reservation, Send};
+
+    fn read(pod: &Pod, running: u32, waiting: u32) {
+        let reading = Reading {
+            running: Some(running),
+            waiting: Some(waiting),
+            ..Reading::default()
+        };
+        let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
+        pod.store_load(PodLoad {
+            began: crate::clock::now(),
+            sent_mark,
+            ended_mark,
+            reading,
+        });
+    }
+
+    #[test]
+    fn a_pod_never_read_is_unknown_even_if_we_sent_it_nothing() {
+        assert_eq!(Pod::for_test("pool", 1).streams(), None);
+    }
+
+    #[test]
+    fn streams_are_what_it_said_corrected_by_what_we_did_since() {
+        let pod = Arc::new(Pod::for_test("pool", 1));
+        let early = Reservation::new(Arc::clone(&pod), Send::default());
+        read(&pod, 4, 2);
+        assert_eq!(pod.streams(), Some(6));
+        let late = Reservation::new(Arc::clone(&pod), Send::default());
+        assert_eq!(pod.streams(), Some(7));
+        drop(early);
+        assert_eq!(pod.streams(), Some(6));
+        drop(late);
+        assert_eq!(pod.streams(), Some(5));
+    }
+
+    #[test]
+    fn gauges_frozen_by_a_long_step_do_not_hide_our_own_requests() {
+        let pod = Arc::new(Pod::for_test("pool", 1));
+        let held: Vec<_> = (0..16)
+            .map(|_| Reservation::new(Arc::clone(&pod), Send::default()))
+            .collect();
+        read(&pod, 0, 0);
+        assert_eq!(pod.streams(), Some(16));
+        drop(held);
+        assert_eq!(pod.streams(), Some(0));
+    }
+}

@@ -1,0 +1,313 @@
+//! Which pods there are: by id for the senses, and as one published slice a pool for judgement.
+//!
+//! Discovery writes, everybody reads. The hot path takes the slice and never walks the map.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+
+use super::{Evidence, Health, Pace, Pod, PodId, Speed, View};
+use crate::config::{Pool, Target};
+
+/// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
+/// vocabularies; the reference picker's estimate too).
+const BYTES_PER_TOKEN: f32 = 4.0;
+
+/// Weight of one answer's usage in the learned bytes a token: forgets over about 50 answers.
+const RATIO_WEIGHT: f32 = 0.02;
+
+/// A pool that is this young takes every pod as present from the start: all its caches are equally cold, so there is
+/// nobody to shield from.
+const YOUTH: Duration = Duration::from_secs(10);
+
+/// All pods of all pools.
+#[derive(Debug)]
+pub struct Fleet {
+    pools: BTreeMap<Arc<str>, Arc<PoolState>>,
+    by_id: DashMap<PodId, Arc<Pod>>,
+    next_slot: AtomicU32,
+}
+
+/// One pool's pods and what is known of the pool as a whole.
+#[derive(Debug)]
+pub struct PoolState {
+    /// What the operator asked for.
+    pub config: Arc<Pool>,
+    /// What its pods have shown together: the belief about a pod that has shown nothing.
+    pub speed: Speed,
+    /// The turn of round robin.
+    pub turn: AtomicU64,
+    pods: ArcSwap<Vec<Arc<Pod>>>,
+    gate: Mutex<()>,
+    bytes_per_token: AtomicU32,
+    born: Instant,
+}
+
+/// What a new list of targets changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Pods that joined.
+    pub added: Vec<Arc<Pod>>,
+    /// Pods that left; their requests in flight go on.
+    pub removed: Vec<Arc<Pod>>,
+}
+
+impl Fleet {
+    /// Empty pools as configured.
+    pub fn new(pools: &[Arc<Pool>], now: Instant) -> Self {
+        let state = |pool: &Arc<Pool>| (Arc::clone(&pool.name), Arc::new(PoolState::new(Arc::clone(pool), now)));
+        Self {
+            pools: pools.iter().map(state).collect(),
+            by_id: DashMap::new(),
+            next_slot: AtomicU32::new(0),
+        }
+    }
+
+    /// A pool by name.
+    pub fn pool(&self, name: &str) -> Option<&Arc<PoolState>> {
+        self.pools.get(name)
+    }
+
+    /// All pools, by name.
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<PoolState>> {
+        self.pools.values()
+    }
+
+    /// A pod by its id.
+    pub fn pod(&self, id: &PodId) -> Option<Arc<Pod>> {
+        self.by_id.get(id).map(|pod| Arc::clone(&pod))
+    }
+
+    /// Makes `targets` the pods of `pool`. A pod that stays keeps all that is known of it; one whose target changed
+    /// (other credentials, another metrics page) is a new pod.
+    pub fn set(&self, pool: &str, targets: &[Target], now: Instant) -> Changes {
+        let Some(state) = self.pools.get(pool) else {
+            return Changes::default();
+        };
+        let _gate = state.gate();
+        let old = state.pods();
+        let mut changes = Changes::default();
+        let mut pods: Vec<Arc<Pod>> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let stays = old.iter().find(|pod| pod.target == *target);
+            let pod = stays.cloned().unwrap_or_else(|| {
+                let pod = Arc::new(self.new_pod(state, target, now));
+                changes.added.push(Arc::clone(&pod));
+                pod
+            });
+            if !pods.iter().any(|it| it.id == pod.id) {
+                pods.push(pod);
+            }
+        }
+        for pod in old.iter().filter(|pod| !pods.iter().any(|it| Arc::ptr_eq(it, pod))) {
+            pod.health.note(Evidence::Gone, now);
+            self.by_id.remove(&pod.id);
+            changes.removed.push(Arc::clone(pod));
+        }
+        for pod in &changes.added {
+            self.by_id.insert(pod.id.clone(), Arc::clone(pod));
+        }
+        state.pods.store(Arc::new(pods));
+        changes
+    }
+
+    fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
+        let young = now.saturating_duration_since(state.born) < YOUTH;
+        let health = if young {
+            Health::present_from_the_start(now)
+        } else {
+            Health::newcomer(now)
+        };
+        let slot = self.next_slot.fetch_add(1, Relaxed);
+        let view = view_of(&state.config, target);
+        Pod::new(Arc::clone(&state.config.name), target.clone(), view, slot, health)
+    }
+}
+
+/// Where and how a target of `pool` is scraped.
+fn view_of(pool: &Pool, target: &Target) -> View {
+    let metrics = &pool.metrics;
+    let page = || {
+        let mut origin = target.origin.clone();
+        origin.port = metrics.port.unwrap_or(origin.port);
+        format!(
+            "{}://{}{}{}",
+            origin.scheme(),
+            origin.authority(),
+            target.base_path,
+            metrics.path
+        )
+    };
+    View {
+        metrics_url: target.metrics_url.clone().unwrap_or_else(page),
+        engine: pool.engine.clone(),
+        interval: metrics.interval,
+        timeout: metrics.timeout,
+        max_page: metrics.max_page,
+    }
+}
+
+impl PoolState {
+    fn new(config: Arc<Pool>, now: Instant) -> Self {
+        Self {
+            config,
+            speed: Speed::default(),
+            turn: AtomicU64::new(0),
+            pods: ArcSwap::from_pointee(Vec::new()),
+            gate: Mutex::new(()),
+            bytes_per_token: AtomicU32::new(BYTES_PER_TOKEN.to_bits()),
+            born: now,
+        }
+    }
+
+    /// The pool's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.config.name
+    }
+
+    /// The pods as they are now.
+    pub fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
+        self.pods.load_full()
+    }
+
+    /// Held for the one short step from pick to reservation, so that simultaneous picks see each other. Never held
+    /// across an await.
+    pub fn gate(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the pool as a whole has shown.
+    pub fn pace(&self) -> Pace {
+        self.speed.pace(Pace::default())
+    }
+
+    /// Bytes of request text a token, as learned from usage.
+    pub fn bytes_per_token(&self) -> f32 {
+        f32::from_bits(self.bytes_per_token.load(Relaxed))
+    }
+
+    /// An answer's usage said that `bytes` of request text were `tokens` tokens.
+    pub fn learn_bytes_per_token(&self, bytes: usize, tokens: u32) {
+        // Short prompts are mostly template; a ratio outside 1 to 16 is no text (images, token ids).
+        const LEAST_TOKENS: u32 = 64;
+        if tokens < LEAST_TOKENS {
+            return;
+        }
+        let seen = bytes as f32 / tokens as f32;
+        if (1.0..=16.0).contains(&seen) {
+            let old = self.bytes_per_token();
+            self.bytes_per_token
+                .store((old + (seen - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+        }
+    }
+
+    /// Estimated tokens of `bytes` of request text; at least one.
+    pub fn tokens(&self, bytes: usize) -> u32 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, never negative"
+        )]
+        let tokens = (bytes as f32 / self.bytes_per_token()) as u32;
+        tokens.max(1)
+    }
+
+    /// Takes over pods from elsewhere (a saved state).
+    pub(super) fn restore(&self, pods: Vec<Arc<Pod>>, bytes_per_token: f32) {
+        self.pods.store(Arc::new(pods));
+        self.bytes_per_token.store(bytes_per_token.to_bits(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Bytes, Engine, Metrics, Origin};
+
+    fn pool() -> Arc<Pool> {
+        let metrics = Metrics {
+            path: "/metrics".into(),
+            port: None,
+            interval: Duration::from_millis(250),
+            timeout: Duration::from_secs(1),
+            max_page: Bytes(1 << 20),
+        };
+        Arc::new(Pool {
+            name: "pool".into(),
+            engine: Engine::Auto,
+            endpoints: Vec::new(),
+            metrics,
+            forward_authorization: false,
+            ca_file: None,
+        })
+    }
+
+    fn target(host: &str) -> Target {
+        let origin = Origin {
+            https: false,
+            host: host.into(),
+            port: 8000,
+        };
+        Target {
+            origin,
+            base_path: String::new(),
+            token_file: None,
+            metrics_url: None,
+        }
+    }
+
+    #[test]
+    fn a_pod_that_stays_keeps_its_ledger_and_one_that_leaves_drains() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool()], now);
+        assert_eq!(fleet.set("pool", &[target("a"), target("b")], now).added.len(), 2);
+        let before = fleet.pool("pool").unwrap().pods();
+        let changes = fleet.set("pool", &[target("b"), target("c")], now);
+        let after = fleet.pool("pool").unwrap().pods();
+        assert!(Arc::ptr_eq(&before[1], &after[0]));
+        assert_eq!(changes.removed[0].id.as_str(), "pool/a:8000");
+        assert_eq!(changes.removed[0].condition(now), crate::fleet::Condition::Draining);
+        assert!(fleet.pod(&changes.removed[0].id).is_none());
+        assert_ne!(after[1].slot, before[0].slot, "a slot is never given twice");
+    }
+
+    #[test]
+    fn a_pod_that_joins_a_running_pool_warms_up_and_the_first_ones_do_not() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool()], now);
+        fleet.set("pool", &[target("a")], now);
+        let later = now + Duration::from_secs(60);
+        fleet.set("pool", &[target("a"), target("b")], later);
+        let pods = fleet.pool("pool").unwrap().pods();
+        assert_eq!(pods[0].condition(later), crate::fleet::Condition::Unknown);
+        assert_eq!(pods[1].condition(later), crate::fleet::Condition::Warming);
+    }
+
+    #[test]
+    fn the_same_address_listed_twice_is_one_pod() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool()], now);
+        fleet.set("pool", &[target("a"), target("a")], now);
+        assert_eq!(fleet.pool("pool").unwrap().pods().len(), 1);
+    }
+
+    #[test]
+    fn bytes_per_token_follows_usage_and_ignores_nonsense() {
+        let state = PoolState::new(pool(), crate::clock::now());
+        for _ in 0..400 {
+            state.learn_bytes_per_token(3_000, 1_000);
+        }
+        state.learn_bytes_per_token(3_000_000, 1_000);
+        state.learn_bytes_per_token(3, 1);
+        assert!((state.bytes_per_token() - 3.0).abs() < 0.01);
+        assert_eq!(state.tokens(0), 1);
+    }
+}
