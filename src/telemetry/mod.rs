@@ -1,1 +1,10 @@
-//! (to come)
+//! What we tell operators: every metric family, the set-up of logs, and label values that stay bounded.
+//!
+//! This room knows nobody above the ground floor: facts are handed to it.
+
+pub mod labels;
+pub mod logs;
+pub mod metrics;
+
+pub use labels::Name;
+pub use metrics::{Metrics, PodRow};

@@ -1,0 +1,493 @@
+//! Every metric family, in one place. Names carry their unit; label values are enums, configured names or bounded.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeMetric, text},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+
+use super::labels::{Bounded, Name};
+
+/// Time to first token, seconds: the `OpenTelemetry` GenAI buckets, with more around the usual targets and up to a
+/// minute, where overload lives.
+const TTFT: [f64; 23] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0,
+    30.0, 45.0, 60.0,
+];
+
+/// Time between tokens, seconds: the same convention's, finer below 10 ms.
+const ITL: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+];
+
+/// Whole requests, seconds: the same convention's, up to the ten minutes that clients wait.
+const DURATION: [f64; 17] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36,
+];
+
+/// What the gateway itself adds, seconds: from a microsecond (a pick) to a quarter second (trouble).
+const OVERHEAD: [f64; 15] = [
+    0.000_001,
+    0.000_002_5,
+    0.000_005,
+    0.000_01,
+    0.000_025,
+    0.000_05,
+    0.000_1,
+    0.000_25,
+    0.000_5,
+    0.001,
+    0.002_5,
+    0.005,
+    0.01,
+    0.05,
+    0.25,
+];
+
+/// Makes histograms with fixed buckets.
+#[derive(Clone, Copy, Debug)]
+pub struct Buckets(&'static [f64]);
+
+impl MetricConstructor<Histogram> for Buckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(self.0.iter().copied())
+    }
+}
+
+/// A family of histograms.
+pub type Histograms<L> = Family<L, Histogram, Buckets>;
+
+fn histograms<L: Clone + Eq + std::hash::Hash>(buckets: &'static [f64]) -> Histograms<L> {
+    Family::new_with_constructor(Buckets(buckets))
+}
+
+/// Whose request it was.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// What was asked for, such as `chat_completions`.
+    pub endpoint: &'static str,
+    /// The client's name for the model; `unknown` if nobody serves it.
+    pub model: Name,
+    /// HTTP status of the answer; 499 if the client left before it.
+    pub code: u16,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabels {
+    /// Listener name.
+    pub listener: Name,
+}
+
+/// A listener and a model.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModelLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// The client's name for the model.
+    pub model: Name,
+}
+
+/// Tokens by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TokenLabels {
+    /// The client's name for the model.
+    pub model: Name,
+    /// `input`, `output` or `cached` (the part of the input found in a prefix cache).
+    pub kind: &'static str,
+}
+
+/// A split's arm.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ArmLabels {
+    /// The client's name for the model.
+    pub model: Name,
+    /// The served model's name.
+    pub target: Name,
+}
+
+/// A listener and a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// Why, from a fixed set.
+    pub reason: &'static str,
+}
+
+/// A pool and a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PoolReasonLabels {
+    /// Pool name.
+    pub pool: Name,
+    /// Why, from a fixed set.
+    pub reason: &'static str,
+}
+
+/// How a pod was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DecisionLabels {
+    /// Pool name.
+    pub pool: Name,
+    /// The policy's name.
+    pub policy: &'static str,
+    /// What the choice stood on: `fresh`, `in_flight_only` or `round_robin`.
+    pub sight: &'static str,
+}
+
+/// The state of a pod as the scheduler sees it, for the families that are read at scrape time.
+#[derive(Clone, Debug)]
+pub struct PodRow {
+    /// Pool name.
+    pub pool: Name,
+    /// The pod's address.
+    pub pod: Name,
+    /// Condition, such as `ready`.
+    pub condition: &'static str,
+    /// Running requests by its last reading.
+    pub running: Option<u32>,
+    /// Waiting requests by its last reading.
+    pub waiting: Option<u32>,
+    /// KV-cache usage by its last reading.
+    pub kv_usage: Option<f64>,
+    /// Seconds since that reading.
+    pub age_seconds: Option<f64>,
+    /// Our requests there.
+    pub in_flight: u64,
+    /// Our prompt tokens there that wait for their first token.
+    pub prefill_tokens: u64,
+    /// Learned milliseconds of prefill a token.
+    pub ms_per_token: f64,
+    /// Learned milliseconds between tokens.
+    pub itl_ms: f64,
+}
+
+/// Reads the pods' state when Prometheus asks.
+pub type PodRows = Arc<dyn Fn() -> Vec<PodRow> + Send + Sync>;
+
+/// All families. Cheap to share; every field counts by itself.
+pub struct Metrics {
+    registry: Registry,
+    /// Bounds label values that pods, not the configuration, name.
+    pub names: Bounded,
+    /// Requests answered or refused.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Requests being worked on.
+    pub requests_open: Family<ModelLabels, Gauge>,
+    /// From the request's head to the answer's last byte.
+    pub duration: Histograms<ModelLabels>,
+    /// From the request's head to the first token.
+    pub ttft: Histograms<ModelLabels>,
+    /// Mean time between tokens, one observation a stream.
+    pub itl: Histograms<ModelLabels>,
+    /// From the request's last byte to the first byte sent to a pod.
+    pub overhead: Histograms<ListenerLabels>,
+    /// The choice of a pod alone.
+    pub pick: Histograms<DecisionLabels>,
+    /// Tokens, as pods report them.
+    pub tokens: Family<TokenLabels, Counter>,
+    /// Requests by arm of a split.
+    pub arms: Family<ArmLabels, Counter>,
+    /// Choices by what they stood on.
+    pub decisions: Family<DecisionLabels, Counter>,
+    /// Further attempts, by what went wrong before.
+    pub retries: Family<PoolReasonLabels, Counter>,
+    /// Attempts that failed, by how.
+    pub failures: Family<PoolReasonLabels, Counter>,
+    /// Answers that broke off after they had begun, by how.
+    pub cuts: Family<PoolReasonLabels, Counter>,
+    /// Clients that left, by how far their request was.
+    pub aborts: Family<ReasonLabels, Counter>,
+    /// Requests refused by the gateway itself.
+    pub rejections: Family<ReasonLabels, Counter>,
+    /// Reads of pods' metrics, by outcome.
+    pub scrapes: Family<PoolReasonLabels, Counter>,
+    /// How long they took.
+    pub scrape_duration: Histograms<PoolReasonLabels>,
+    /// Metric lines that looked wanted and could not be read.
+    pub scrape_unparsed: Family<PoolReasonLabels, Counter>,
+    /// Changes of a pod's condition, by the new one.
+    pub conditions: Family<PoolReasonLabels, Counter>,
+    /// Bytes of request bodies held now.
+    pub buffered: Gauge,
+    /// Client connections open now.
+    pub connections: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// All families, with `pods` asked whenever the page is read.
+    pub fn new(pods: PodRows) -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("tidegate"),
+            names: Bounded::default(),
+            requests: Family::default(),
+            requests_open: Family::default(),
+            duration: histograms(&DURATION),
+            ttft: histograms(&TTFT),
+            itl: histograms(&ITL),
+            overhead: histograms(&OVERHEAD),
+            pick: histograms(&OVERHEAD),
+            tokens: Family::default(),
+            arms: Family::default(),
+            decisions: Family::default(),
+            retries: Family::default(),
+            failures: Family::default(),
+            cuts: Family::default(),
+            aborts: Family::default(),
+            rejections: Family::default(),
+            scrapes: Family::default(),
+            scrape_duration: histograms(&ITL),
+            scrape_unparsed: Family::default(),
+            conditions: Family::default(),
+            buffered: Gauge::default(),
+            connections: Gauge::default(),
+        };
+        metrics.register_requests();
+        metrics.register_attempts();
+        metrics.register_state(pods);
+        metrics
+    }
+
+    /// The page, in `OpenMetrics` text.
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a String cannot fail; if a value refuses to be encoded, the page so far is still the truth.
+        text::encode(&mut page, &self.registry).ok();
+        page
+    }
+
+    /// The page's content type.
+    pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    fn register_requests(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "requests",
+            "Requests, by the status of their answer",
+            self.requests.clone(),
+        );
+        r.register("requests_open", "Requests being worked on", self.requests_open.clone());
+        let seconds = || Unit::Seconds;
+        let whole = "From the request's head to the answer's last byte";
+        r.register_with_unit("request_duration", whole, seconds(), self.duration.clone());
+        let ttft = "From the request's head to its first token, streams only";
+        r.register_with_unit("time_to_first_token", ttft, seconds(), self.ttft.clone());
+        let itl = "Mean time between a stream's tokens, one observation a stream";
+        r.register_with_unit("inter_token_latency", itl, seconds(), self.itl.clone());
+        let overhead = "From the request's last byte to the first attempt, added by the gateway";
+        r.register_with_unit("overhead", overhead, seconds(), self.overhead.clone());
+        r.register_with_unit(
+            "pick_duration",
+            "The choice of a pod alone",
+            seconds(),
+            self.pick.clone(),
+        );
+        r.register("tokens", "Tokens by kind, as the pods report them", self.tokens.clone());
+        r.register("split_requests", "Requests by arm of a split", self.arms.clone());
+        r.register(
+            "decisions",
+            "Choices of a pod, by policy and by what they stood on",
+            self.decisions.clone(),
+        );
+        r.register(
+            "aborts",
+            "Clients that left before their answer was complete",
+            self.aborts.clone(),
+        );
+        r.register(
+            "rejections",
+            "Requests that the gateway itself refused",
+            self.rejections.clone(),
+        );
+    }
+
+    fn register_attempts(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "retries",
+            "Further attempts on another pod, by what had gone wrong",
+            self.retries.clone(),
+        );
+        r.register(
+            "attempt_failures",
+            "Attempts that failed before any answer",
+            self.failures.clone(),
+        );
+        r.register("cuts", "Answers that broke off after they had begun", self.cuts.clone());
+        r.register("scrapes", "Reads of pods' metrics, by outcome", self.scrapes.clone());
+        r.register_with_unit(
+            "scrape_duration",
+            "Reads of pods' metrics",
+            Unit::Seconds,
+            self.scrape_duration.clone(),
+        );
+        let unparsed = "Metric lines that looked wanted and could not be read";
+        r.register("scrape_unparsed_lines", unparsed, self.scrape_unparsed.clone());
+        r.register(
+            "pod_condition_changes",
+            "Changes of a pod's condition, by the new one",
+            self.conditions.clone(),
+        );
+    }
+
+    fn register_state(&mut self, pods: PodRows) {
+        let r = &mut self.registry;
+        r.register_with_unit(
+            "buffered_bodies",
+            "Request bodies held now",
+            Unit::Bytes,
+            self.buffered.clone(),
+        );
+        r.register("connections", "Client connections open now", self.connections.clone());
+        r.register(
+            "build",
+            "What runs here",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        r.register_collector(Box::new(PodCollector(pods)));
+    }
+}
+
+/// A pod's labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PodLabels {
+    pool: Name,
+    pod: Name,
+}
+
+/// A pod's labels and its condition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionLabels {
+    pool: Name,
+    pod: Name,
+    condition: &'static str,
+}
+
+struct PodCollector(PodRows);
+
+impl fmt::Debug for PodCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PodCollector")
+    }
+}
+
+type Gauges = Family<PodLabels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+
+impl prometheus_client::collector::Collector for PodCollector {
+    fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let rows = (self.0)();
+        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: &dyn Fn(&PodRow) -> Option<f64>| {
+            let family = Gauges::default();
+            for row in &rows {
+                if let Some(value) = value(row) {
+                    let labels = PodLabels {
+                        pool: row.pool.clone(),
+                        pod: row.pod.clone(),
+                    };
+                    family.get_or_create(&labels).set(value);
+                }
+            }
+            family.encode(encoder.encode_descriptor(name, help, unit, family.metric_type())?)
+        };
+        let seconds = Unit::Seconds;
+        gauge("pod_running_requests", "Running requests, as last read", None, &|row| {
+            row.running.map(f64::from)
+        })?;
+        gauge("pod_waiting_requests", "Waiting requests, as last read", None, &|row| {
+            row.waiting.map(f64::from)
+        })?;
+        gauge(
+            "pod_kv_cache_usage_ratio",
+            "KV-cache usage, as last read",
+            None,
+            &|row| row.kv_usage,
+        )?;
+        gauge("pod_reading_age", "Age of the last reading", Some(&seconds), &|row| {
+            row.age_seconds
+        })?;
+        gauge("pod_in_flight_requests", "Our own requests there", None, &|row| {
+            Some(row.in_flight as f64)
+        })?;
+        let prefill = "Our own prompt tokens there, still without a first token";
+        gauge("pod_prefill_tokens", prefill, None, &|row| {
+            Some(row.prefill_tokens as f64)
+        })?;
+        let pace = "Learned time to compute one prompt token";
+        gauge("pod_prefill_token", pace, Some(&seconds), &|row| {
+            Some(row.ms_per_token / 1e3)
+        })?;
+        let itl = "Learned time between tokens";
+        gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| {
+            Some(row.itl_ms / 1e3)
+        })?;
+        let conditions = Family::<ConditionLabels, Gauge>::default();
+        for row in rows {
+            let labels = ConditionLabels {
+                pool: row.pool,
+                pod: row.pod,
+                condition: row.condition,
+            };
+            conditions.get_or_create(&labels).set(1);
+        }
+        let kind = conditions.metric_type();
+        conditions.encode(encoder.encode_descriptor("pod_condition", "1 for the pod's condition", None, kind)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_carries_units_and_the_pods_as_they_are_when_it_is_read() {
+        let row = PodRow {
+            pool: "pool".into(),
+            pod: "10.0.0.1:8000".into(),
+            condition: "ready",
+            running: Some(3),
+            waiting: None,
+            kv_usage: Some(0.25),
+            age_seconds: Some(0.1),
+            in_flight: 2,
+            prefill_tokens: 7,
+            ms_per_token: 0.05,
+            itl_ms: 10.0,
+        };
+        let metrics = Metrics::new(Arc::new(move || vec![row.clone()]));
+        let labels = ModelLabels {
+            listener: "openai".into(),
+            model: "llama2".into(),
+        };
+        metrics.ttft.get_or_create(&labels).observe(0.2);
+        let page = metrics.page();
+        for line in [
+            r#"tidegate_pod_running_requests{pool="pool",pod="10.0.0.1:8000"} 3.0"#,
+            r#"tidegate_pod_kv_cache_usage_ratio{pool="pool",pod="10.0.0.1:8000"} 0.25"#,
+            r#"tidegate_pod_condition{pool="pool",pod="10.0.0.1:8000",condition="ready"} 1"#,
+            r#"tidegate_time_to_first_token_seconds_count{listener="openai",model="llama2"} 1"#,
+        ] {
+            assert!(page.contains(line), "{line} not in\n{page}");
+        }
+        assert!(
+            !page.contains("tidegate_pod_waiting_requests{"),
+            "what was not read is not shown as zero"
+        );
+        assert!(page.ends_with("# EOF\n"));
+    }
+}
