@@ -16,7 +16,7 @@ use prometheus_client::{
 
 use super::labels::{Bounded, Name};
 
-/// Time to first token, seconds: the `OpenTelemetry` GenAI buckets, with more around the usual targets and up to a
+/// Time to first token, seconds: the OpenTelemetry GenAI buckets, with more around the usual targets and up to a
 /// minute, where overload lives.
 const TTFT: [f64; 23] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0,

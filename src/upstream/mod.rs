@@ -1,1 +1,18 @@
-//! (to come)
+//! The hands: carry one request to one pod, and when that fails, know whose fault it was, whether bytes left and
+//! whether another pod may be tried.
+//!
+//! HTTP/1.1 over kept connections of our own (not a general client's pool), because a retry needs to know for certain
+//! whether a connection was reused and whether the request had left. This room never chooses a pod and never retries
+//! by itself.
+
+mod attempt;
+mod connect;
+mod credentials;
+mod failure;
+mod idle;
+mod retry;
+
+pub use attempt::{Answer, Carry, PodBody, Upstream};
+pub use connect::{Connector, client_tls};
+pub use failure::{Failure, FailureKind, Fault};
+pub use retry::RetryBudget;

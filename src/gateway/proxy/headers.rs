@@ -1,0 +1,146 @@
+//! Which headers pass, in both directions. One table each, shown in the docs as it stands here.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Headers that belong to one connection (RFC 9110, 7.6.1) and never pass, in either direction; besides those that
+/// `Connection` names.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Request headers that would let a client steer routing, scheduling or trust at the pod or at another proxy. What we
+/// need of them was read before.
+const CONTROL: [&str; 14] = [
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-subset",
+    "x-gateway-destination-endpoint-served",
+    "x-vllm-priority",
+    "x-data-parallel-rank",
+    "x-session-id",
+    "endpoint-load-metrics-format",
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// Prefixes of the same kind.
+const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
+
+/// Request headers that we set ourselves for every pod.
+const REPLACED: [&str; 4] = ["host", "content-length", "expect", "accept-encoding"];
+
+/// Answer headers that tell of the pod, not of the answer.
+const OF_THE_POD: [&str; 3] = ["server", "endpoint-load-metrics", "x-request-id"];
+
+/// The client's headers as a pod shall see them. `authorization` stays only if the pool forwards it.
+pub(super) fn to_pod(client: &HeaderMap, request_id: &HeaderValue, forward_authorization: bool) -> HeaderMap {
+    let named = named_by_connection(client);
+    let mut headers = HeaderMap::with_capacity(client.len() + 2);
+    for (name, value) in client {
+        let word = name.as_str();
+        let credentials = word == "authorization" || word == "x-api-key" || word == "api-key";
+        let stays = !HOP_BY_HOP.contains(&word)
+            && !CONTROL.contains(&word)
+            && !REPLACED.contains(&word)
+            && !CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
+            && (forward_authorization || !credentials)
+            && !named.iter().any(|it| it == word);
+        if stays {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    // We read what pods answer, so they must not compress it.
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers
+}
+
+/// A pod's answer headers as the client shall see them. `rewritten`: the body's length changes on the way.
+pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten: bool) {
+    for name in named_by_connection(pod) {
+        pod.remove(name);
+    }
+    for name in HOP_BY_HOP.iter().chain(&OF_THE_POD) {
+        pod.remove(*name);
+    }
+    if rewritten {
+        pod.remove(header::CONTENT_LENGTH);
+    }
+    pod.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// Every answer carries it.
+pub(in crate::gateway) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
+    let lists = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',').map(|name| name.trim().to_ascii_lowercase())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn routing_control_and_credentials_stay_behind_and_the_rest_goes_on_in_full() {
+        let client = map(&[
+            ("host", "evil"),
+            ("authorization", "Bearer client"),
+            ("x-api-key", "k"),
+            ("x-gateway-destination-endpoint", "10.0.0.9:8000"),
+            ("x-vllm-priority", "-9"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("connection", "keep-alive, x-secret-hop"),
+            ("x-secret-hop", "1"),
+            ("te", "trailers"),
+            ("accept-encoding", "gzip"),
+            ("traceparent", "00-a-b-01"),
+            ("x-custom", "one"),
+            ("x-custom", "two"),
+        ]);
+        let id = HeaderValue::from_static("id-1");
+        let seen = to_pod(&client, &id, false);
+        let mut names: Vec<_> = seen.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            ["accept-encoding=identity", "traceparent=00-a-b-01", "x-custom=one", "x-custom=two", "x-request-id=id-1"]
+        );
+        assert_eq!(to_pod(&client, &id, true)["authorization"], "Bearer client");
+    }
+
+    #[test]
+    fn an_answer_keeps_its_headers_but_not_the_pods_own() {
+        let mut pod = map(&[
+            ("server", "uvicorn"),
+            ("connection", "close"),
+            ("content-length", "5"),
+            ("content-type", "application/json"),
+            ("x-request-id", "theirs"),
+        ]);
+        to_client(&mut pod, &HeaderValue::from_static("ours"), false);
+        assert_eq!(pod.len(), 3);
+        assert_eq!((&pod["x-request-id"], &pod["content-length"]), (&"ours".parse().unwrap(), &"5".parse().unwrap()));
+        to_client(&mut pod, &HeaderValue::from_static("ours"), true);
+        assert!(!pod.contains_key("content-length"));
+    }
+}

@@ -1,0 +1,272 @@
+//! The facts of one request, and what is told of them when it ends: one log line and the metrics.
+//!
+//! A receipt closes by being dropped, so that a client which leaves in the middle is told of exactly like an answer
+//! that came to its end.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use super::House;
+use crate::{
+    clock,
+    openai::Usage,
+    telemetry::{
+        Name,
+        metrics::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
+    },
+};
+
+/// nginx's number for a client that closed its connection before the answer; no server sends it.
+const CLIENT_LEFT: u16 = 499;
+
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Its body is being read.
+    Reading,
+    /// It is at a pod, without an answer yet.
+    AtPod,
+    /// Its answer is being relayed.
+    Relaying,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Not yet: if it stays so, the client left.
+    Open,
+    /// Its answer is complete.
+    Complete,
+    /// We said no.
+    Refused(&'static str),
+    /// The answer broke off.
+    Cut(&'static str),
+}
+
+/// The pod that was chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Chosen {
+    pub(super) pool: Name,
+    pub(super) pod: String,
+    pub(super) served_model: Name,
+    pub(super) policy: &'static str,
+    pub(super) sight: &'static str,
+    pub(super) cost_ms: f64,
+}
+
+/// One request's facts.
+pub(super) struct Receipt {
+    house: Arc<House>,
+    pub(super) listener: Name,
+    pub(super) request_id: http::HeaderValue,
+    pub(super) endpoint: &'static str,
+    pub(super) model: Option<Name>,
+    pub(super) received: Instant,
+    pub(super) read: Option<Instant>,
+    pub(super) sent: Option<Instant>,
+    pub(super) first_token: Option<Instant>,
+    pub(super) last_token: Option<Instant>,
+    pub(super) step: Step,
+    pub(super) chosen: Option<Chosen>,
+    pub(super) attempts: u32,
+    pub(super) status: Option<u16>,
+    pub(super) streamed: bool,
+    pub(super) body_bytes: usize,
+    pub(super) tokens: u32,
+    pub(super) usage: Option<Usage>,
+    pub(super) outcome: Outcome,
+    counted: Option<ModelLabels>,
+}
+
+impl Receipt {
+    /// A request's head has come.
+    pub(super) fn open(house: Arc<House>, listener: Name, request_id: http::HeaderValue) -> Self {
+        house.requests_open.fetch_add(1, Relaxed);
+        Self {
+            house,
+            listener,
+            request_id,
+            endpoint: "unknown",
+            model: None,
+            received: clock::now(),
+            read: None,
+            sent: None,
+            first_token: None,
+            last_token: None,
+            step: Step::Reading,
+            chosen: None,
+            attempts: 0,
+            status: None,
+            streamed: false,
+            body_bytes: 0,
+            tokens: 0,
+            usage: None,
+            outcome: Outcome::Open,
+            counted: None,
+        }
+    }
+
+    /// The model is known: from now on the request is counted as open under it.
+    pub(super) fn for_model(&mut self, model: Name) {
+        let labels = ModelLabels { listener: self.listener.clone(), model: model.clone() };
+        self.house.metrics.requests_open.get_or_create(&labels).inc();
+        self.counted = Some(labels);
+        self.model = Some(model);
+    }
+
+    /// A pod was chosen within `took`.
+    pub(super) fn chose(&mut self, chosen: Chosen, took: Duration) {
+        let metrics = &self.house.metrics;
+        let labels = DecisionLabels { pool: chosen.pool.clone(), policy: chosen.policy, sight: chosen.sight };
+        metrics.decisions.get_or_create(&labels).inc();
+        metrics.pick.get_or_create(&labels).observe(took.as_secs_f64());
+        self.attempts += 1;
+        self.step = Step::AtPod;
+        self.chosen = Some(chosen);
+    }
+
+    /// The request was handed to a pod's connection.
+    pub(super) fn sent(&mut self, at: Instant) {
+        if self.sent.is_none()
+            && let Some(read) = self.read
+        {
+            let labels = ListenerLabels { listener: self.listener.clone() };
+            let added = at.saturating_duration_since(read).as_secs_f64();
+            self.house.metrics.overhead.get_or_create(&labels).observe(added);
+        }
+        self.sent = Some(at);
+    }
+
+    /// `tokens` more came at `at`.
+    pub(super) fn saw_tokens(&mut self, tokens: u32, at: Instant) {
+        self.first_token.get_or_insert(at);
+        self.last_token = Some(at);
+        self.tokens = self.tokens.saturating_add(tokens);
+    }
+
+    /// Mean milliseconds between the stream's tokens, if it had two.
+    pub(super) fn itl_ms(&self) -> Option<f64> {
+        let (first, last) = (self.first_token?, self.last_token?);
+        let gaps = self.tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some(last.saturating_duration_since(first).as_secs_f64() * 1e3 / f64::from(gaps))
+    }
+
+    fn code(&self) -> u16 {
+        self.status.unwrap_or(CLIENT_LEFT)
+    }
+
+    fn count(&self, whole: Duration) {
+        let metrics = &self.house.metrics;
+        let model = self.model.clone().unwrap_or_else(|| Name::from("unknown"));
+        let listener = self.listener.clone();
+        let labels = RequestLabels {
+            listener: listener.clone(),
+            endpoint: self.endpoint,
+            model: model.clone(),
+            code: self.code(),
+        };
+        metrics.requests.get_or_create(&labels).inc();
+        let reason = |reason| ReasonLabels { listener: listener.clone(), reason };
+        match self.outcome {
+            Outcome::Refused(why) => _ = metrics.rejections.get_or_create(&reason(why)).inc(),
+            Outcome::Open => _ = metrics.aborts.get_or_create(&reason(self.step.name())).inc(),
+            Outcome::Complete | Outcome::Cut(_) => {}
+        }
+        let Some(labels) = &self.counted else { return };
+        metrics.duration.get_or_create(labels).observe(whole.as_secs_f64());
+        if let Some(first) = self.first_token {
+            let ttft = first.saturating_duration_since(self.received).as_secs_f64();
+            metrics.ttft.get_or_create(labels).observe(ttft);
+        }
+        if let Some(itl) = self.itl_ms() {
+            metrics.itl.get_or_create(labels).observe(itl / 1e3);
+        }
+        if let Some(chosen) = &self.chosen {
+            let target = chosen.served_model.clone();
+            metrics.arms.get_or_create(&ArmLabels { model: model.clone(), target }).inc();
+        }
+        self.count_tokens(&model);
+    }
+
+    fn count_tokens(&self, model: &Name) {
+        let Some(usage) = self.usage else { return };
+        let kinds =
+            [("input", usage.prompt_tokens), ("output", usage.completion_tokens), ("cached", usage.cached_tokens)];
+        for (kind, tokens) in kinds {
+            if let Some(tokens) = tokens {
+                let labels = TokenLabels { model: model.clone(), kind };
+                self.house.metrics.tokens.get_or_create(&labels).inc_by(u64::from(tokens));
+            }
+        }
+    }
+
+    fn log(&self, whole: Duration) {
+        let ms = |from: Option<Instant>, to: Option<Instant>| {
+            Some(to?.saturating_duration_since(from?).as_secs_f64() * 1e3).map(rounded)
+        };
+        let (outcome, reason) = match self.outcome {
+            Outcome::Open => ("client_left", Some(self.step.name())),
+            Outcome::Complete => ("complete", None),
+            Outcome::Refused(reason) => ("refused", Some(reason)),
+            Outcome::Cut(reason) => ("cut", Some(reason)),
+        };
+        let chosen = self.chosen.as_ref();
+        tracing::info!(
+            target: "tidegate::request",
+            request_id = self.request_id.to_str().unwrap_or_default(),
+            listener = &*self.listener.0,
+            endpoint = self.endpoint,
+            model = self.model.as_ref().map(|it| &*it.0),
+            served_model = chosen.map(|it| &*it.served_model.0),
+            pool = chosen.map(|it| &*it.pool.0),
+            pod = chosen.map(|it| it.pod.as_str()),
+            policy = chosen.map(|it| it.policy),
+            sight = chosen.map(|it| it.sight),
+            cost_ms = chosen.map(|it| rounded(it.cost_ms)),
+            attempts = self.attempts,
+            status = self.code(),
+            outcome,
+            reason,
+            streamed = self.streamed,
+            body_bytes = self.body_bytes,
+            read_ms = ms(Some(self.received), self.read),
+            added_ms = ms(self.read, self.sent),
+            ttft_ms = ms(Some(self.received), self.first_token),
+            itl_ms = self.itl_ms().map(rounded),
+            duration_ms = rounded(whole.as_secs_f64() * 1e3),
+            prompt_tokens = self.usage.and_then(|it| it.prompt_tokens),
+            cached_tokens = self.usage.and_then(|it| it.cached_tokens),
+            output_tokens = self.usage.and_then(|it| it.completion_tokens),
+            "request",
+        );
+    }
+}
+
+/// To a microsecond: more digits are noise in a log line.
+fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reading => "reading_body",
+            Self::AtPod => "waiting_for_pod",
+            Self::Relaying => "relaying",
+        }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let whole = clock::now().saturating_duration_since(self.received);
+        self.count(whole);
+        self.log(whole);
+        if let Some(labels) = &self.counted {
+            self.house.metrics.requests_open.get_or_create(labels).dec();
+        }
+        self.house.requests_open.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,224 @@
+//! Why we said no, and how the client reads it: status, `type`, `code`, message, `Retry-After`, and a header that says
+//! who refused. The only place that decides what a client may learn of a failure; no pod's address is among it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::{
+    openai::{Dialect, ErrorBody, Malformed, PathProblem},
+    routing::UnknownModel,
+    scheduler::NoPod,
+    upstream::{Failure, FailureKind},
+};
+
+/// Says that Tidegate, not a pod, refused, and why.
+pub const X_TIDEGATE_REFUSED: HeaderName = HeaderName::from_static("x-tidegate-refused");
+
+/// After how long a client may try again when no pod can be used: pods are read again within two seconds at most.
+const NO_POD_PAUSE: Duration = Duration::from_secs(2);
+
+/// ... when bodies fill the buffers: they drain as fast as pods take them.
+const BUFFERS_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many served models an unknown one is told of: a list for a person, not a catalogue.
+const SHOWN_MODELS: usize = 20;
+
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// The path or method.
+    #[error(transparent)]
+    Path(#[from] PathProblem),
+    /// The body's content.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The body's encoding.
+    #[error("content-encoding '{0}' is not accepted; send the body as it is")]
+    Encoded(String),
+    /// An upgrade to another protocol.
+    #[error("upgrades are not served; WebSocket endpoints such as /v1/realtime have no counterpart here")]
+    Upgrade,
+    /// The body's size.
+    #[error("the request body is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The configured bound.
+        limit: u64,
+    },
+    /// The body did not come in time.
+    #[error("the request body did not arrive in time")]
+    BodyTimeout,
+    /// The body broke off.
+    #[error("the request body ended early")]
+    BodyBroken,
+    /// All buffers are in use.
+    #[error("too many large requests at once; try again shortly")]
+    BuffersFull,
+    /// The model.
+    #[error("the model `{}` does not exist; served here: {}", .0.asked, shown(&.0.served))]
+    UnknownModel(UnknownModel),
+    /// A response id.
+    #[error("no response with id '{0}' is known here")]
+    UnknownResponse(String),
+    /// No pod can be used.
+    #[error("{0}")]
+    NoPod(NoPod),
+    /// Every attempt failed.
+    #[error("{}", told(.0.kind))]
+    Failed(#[source] Failure),
+    /// The whole request took too long.
+    #[error("the request took longer than the {0:?} it may")]
+    TotalTimeout(Duration),
+}
+
+fn shown(served: &[String]) -> String {
+    let mut list = served.iter().take(SHOWN_MODELS).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if served.len() > SHOWN_MODELS {
+        list.push_str(", ...");
+    }
+    if list.is_empty() { "nothing yet".to_owned() } else { list }
+}
+
+fn told(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::FirstByteTimeout => "the model server did not begin to answer in time",
+        FailureKind::Died => "the model server closed the connection before it answered",
+        FailureKind::NotHttp => "the model server's answer could not be understood",
+        FailureKind::Unbuildable => "the gateway could not prepare the request for the model server",
+        _ => "no model server could be reached",
+    }
+}
+
+/// Status, `type`, `code`, and the word in metrics.
+struct Told {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    reason: &'static str,
+}
+
+const fn told_as(status: StatusCode, kind: &'static str, code: &'static str, reason: &'static str) -> Told {
+    Told { status, kind, code, reason }
+}
+
+impl Rejection {
+    fn told(&self) -> Told {
+        use StatusCode as S;
+        const INVALID: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::Path(PathProblem::WrongMethod { .. }) => {
+                told_as(S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", "method")
+            }
+            Self::Path(PathProblem::NotServed) => told_as(S::NOT_FOUND, INVALID, "unknown_url", "path"),
+            Self::Path(PathProblem::WebSocket) | Self::Upgrade => {
+                told_as(S::NOT_IMPLEMENTED, INVALID, "upgrade_not_supported", "upgrade")
+            }
+            Self::Path(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_url", "path"),
+            Self::Malformed(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_request", "malformed"),
+            Self::Encoded(_) => told_as(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_encoding", "encoding"),
+            Self::TooLarge { .. } => told_as(S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", "too_large"),
+            Self::BodyTimeout => told_as(S::REQUEST_TIMEOUT, INVALID, "request_timeout", "body_timeout"),
+            Self::BodyBroken => told_as(S::BAD_REQUEST, INVALID, "incomplete_request", "body_broken"),
+            Self::BuffersFull => told_as(S::SERVICE_UNAVAILABLE, SERVER, "overloaded", "buffers_full"),
+            Self::UnknownModel(_) => told_as(S::NOT_FOUND, INVALID, "model_not_found", "unknown_model"),
+            Self::UnknownResponse(_) => told_as(S::NOT_FOUND, INVALID, "response_not_found", "unknown_response"),
+            Self::NoPod(_) => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod"),
+            Self::Failed(failure) => match failure.kind {
+                FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
+                FailureKind::Unbuildable => {
+                    told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable")
+                }
+                FailureKind::Died | FailureKind::NotHttp => {
+                    told_as(S::BAD_GATEWAY, SERVER, "upstream_failed", "upstream_failed")
+                }
+                _ => told_as(S::SERVICE_UNAVAILABLE, SERVER, "upstream_unreachable", "upstream_unreachable"),
+            },
+            Self::TotalTimeout(_) => told_as(S::GATEWAY_TIMEOUT, SERVER, "request_timeout", "total_timeout"),
+        }
+    }
+
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        self.told().status
+    }
+
+    /// The word in metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        self.told().reason
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::BuffersFull => Some(BUFFERS_PAUSE),
+            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
+            _ => None,
+        }
+    }
+
+    /// The answer, in the client's dialect.
+    pub fn to_response(&self, dialect: Dialect) -> Response<Bytes> {
+        let Told { status, kind, code, reason } = self.told();
+        let (param, code) = match self {
+            Self::Malformed(malformed) => (malformed.param(), malformed.code()),
+            Self::UnknownModel(_) => (Some("model"), code),
+            _ => (None, code),
+        };
+        let message = self.to_string();
+        let body = ErrorBody { message: &message, kind, param, code: Some(code) }.to_json(dialect);
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(X_TIDEGATE_REFUSED, HeaderValue::from_static(reason));
+        if let Some(pause) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
+        }
+        if let Self::Path(PathProblem::WrongMethod { allowed }) = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if matches!(self, Self::TooLarge { .. } | Self::BodyTimeout | Self::BodyBroken) {
+            // What is left of the body will not be read.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The events that tell a stream's client that its answer was cut, in its dialect.
+pub(super) fn cut_event(dialect: Dialect) -> Bytes {
+    let message = "the model server stopped before the answer was complete";
+    let error = ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") };
+    error.to_sse_event(dialect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_model_is_told_what_there_is() {
+        let unknown = UnknownModel { asked: "gpt-9".into(), served: vec!["llama2".into()] };
+        let response = Rejection::UnknownModel(unknown).to_response(Dialect::OpenAi);
+        assert_eq!(response.status(), 404);
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({"error": {
+                "message": "the model `gpt-9` does not exist; served here: `llama2`",
+                "type": "invalid_request_error", "param": "model", "code": "model_not_found",
+            }})
+        );
+        assert_eq!(response.headers()[X_TIDEGATE_REFUSED], "unknown_model");
+    }
+
+    #[test]
+    fn what_may_pass_says_when_to_come_again() {
+        let failed = Rejection::Failed(Failure::new(FailureKind::Refused, "10.0.0.1:8000 refused"));
+        let response = failed.to_response(Dialect::OpenAi);
+        assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(2)));
+        let text = std::str::from_utf8(response.body()).unwrap();
+        assert!(!text.contains("10.0.0.1"), "no pod's address may leave: {text}");
+    }
+}
