@@ -1,1 +1,11 @@
-//! (to come)
+//! Which pod likely holds the beginning of a prompt.
+//!
+//! The prompt's bytes are cut into blocks, each hashed together with all before it ([`Blocks`]); the [`Index`] knows
+//! for every block which pods were sent it and have not likely evicted it. It is a belief from what we sent, bounded
+//! by what a pod's KV cache can hold; it never asks an engine and never reads a token.
+
+mod blocks;
+mod index;
+
+pub use blocks::{BLOCK_BYTES, Blocks, MAX_BLOCKS};
+pub use index::{Hits, Index};

@@ -1,0 +1,265 @@
+//! Which pods hold which blocks, as far as we know from what we sent them.
+//!
+//! One rule carries everything: **a pod that holds a block holds all blocks before it in the chain.** It stays true
+//! because a chain is touched from its last block to its first, so that a block is always younger than those behind it
+//! and the oldest, which is evicted, has nothing behind it left (vLLM frees a request's blocks in the same order). So
+//! the holders only shrink along a chain, and one walk that compares their number finds every pod's match.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    sync::{PoisonError, RwLock},
+};
+
+use smallvec::SmallVec;
+
+use super::{BLOCK_BYTES, Blocks};
+
+/// Blocks a pod is believed to hold where its KV cache's size is not known: 524,288 tokens, next above the 422,000
+/// that an 8B model leaves on an 80 GB card.
+const DEFAULT_CAPACITY: usize = 8_192;
+
+/// Entries over all pods, about 60 bytes each: 250 MB. Reached only with more than 500 pods of default size; then each
+/// pod's part shrinks.
+const MAX_ENTRIES: usize = 4 << 20;
+
+/// Where a prompt's beginning is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hits {
+    /// `(slot, blocks)`, by slot.
+    found: SmallVec<[(u32, u32); 16]>,
+    asked: usize,
+}
+
+impl Hits {
+    /// No hits for a prompt of `asked` blocks.
+    pub fn none(asked: usize) -> Self {
+        Self {
+            found: SmallVec::new(),
+            asked,
+        }
+    }
+
+    /// Leading blocks that the pod in `slot` holds.
+    pub fn blocks(&self, slot: u32) -> usize {
+        let at = self.found.binary_search_by_key(&slot, |(slot, _)| *slot);
+        at.ok()
+            .and_then(|at| self.found.get(at))
+            .map_or(0, |(_, blocks)| *blocks as usize)
+    }
+
+    /// The same in bytes.
+    pub fn bytes(&self, slot: u32) -> usize {
+        self.blocks(slot) * BLOCK_BYTES
+    }
+
+    /// Blocks of the prompt that were looked for.
+    pub fn asked(&self) -> usize {
+        self.asked
+    }
+
+    /// Whether no pod holds anything of it.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// The longest match of any pod, in blocks.
+    pub fn longest(&self) -> usize {
+        self.found.iter().map(|(_, blocks)| *blocks as usize).max().unwrap_or(0)
+    }
+}
+
+/// The index. Its lock is held for one walk or one insertion and never across anything else.
+#[derive(Debug, Default)]
+pub struct Index {
+    state: RwLock<State>,
+}
+
+/// Keys are hashes already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxhash_rust::xxh3::xxh3_64(bytes);
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+/// `(slot, stamp)`, by slot; the stamp says which of the pod's touches was the last.
+type Holders = SmallVec<[(u32, u32); 2]>;
+
+#[derive(Debug, Default)]
+struct State {
+    holders: HashMap<u64, Holders, BuildHasherDefault<AsIs>>,
+    pods: HashMap<u32, PodBlocks>,
+}
+
+/// What one pod holds, oldest touch first. A block touched again leaves its older touch behind, to be skipped.
+#[derive(Debug)]
+struct PodBlocks {
+    touches: VecDeque<(u64, u32)>,
+    held: usize,
+    capacity: usize,
+    stamp: u32,
+}
+
+impl Default for PodBlocks {
+    fn default() -> Self {
+        Self {
+            touches: VecDeque::new(),
+            held: 0,
+            capacity: DEFAULT_CAPACITY,
+            stamp: 0,
+        }
+    }
+}
+
+impl Index {
+    /// The pod in `slot` was sent a prompt of these blocks.
+    pub fn insert(&self, slot: u32, blocks: &Blocks) {
+        if !blocks.is_empty() {
+            self.write().insert(slot, blocks.hashes());
+        }
+    }
+
+    /// Which pods hold the beginning of these blocks, and how far.
+    pub fn longest(&self, blocks: &Blocks) -> Hits {
+        let mut hits = Hits::none(blocks.len());
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.walk(blocks.hashes(), &mut hits.found);
+        hits.found.sort_unstable();
+        hits
+    }
+
+    /// The pod in `slot` is gone or has lost its cache.
+    pub fn forget(&self, slot: u32) {
+        self.write().forget(slot);
+    }
+
+    /// The KV cache of the pod in `slot` has room for so many blocks.
+    pub fn set_capacity(&self, slot: u32, blocks: usize) {
+        self.write().set_capacity(slot, blocks);
+    }
+
+    /// Blocks that the pod in `slot` is believed to hold.
+    pub fn held(&self, slot: u32) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.pods.get(&slot).map_or(0, |pod| pod.held)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn walk(&self, hashes: &[u64], found: &mut SmallVec<[(u32, u32); 16]>) {
+        let mut before: &[(u32, u32)] = &[];
+        let mut depth = 0u32;
+        for hash in hashes {
+            let here = self.holders.get(hash).map_or(&[][..], SmallVec::as_slice);
+            if here.len() < before.len() {
+                found.extend(lost(before, here).map(|slot| (slot, depth)));
+            }
+            before = here;
+            if here.is_empty() {
+                return;
+            }
+            depth += 1;
+        }
+        found.extend(before.iter().map(|(slot, _)| (*slot, depth)));
+    }
+
+    fn insert(&mut self, slot: u32, hashes: &[u64]) {
+        let fair = MAX_ENTRIES / self.pods.len().max(1);
+        let Self { holders, pods } = self;
+        let pod = pods.entry(slot).or_default();
+        let capacity = pod.capacity.min(fair);
+        // A chain longer than the cache keeps its beginning.
+        for hash in hashes.iter().take(capacity).rev() {
+            pod.stamp = pod.stamp.wrapping_add(1);
+            pod.touches.push_back((*hash, pod.stamp));
+            let holders = holders.entry(*hash).or_default();
+            match holders.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                Ok(at) => {
+                    if let Some(holder) = holders.get_mut(at) {
+                        holder.1 = pod.stamp;
+                    }
+                }
+                Err(at) => {
+                    holders.insert(at, (slot, pod.stamp));
+                    pod.held += 1;
+                }
+            }
+        }
+        self.shrink(slot, capacity);
+    }
+
+    /// Evicts the oldest blocks of a pod beyond `capacity` and sweeps out touches that later ones have replaced.
+    fn shrink(&mut self, slot: u32, capacity: usize) {
+        let Self { holders, pods } = self;
+        let Some(pod) = pods.get_mut(&slot) else { return };
+        while pod.held > capacity {
+            let Some((hash, stamp)) = pod.touches.pop_front() else {
+                break;
+            };
+            if is_last_touch(holders, slot, (hash, stamp)) {
+                remove_holder(holders, slot, hash);
+                pod.held -= 1;
+            }
+        }
+        // Twice what is held: a sweep then frees at least half, so it costs one step a touch in the long run.
+        if pod.touches.len() > (pod.held * 2).max(64) {
+            pod.touches.retain(|touch| is_last_touch(holders, slot, *touch));
+        }
+    }
+
+    fn forget(&mut self, slot: u32) {
+        let Some(pod) = self.pods.remove(&slot) else { return };
+        for (hash, _) in pod.touches {
+            remove_holder(&mut self.holders, slot, hash);
+        }
+    }
+
+    fn set_capacity(&mut self, slot: u32, blocks: usize) {
+        self.pods.entry(slot).or_default().capacity = blocks;
+        self.shrink(slot, blocks);
+    }
+}
+
+/// The slots of `before` that are not in `here`, a subset; both by slot.
+fn lost<'a>(before: &'a [(u32, u32)], here: &'a [(u32, u32)]) -> impl Iterator<Item = u32> + 'a {
+    let mut still = here.iter().map(|(slot, _)| *slot).peekable();
+    before.iter().filter_map(move |(slot, _)| match still.next_if_eq(slot) {
+        Some(_) => None,
+        None => Some(*slot),
+    })
+}
+
+fn is_last_touch(
+    holders: &HashMap<u64, Holders, BuildHasherDefault<AsIs>>,
+    slot: u32,
+    (hash, stamp): (u64, u32),
+) -> bool {
+    holders
+        .get(&hash)
+        .is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
+}
+
+fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, slot: u32, hash: u64) {
+    let Some(of_block) = holders.get_mut(&hash) else { return };
+    if let Ok(at) = of_block.binary_search_by_key(&slot, |(slot, _)| *slot) {
+        of_block.remove(at);
+    }
+    if of_block.is_empty() {
+        holders.remove(&hash);
+    }
+}
