@@ -1,1 +1,109 @@
-//! (to come)
+//! The desk: the story of one request, from its head to its last byte.
+//!
+//! It asks judgement where to go, makes the reservation, lets the hands carry, and tells how it ended. Two lifetimes,
+//! never mixed: a [`Policy`] is built whole from one configuration and a request keeps the one it began with; the
+//! [`House`] (fleet, prefix index, connections, budgets, metrics) survives every change of policy.
+
+mod body;
+mod decide;
+mod homes;
+mod models;
+mod proxy;
+mod receipt;
+mod rejection;
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use arc_swap::ArcSwap;
+
+pub use body::BodyBudget;
+pub use decide::{Explained, Matter, Pick, explain};
+pub use homes::ResponseHomes;
+pub use proxy::{Answer, Desk};
+pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
+
+use crate::{
+    config::{Config, Scheduler},
+    fleet::{Fleet, Pod, PodId},
+    prefix,
+    routing::Table,
+    telemetry::{Metrics, Name},
+    upstream::{RetryBudget, Upstream},
+};
+
+/// What lives as long as the process.
+pub struct House {
+    /// The pods and all that is known of them.
+    pub fleet: Arc<Fleet>,
+    /// Which pod likely holds which prompt.
+    pub prefix: prefix::Index,
+    /// The hands.
+    pub upstream: Upstream,
+    /// What is told.
+    pub metrics: Arc<Metrics>,
+    /// Which pod made which response.
+    pub homes: ResponseHomes,
+    /// The bound on buffered bodies.
+    pub bodies: Arc<BodyBudget>,
+    /// The bound on retries.
+    pub retries: RetryBudget,
+    /// Requests being worked on.
+    pub requests_open: AtomicUsize,
+    /// Called when a pod failed a request, so that it is asked how it is.
+    pub doubt: Box<dyn Fn(&PodId) + Send + Sync>,
+}
+
+impl std::fmt::Debug for House {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("House").finish_non_exhaustive()
+    }
+}
+
+impl House {
+    /// The pod that made response `id`, if it is still there.
+    fn pod_of_response(&self, id: &str) -> Option<Arc<Pod>> {
+        self.fleet.pod(&self.homes.find(id)?)
+    }
+
+    /// The pool in which a pod reports `model`.
+    fn pool_reporting(&self, model: &str) -> Option<Arc<str>> {
+        let reports = |pod: &Arc<Pod>| pod.serves(model) == Some(true);
+        let pool = self.fleet.pools().find(|pool| pool.pods().iter().any(reports))?;
+        Some(Arc::clone(pool.name()))
+    }
+}
+
+/// What one configuration says, ready to be used.
+#[derive(Debug)]
+pub struct Policy {
+    /// The configuration itself.
+    pub config: Arc<Config>,
+    /// Each listener's view, in the configuration's order.
+    pub listeners: Vec<ListenerPolicy>,
+}
+
+/// One listener's view.
+#[derive(Debug)]
+pub struct ListenerPolicy {
+    /// Its name.
+    pub name: Name,
+    /// The models it serves.
+    pub table: Table,
+    /// How it chooses pods.
+    pub scheduler: Scheduler,
+}
+
+impl Policy {
+    /// Everything that requests need of `config`.
+    pub fn new(config: Arc<Config>) -> Self {
+        let listeners = config.listeners.iter().map(|listener| ListenerPolicy {
+            name: Name::from(&listener.name),
+            table: Table::for_listener(&config, listener),
+            scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+        });
+        Self { listeners: listeners.collect(), config }
+    }
+}
+
+/// The policy in force; swapped whole.
+pub type CurrentPolicy = Arc<ArcSwap<Policy>>;

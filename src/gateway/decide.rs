@@ -1,0 +1,187 @@
+//! One decision for both doors: which route, which pod, and the reservation that makes it count.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use smallvec::SmallVec;
+
+use super::{House, ListenerPolicy, Policy, rejection::Rejection};
+use crate::{
+    clock,
+    fleet::{Pod, PoolState, Reservation, Send},
+    openai::Ask,
+    prefix::{BLOCK_BYTES, Blocks, Hits},
+    routing::{Route, StickyKey, key_of},
+    scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
+};
+
+/// What the desk asks of judgement for one request, computed once and used for every attempt.
+pub struct Matter {
+    /// Where it goes.
+    pub route: Route,
+    /// The pool's state.
+    pub pool: Arc<PoolState>,
+    /// Its prompt as prefix blocks.
+    pub blocks: Blocks,
+    /// Which pods hold how much of it.
+    hits: Hits,
+    prompt_tokens: u32,
+    expected_output_tokens: u32,
+    session: Option<u64>,
+    /// The one pod that can answer it, if only one can.
+    pin: Option<Arc<Pod>>,
+}
+
+/// A pod chosen and reserved.
+#[derive(Debug)]
+pub struct Pick {
+    /// What judgement said.
+    pub verdict: Verdict,
+    /// The place on the pod.
+    pub reservation: Reservation,
+    /// Prompt tokens that had to be computed before the first token: those ahead and its own.
+    pub tokens_ahead: f64,
+    /// How long the choice took.
+    pub took: Duration,
+}
+
+impl Pick {
+    /// No choice: only this pod can answer.
+    pub fn of_pod(pod: &Arc<Pod>) -> Self {
+        let verdict = Verdict {
+            pod: Arc::clone(pod),
+            send: Send::default(),
+            price: Price::Any,
+            considered: 1,
+            sight: Sight::Unneeded,
+            policy: "only-one",
+            failed_open: false,
+        };
+        let reservation = Reservation::new(Arc::clone(pod), verdict.send);
+        Self { verdict, reservation, tokens_ahead: 0.0, took: Duration::ZERO }
+    }
+}
+
+impl Matter {
+    /// Finds the route of `ask`, whose body is `body` and whose headers named `session`.
+    ///
+    /// # Errors
+    /// [`Rejection::UnknownModel`].
+    pub fn new(
+        house: &House,
+        policy: &ListenerPolicy,
+        ask: &Ask,
+        body: &[u8],
+        session: Option<&str>,
+    ) -> Result<Self, Rejection> {
+        let session = session.or(ask.session.as_deref());
+        let opening = || opening_key(ask, body);
+        let key = StickyKey { session, opening: &opening };
+        let reported = |name: &str| house.pool_reporting(name);
+        let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
+        let route = found.map_err(|mut unknown| {
+            if policy.table.serves_reported() {
+                unknown.served.extend(house.reported_models().into_iter().map(|(name, _)| name.to_string()));
+                unknown.served.dedup();
+            }
+            Rejection::UnknownModel(unknown)
+        })?;
+        let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+        let salt = ask.cache_salt.as_deref().unwrap_or_default();
+        let blocks = Blocks::of(&route.served_model, salt, ask.prompt_pieces(body));
+        let hits = house.prefix.longest(&blocks);
+        let prompt_tokens = pool.tokens(ask.prompt_bytes);
+        Ok(Self {
+            pool: Arc::clone(pool),
+            hits,
+            blocks,
+            prompt_tokens,
+            expected_output_tokens: expected_output(pool, ask),
+            session: session.map(|session| key_of(session.as_bytes())),
+            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
+            route,
+        })
+    }
+
+    fn question(&self) -> Question<'_> {
+        Question {
+            served_model: &self.route.served_model,
+            prompt_tokens: self.prompt_tokens,
+            block_tokens: BLOCK_BYTES as f32 / self.pool.bytes_per_token(),
+            hits: &self.hits,
+            session: self.session,
+            expected_output_tokens: self.expected_output_tokens,
+        }
+    }
+
+    fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
+        match &self.pin {
+            Some(pod) if self.pool.pods().iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
+            _ => self.pool.pods(),
+        }
+    }
+
+    /// Chooses a pod and reserves it in one step under the pool's gate, so that simultaneous picks see each other.
+    ///
+    /// # Errors
+    /// Why no pod can take it.
+    pub fn reserve(&self, house: &House, policy: &ListenerPolicy, tried: &Tried) -> Result<Pick, NoPod> {
+        let began = clock::now();
+        let pods = self.pods();
+        let scene = Scene { pool: &self.pool, pods: &pods, now: began };
+        let question = self.question();
+        let gate = self.pool.gate();
+        let verdict = scheduler::pick(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
+        let ahead = verdict.pod.ledger.prefill_tokens();
+        let reservation = Reservation::new(Arc::clone(&verdict.pod), verdict.send);
+        drop(gate);
+        house.prefix.insert(verdict.pod.slot, &self.blocks);
+        let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
+        Ok(Pick { verdict, reservation, tokens_ahead, took: clock::now().saturating_duration_since(began) })
+    }
+
+    /// The same choice, explained and not made.
+    pub fn explain(&self, policy: &ListenerPolicy, now: Instant) -> scheduler::Explanation {
+        let pods = self.pods();
+        let scene = Scene { pool: &self.pool, pods: &pods, now };
+        scheduler::explain(&policy.scheduler, &scene, &self.question(), &Tried::none(), &mut clock::rng())
+    }
+}
+
+/// The listener's policy and the matter of one request, for `explain`.
+///
+/// # Errors
+/// As the request itself would be refused.
+pub fn explain(house: &House, policy: &Policy, listener: usize, ask: &Ask, body: &[u8]) -> Result<Explained, Rejection> {
+    let listener = policy.listeners.get(listener).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+    let matter = Matter::new(house, listener, ask, body, None)?;
+    let explanation = matter.explain(listener, clock::now());
+    Ok(Explained { route: matter.route, explanation })
+}
+
+/// A route and the choice of a pod, explained.
+#[derive(Debug)]
+pub struct Explained {
+    /// Where the request would go.
+    pub route: Route,
+    /// Which pod it would get, and every other with its terms.
+    pub explanation: scheduler::Explanation,
+}
+
+/// What the client allows, or what answers of this pool have, whichever is less; over all its choices.
+fn expected_output(pool: &PoolState, ask: &Ask) -> u32 {
+    if !ask.endpoint.generates() {
+        return 0;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+    let usual = pool.expected_output_tokens() as u32;
+    usual.min(ask.max_tokens.unwrap_or(u32::MAX)).saturating_mul(ask.choices.unwrap_or(1).max(1))
+}
+
+fn opening_key(ask: &Ask, body: &[u8]) -> Option<u64> {
+    let spans = ask.opening(body);
+    let pieces: SmallVec<[&[u8]; 2]> = spans.into_iter().filter_map(|span| body.get(span)).collect();
+    (!pieces.is_empty()).then(|| key_of(&pieces.concat()))
+}

@@ -1,0 +1,332 @@
+//! The base-URL door: requests come as plain HTTP and their answers are relayed.
+
+mod answer;
+mod headers;
+mod relay;
+
+use std::{convert::Infallible, sync::Arc};
+
+pub use answer::Answer;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
+use hyper::body::Incoming;
+
+use self::{headers::X_REQUEST_ID, relay::Relay};
+use super::{
+    CurrentPolicy, House, ListenerPolicy, Policy, body,
+    decide::{Matter, Pick},
+    receipt::{Chosen, Outcome, Receipt},
+    rejection::Rejection,
+};
+use crate::{
+    clock,
+    config::Timeouts,
+    fleet::Evidence,
+    openai::{self, Ask, Asked, Changes, Dialect, Endpoint},
+    routing::UnknownModel,
+    scheduler::{NoPod, Tried},
+    telemetry::{Name, metrics::PoolReasonLabels},
+    upstream::{self, Carry, Failure, Fault},
+};
+
+/// Longest request id taken from a client, bytes: a UUID has 36, trace systems use up to 64.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Which pod answered.
+const X_TIDEGATE_POD: HeaderName = HeaderName::from_static("x-tidegate-pod");
+
+/// Why that one.
+const X_TIDEGATE_DECISION: HeaderName = HeaderName::from_static("x-tidegate-decision");
+
+/// How many attempts it took.
+const X_TIDEGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-tidegate-attempts");
+
+/// One listener's desk.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    house: Arc<House>,
+    policy: CurrentPolicy,
+    listener: usize,
+}
+
+/// One request under one policy.
+struct Story<'a> {
+    house: &'a Arc<House>,
+    policy: &'a Policy,
+    listener: &'a ListenerPolicy,
+}
+
+/// Who has the answer.
+enum Told {
+    ByPod(upstream::Answer, Box<Pick>, Sent),
+    ByUs(Bytes),
+}
+
+/// What the answer's way back needs to know of the request.
+struct Sent {
+    matter: Option<Matter>,
+    prompt_bytes: usize,
+    dialect: Dialect,
+    inject_usage: bool,
+}
+
+impl Desk {
+    /// The desk of the configuration's `listener`.
+    pub fn new(house: Arc<House>, policy: CurrentPolicy, listener: usize) -> Self {
+        Self { house, policy, listener }
+    }
+
+    /// Serves one request. There is always an answer.
+    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+        let policy = self.policy.load_full();
+        let request_id = request_id(request.headers());
+        let Some(listener) = policy.listeners.get(self.listener) else {
+            return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
+        };
+        let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
+        let story = Story { house: &self.house, policy: &policy, listener };
+        let mut dialect = Dialect::OpenAi;
+        Ok(match story.tell(request, &mut receipt, &mut dialect).await {
+            Ok(Told::ByPod(answer, pick, sent)) => story.relay(answer, pick, sent, receipt),
+            Ok(Told::ByUs(body)) => {
+                receipt.status = Some(200);
+                receipt.outcome = Outcome::Complete;
+                answer::json(body, &receipt.request_id)
+            }
+            Err(rejection) => {
+                let response = answer::refusal(&rejection, dialect, &receipt.request_id);
+                receipt.status = Some(response.status().as_u16());
+                receipt.outcome = Outcome::Refused(rejection.reason());
+                response
+            }
+        })
+    }
+}
+
+impl Story<'_> {
+    async fn tell(
+        &self,
+        request: Request<Incoming>,
+        receipt: &mut Receipt,
+        dialect: &mut Dialect,
+    ) -> Result<Told, Rejection> {
+        let (head, body) = request.into_parts();
+        let config = &self.policy.config;
+        let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)?;
+        *dialect = asked.endpoint.dialect();
+        receipt.endpoint = asked.endpoint.label();
+        refuse_unfit(&head.headers)?;
+        if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
+            return self.list_models(asked).map(Told::ByUs);
+        }
+        let held = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
+        receipt.read = Some(clock::now());
+        receipt.body_bytes = held.bytes.len();
+        if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
+            return self.revisit(&head, held.bytes.clone(), id, receipt).await;
+        }
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let ask = Ask::parse(asked.endpoint, content_type, &held.bytes)?;
+        let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
+        let matter = Matter::new(self.house, self.listener, &ask, &held.bytes, session)?;
+        receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
+        receipt.streamed = ask.stream;
+        let carry = self.carry(&head, &held.bytes, &ask, &matter, receipt);
+        let total = config.timeouts.total;
+        let answered = self.attempts(&carry, &matter, receipt);
+        let (answer, pick) = match total {
+            Some(limit) => {
+                tokio::time::timeout(limit, answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
+            }
+            None => answered.await?,
+        };
+        let inject_usage = config.api.inject_usage && ask.lacks_usage();
+        let prompt_bytes = ask.prompt_bytes;
+        let sent = Sent { matter: Some(matter), prompt_bytes, dialect: *dialect, inject_usage };
+        Ok(Told::ByPod(answer, Box::new(pick), sent))
+    }
+
+    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has come before.
+    async fn attempts(
+        &self,
+        carry: &Carry,
+        matter: &Matter,
+        receipt: &mut Receipt,
+    ) -> Result<(upstream::Answer, Pick), Rejection> {
+        let retry = &self.policy.config.retry;
+        self.house.retries.earn(retry);
+        let mut tried = Tried::none();
+        let mut failed: Option<Failure> = None;
+        loop {
+            let pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
+                (Ok(pick), _) => pick,
+                (Err(NoPod::AllTried), Some(failure)) => return Err(Rejection::Failed(failure)),
+                (Err(no_pod), _) => return Err(Rejection::NoPod(no_pod)),
+            };
+            receipt.chose(chosen(&pick, matter), pick.took);
+            let pod = &pick.verdict.pod;
+            let failure = match self.house.upstream.attempt(pod, carry, &self.timeouts()).await {
+                Ok(answer) => return Ok((answer, pick)),
+                Err(failure) => failure,
+            };
+            self.note_failure(&pick, &failure);
+            tried.add(pod);
+            let spent = tried.len() > retry.attempts as usize;
+            if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
+                return Err(Rejection::Failed(failure));
+            }
+            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
+            self.house.metrics.retries.get_or_create(&labels).inc();
+            failed = Some(failure);
+        }
+    }
+
+    fn note_failure(&self, pick: &Pick, failure: &Failure) {
+        let pod = &pick.verdict.pod;
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
+        self.house.metrics.failures.get_or_create(&labels).inc();
+        tracing::debug!(pod = %pod.id, %failure, "attempt failed");
+        if failure.fault() == Fault::Pod {
+            pod.health.note(Evidence::RequestFailed, clock::now());
+            (self.house.doubt)(&pod.id);
+        }
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        self.policy.config.timeouts
+    }
+
+    fn carry(&self, head: &request::Parts, body: &Bytes, ask: &Ask, matter: &Matter, receipt: &Receipt) -> Carry {
+        let changes = Changes {
+            model: Some(&matter.route.served_model),
+            include_usage: self.policy.config.api.inject_usage,
+        };
+        let body = if ask.model.is_empty() || changes.change_nothing(ask) {
+            body.clone()
+        } else {
+            openai::splice(body, ask, &changes)
+        };
+        let forward = matter.pool.config.forward_authorization;
+        Carry {
+            method: head.method.clone(),
+            path: path_and_query(head),
+            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
+            body,
+        }
+    }
+
+    fn relay(&self, answer: upstream::Answer, pick: Box<Pick>, sent: Sent, mut receipt: Receipt) -> Response<Answer> {
+        let status = answer.head.status;
+        receipt.status = Some(status.as_u16());
+        receipt.sent(answer.sent);
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = answer.head.headers;
+        let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
+        let decision = self.policy.config.api.decision_headers.then(|| decision(&pick));
+        let pod = pick.verdict.pod.address();
+        let relay = Relay::new(self, (answer.body, status, response.headers()), *pick, sent, receipt);
+        headers::to_client(response.headers_mut(), &request_id, relay.rewrites());
+        let headers = response.headers_mut();
+        if let Some(decision) = decision {
+            let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("?"));
+            headers.insert(X_TIDEGATE_POD, text(&pod));
+            headers.insert(X_TIDEGATE_DECISION, text(&decision));
+        }
+        if attempts > 1 {
+            headers.insert(X_TIDEGATE_ATTEMPTS, HeaderValue::from(attempts));
+        }
+        response.map(|()| Answer::relay(relay))
+    }
+
+    /// A request about a response that one pod made: to that pod or to nobody.
+    async fn revisit(
+        &self,
+        head: &request::Parts,
+        body: Bytes,
+        id: &str,
+        receipt: &mut Receipt,
+    ) -> Result<Told, Rejection> {
+        let unknown = || Rejection::UnknownResponse(id.to_owned());
+        let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
+        let forward = self.house.fleet.pool(&pod.pool).is_some_and(|pool| pool.config.forward_authorization);
+        let carry = Carry {
+            method: head.method.clone(),
+            path: path_and_query(head),
+            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
+            body,
+        };
+        let pick = Pick::of_pod(&pod);
+        let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
+        let answer = attempt.map_err(|failure| {
+            self.note_failure(&pick, &failure);
+            Rejection::Failed(failure)
+        })?;
+        let sent = Sent { matter: None, prompt_bytes: 0, dialect: Dialect::Responses, inject_usage: false };
+        Ok(Told::ByPod(answer, Box::new(pick), sent))
+    }
+
+    fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
+        let Some(name) = asked.decoded_id() else { return Ok(self.house.models(self.listener)) };
+        self.house.model(self.listener, &name).ok_or_else(|| {
+            let served = self.listener.table.names().map(ToString::to_string).collect();
+            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
+        })
+    }
+}
+
+/// What no engine should have to interpret.
+fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
+    if headers.contains_key(header::UPGRADE) {
+        return Err(Rejection::Upgrade);
+    }
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    match encoding {
+        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => Err(Rejection::Encoded(encoding.into_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// The client's request id if it can be one, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let visible = |value: &&HeaderValue| {
+        value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+        let number: u128 = rand::RngExt::random(&mut clock::rng());
+        HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    })
+}
+
+fn path_and_query(head: &request::Parts) -> Arc<str> {
+    head.uri.path_and_query().map_or("/", |it| it.as_str()).into()
+}
+
+fn chosen(pick: &Pick, matter: &Matter) -> Chosen {
+    let verdict = &pick.verdict;
+    Chosen {
+        pool: Name::from(&verdict.pod.pool),
+        pod: verdict.pod.address(),
+        served_model: Name::from(&matter.route.served_model),
+        policy: verdict.policy,
+        sight: verdict.sight.name(),
+        cost_ms: verdict.price.total(),
+    }
+}
+
+/// The decision in one header: policy, sight, what it was chosen at and out of how many.
+fn decision(pick: &Pick) -> String {
+    let verdict = &pick.verdict;
+    let mut text = format!(
+        "policy={}; sight={}; of={}; {}={:.1}",
+        verdict.policy,
+        verdict.sight.name(),
+        verdict.considered,
+        verdict.price.unit(),
+        verdict.price.total()
+    );
+    for term in verdict.price.terms() {
+        text.push_str(&format!("; {}={:.1}", term.name, term.value));
+    }
+    text
+}

@@ -1,0 +1,389 @@
+//! A pod's answer on its way to the client: passed on as it comes, watched, and changed only where the operator said.
+//!
+//! It holds the reservation and the receipt to the last byte. Dropped before, because the client left, it drops the
+//! pod's body, which closes the pod's connection, which makes the pod stop.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::{Sleep, sleep_until};
+
+use super::{Sent, Story, answer::BrokeOff};
+use crate::{
+    clock,
+    fleet::{Evidence, Pace},
+    gateway::{
+        House,
+        decide::{Matter, Pick},
+        receipt::{Outcome, Receipt, Step},
+        rejection::cut_event,
+    },
+    openai::{BodyWatch, Dialect, End, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper},
+    telemetry::{Name, metrics::PoolReasonLabels},
+    upstream::PodBody,
+};
+
+/// An answer being relayed.
+pub(super) struct Relay {
+    house: Arc<House>,
+    body: PodBody,
+    watch: Watch,
+    strip: Option<UsageStripper>,
+    rename: Option<ModelRenamer>,
+    pick: Pick,
+    matter: Option<Matter>,
+    prompt_bytes: usize,
+    receipt: Receipt,
+    dialect: Dialect,
+    status: StatusCode,
+    timer: Timer,
+    between_events: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The pod's body goes on.
+    Flowing,
+    /// All was said; the end is next.
+    Said,
+    /// Over.
+    Over,
+}
+
+/// What reads along.
+enum Watch {
+    Stream(Box<StreamWatch>),
+    Whole(Box<BodyWatch>),
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").finish_non_exhaustive()
+    }
+}
+
+impl Relay {
+    pub(super) fn new(
+        story: &Story<'_>,
+        answer: (PodBody, StatusCode, &HeaderMap),
+        pick: Pick,
+        sent: Sent,
+        mut receipt: Receipt,
+    ) -> Self {
+        let (body, status, headers) = answer;
+        let events = is_event_stream(headers);
+        let watch = if events {
+            Watch::Stream(Box::new(StreamWatch::new(sent.dialect)))
+        } else {
+            Watch::Whole(Box::new(BodyWatch::new()))
+        };
+        let framing = if events { Framing::Events } else { Framing::Whole };
+        let rename = sent
+            .matter
+            .as_ref()
+            .filter(|matter| matter.route.rewrite_response_model && status.is_success())
+            .map(|matter| ModelRenamer::new(&matter.route.client_model, framing));
+        receipt.step = Step::Relaying;
+        receipt.streamed |= events;
+        let timeouts = story.timeouts();
+        let total = timeouts.total.map(|limit| receipt.received + limit);
+        let timer = Timer::new(timeouts.first_byte, timeouts.idle, total, clock::now());
+        let strip = (events && sent.inject_usage).then(UsageStripper::new);
+        Self {
+            house: Arc::clone(story.house),
+            body,
+            watch,
+            strip,
+            rename,
+            pick,
+            prompt_bytes: sent.prompt_bytes,
+            matter: sent.matter,
+            receipt,
+            dialect: sent.dialect,
+            status,
+            timer,
+            between_events: true,
+            state: State::Flowing,
+        }
+    }
+
+    /// Whether the body's length may change on the way.
+    pub(super) fn rewrites(&self) -> bool {
+        self.strip.is_some() || self.rename.is_some()
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
+        loop {
+            match self.state {
+                State::Flowing => {}
+                State::Said => self.state = State::Over,
+                State::Over => return Poll::Ready(None),
+            }
+            if self.state == State::Over {
+                continue;
+            }
+            let out = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Pending => {
+                    let why = ready!(self.timer.poll(cx));
+                    return Poll::Ready(Some(self.cut(why).map(Frame::data)));
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.pass(data),
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(self.cut("connection_died").map(Frame::data))),
+                Poll::Ready(None) => self.end(),
+            };
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out))));
+            }
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        // With edits pending or an end to be judged, the last word comes from poll_frame.
+        self.state == State::Over || (!self.rewrites() && self.is_whole() && self.body.is_end_stream())
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        if self.rewrites() || !self.is_whole() { SizeHint::default() } else { self.body.size_hint() }
+    }
+
+    fn is_whole(&self) -> bool {
+        matches!(self.watch, Watch::Whole(_))
+    }
+
+    /// One piece of the pod's body: watched, edited, passed on.
+    fn pass(&mut self, data: Bytes) -> Bytes {
+        let now = clock::now();
+        self.timer.moved(now);
+        let seen = match &mut self.watch {
+            Watch::Stream(watch) => watch.feed(&data),
+            Watch::Whole(watch) => {
+                watch.feed(&data);
+                Seen::default()
+            }
+        };
+        self.saw(seen, now);
+        self.between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+        self.edit(data)
+    }
+
+    fn saw(&mut self, seen: Seen, now: Instant) {
+        if seen.tokens == 0 {
+            return;
+        }
+        if self.receipt.first_token.is_none() {
+            self.pick.reservation.first_token();
+            self.learn_first_token(now);
+        }
+        self.pick.reservation.generated(seen.tokens);
+        self.receipt.saw_tokens(seen.tokens, now);
+    }
+
+    fn learn_first_token(&self, now: Instant) {
+        let (Some(sent), Some(matter)) = (self.receipt.sent, &self.matter) else { return };
+        let ttft_ms = now.saturating_duration_since(sent).as_secs_f64() * 1e3;
+        let pool = &matter.pool;
+        let pace = pool.pace();
+        self.pick.verdict.pod.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
+        pool.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
+    }
+
+    fn edit(&mut self, data: Bytes) -> Bytes {
+        let data = match &mut self.strip {
+            Some(strip) => strip.push(data),
+            None => data,
+        };
+        match &mut self.rename {
+            Some(rename) => rename.push(data),
+            None => data,
+        }
+    }
+
+    /// The pod's body is complete: what the edits still hold, and the verdict on how it ended.
+    fn end(&mut self) -> Bytes {
+        let now = clock::now();
+        if let Watch::Stream(watch) = &mut self.watch {
+            let seen = watch.finish();
+            self.saw(seen, now);
+        }
+        let mut rest = BytesMut::new();
+        if let Some(strip) = &mut self.strip {
+            let held = strip.finish();
+            rest.extend_from_slice(&match &mut self.rename {
+                Some(rename) => rename.push(held),
+                None => held,
+            });
+        }
+        if let Some(rename) = &mut self.rename {
+            rest.extend_from_slice(&rename.finish());
+        }
+        self.state = State::Said;
+        if self.ended_without_end() {
+            // A pod that dies behind a connection without framing looks like one that is done.
+            rest.extend_from_slice(&self.last_words());
+            self.broke_off("no_end");
+        }
+        rest.freeze()
+    }
+
+    fn ended_without_end(&self) -> bool {
+        let Watch::Stream(watch) = &self.watch else { return false };
+        self.status.is_success() && self.matter.is_some() && *watch.end() == End::Running
+    }
+
+    /// The answer broke off: a stream is told so in its own words and then ended; a whole answer must not look
+    /// complete, so its connection is cut.
+    fn cut(&mut self, why: &'static str) -> Result<Bytes, BrokeOff> {
+        self.broke_off(why);
+        if self.is_whole() {
+            self.state = State::Over;
+            return Err(BrokeOff);
+        }
+        self.state = State::Said;
+        Ok(self.last_words())
+    }
+
+    fn last_words(&self) -> Bytes {
+        let event = cut_event(self.dialect);
+        if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
+    }
+
+    fn broke_off(&mut self, why: &'static str) {
+        self.receipt.outcome = Outcome::Cut(why);
+        self.blame_pod(why);
+    }
+
+    fn blame_pod(&self, why: &'static str) {
+        let pod = &self.pick.verdict.pod;
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
+        self.house.metrics.cuts.get_or_create(&labels).inc();
+        pod.health.note(Evidence::RequestFailed, clock::now());
+        (self.house.doubt)(&pod.id);
+    }
+
+    /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
+    fn settle(&mut self) {
+        if let Watch::Whole(watch) = &mut self.watch {
+            watch.finish();
+        }
+        let (usage, end, response_id) = match &self.watch {
+            Watch::Stream(watch) => (watch.usage(), watch.end(), watch.response_id()),
+            Watch::Whole(watch) => (watch.usage(), watch.end(), watch.response_id()),
+        };
+        let came_to_its_end =
+            self.state != State::Flowing || self.body.is_end_stream() || (!self.is_whole() && *end == End::Done);
+        let bad_end = match end {
+            End::Error { .. } if self.status.is_success() => Some("error_event"),
+            End::Cut { .. } => Some("aborted_by_pod"),
+            _ => None,
+        };
+        if let (Some(id), Dialect::Responses) = (response_id, self.dialect) {
+            self.house.homes.remember(id, &self.pick.verdict.pod.id);
+        }
+        self.receipt.usage = usage;
+        if self.receipt.outcome == Outcome::Open && came_to_its_end {
+            match bad_end {
+                Some(why) => self.broke_off(why),
+                None => self.receipt.outcome = Outcome::Complete,
+            }
+        }
+        self.note_health();
+        self.teach(usage);
+    }
+
+    /// What the status says of the pod. 429 and 503 are load; every other 5xx is its fault; the rest is an answer.
+    fn note_health(&self) {
+        if self.receipt.outcome != Outcome::Complete {
+            return;
+        }
+        let pod = &self.pick.verdict.pod;
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
+            status if status.is_server_error() => {
+                pod.health.note(Evidence::RequestFailed, clock::now());
+                (self.house.doubt)(&pod.id);
+            }
+            _ => _ = pod.health.note(Evidence::RequestOk, clock::now()),
+        }
+    }
+
+    fn teach(&self, usage: Option<Usage>) {
+        let Some(matter) = self.matter.as_ref().filter(|_| self.receipt.outcome == Outcome::Complete) else { return };
+        if !self.status.is_success() {
+            return;
+        }
+        let pool = &matter.pool;
+        if let Some(itl_ms) = self.receipt.itl_ms() {
+            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace());
+            pool.speed.learn_itl(itl_ms, Pace::default());
+        }
+        let output = usage.and_then(|usage| usage.completion_tokens).or(Some(self.receipt.tokens));
+        if let Some(tokens) = output.filter(|tokens| *tokens > 0) {
+            pool.learn_output_tokens(tokens);
+        }
+        if let Some(tokens) = usage.and_then(|usage| usage.prompt_tokens) {
+            pool.learn_bytes_per_token(self.prompt_bytes, tokens);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
+/// event costs no timer.
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    silent_until: Instant,
+    idle: Duration,
+    total: Option<Instant>,
+}
+
+impl Timer {
+    fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
+        Self { sleep: None, silent_until: now + first, idle, total }
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.silent_until = now + self.idle;
+    }
+
+    /// Ready with the reason once the time is up.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        loop {
+            let now = clock::now();
+            if self.total.is_some_and(|total| now >= total) {
+                return Poll::Ready("total_timeout");
+            }
+            if now >= self.silent_until {
+                return Poll::Ready("idle_timeout");
+            }
+            // An armed sleep that fires early, because something came since, is simply armed again.
+            let sleep = self.sleep.get_or_insert_with(|| {
+                let until = self.total.map_or(self.silent_until, |total| total.min(self.silent_until));
+                Box::pin(sleep_until(until.into()))
+            });
+            ready!(sleep.as_mut().poll(cx));
+            self.sleep = None;
+        }
+    }
+}
