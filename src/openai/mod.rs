@@ -1,1 +1,28 @@
-//! (to come)
+//! The clients' dialect: what is asked, for which model, and how answers are framed.
+//!
+//! Pure: bytes in, facts out. Requests are read once, without building a tree, and every fact is a span of the
+//! body, because a gateway that re-serialises what it relays changes it. Answers are watched and edited as they
+//! pass, in any chunking, in bounded memory. What to do about any of it is decided elsewhere.
+
+mod ask;
+mod endpoint;
+mod error;
+mod models;
+mod multipart;
+mod rename;
+mod splice;
+mod sse;
+mod strip;
+mod usage;
+mod watch;
+
+pub use ask::{Ask, Malformed};
+pub use endpoint::{Asked, Dialect, Endpoint, PathProblem, classify};
+pub use error::{ErrorBody, Reported};
+pub use models::{ModelCard, list, one, parse_list};
+pub use rename::{Framing, ModelRenamer};
+pub use splice::{Changes, splice};
+pub use sse::{Event, Frames};
+pub use strip::UsageStripper;
+pub use usage::Usage;
+pub use watch::{BodyWatch, End, Seen, StreamWatch};

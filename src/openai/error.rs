@@ -1,0 +1,183 @@
+//! Errors, told in the client's dialect and read from an engine's.
+//!
+//! Only the shape is decided here; status, wording and kind belong to whoever refuses. Reading is lenient, because
+//! engines tell errors in many ways: an object with a number or a string for a code, a bare string, `{"detail": ..}`.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Dialect;
+
+/// Longest message that is kept of an engine's error, in characters: enough for a log line, little to hold.
+const KEPT_MESSAGE: usize = 500;
+
+/// An error as a client shall read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorBody<'a> {
+    /// What happened, for a person.
+    pub message: &'a str,
+    /// OpenAI's `type`, such as `invalid_request_error`.
+    pub kind: &'a str,
+    /// The request parameter to blame.
+    pub param: Option<&'a str>,
+    /// What happened, for a program.
+    pub code: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct OpenAi<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+impl ErrorBody<'_> {
+    /// The body of an error answer.
+    pub fn to_json(&self, dialect: Dialect) -> Bytes {
+        let body = match dialect {
+            Dialect::OpenAi | Dialect::Responses => json!({ "error": self.openai() }),
+            Dialect::Anthropic => self.anthropic(),
+        };
+        Bytes::from(body.to_string())
+    }
+
+    /// The events that end a stream with this error. They must begin where an event may begin.
+    pub fn to_sse_event(&self, dialect: Dialect) -> Bytes {
+        Bytes::from(match dialect {
+            Dialect::OpenAi => format!("data: {}\n\ndata: [DONE]\n\n", json!({ "error": self.openai() })),
+            Dialect::Anthropic => format!("event: error\ndata: {}\n\n", self.anthropic()),
+            Dialect::Responses => format!("event: error\ndata: {}\n\n", self.responses()),
+        })
+    }
+
+    fn openai(&self) -> OpenAi<'_> {
+        OpenAi { message: self.message, kind: self.kind, param: self.param, code: self.code }
+    }
+
+    fn anthropic(&self) -> Value {
+        let kind = match self.kind {
+            "server_error" => "api_error",
+            "insufficient_quota" => "rate_limit_error",
+            same => same,
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+    }
+
+    /// OpenAI's typed event has the message at its top; SDKs raise on an `error` inside, so it has both.
+    fn responses(&self) -> Value {
+        json!({
+            "type": "error",
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+            "error": self.openai(),
+        })
+    }
+}
+
+/// What an engine said of an error.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Reported {
+    /// Its message, shortened; empty if it gave none.
+    pub message: String,
+    /// Its `type`.
+    pub kind: Option<String>,
+    /// Its code; a number in digits.
+    pub code: Option<String>,
+}
+
+impl Reported {
+    /// Reads the body of an error answer; `None` if it is none.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        Self::within(&serde_json::from_slice(body).ok()?)
+    }
+
+    /// The error in an answer or an event: under `error`, under `response.error`, or as FastAPI's `detail`.
+    pub(super) fn within(answer: &Value) -> Option<Self> {
+        let truthy = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false)) && **value != json!("");
+        if let Some(error) = answer.get("error").or_else(|| answer.pointer("/response/error")).filter(truthy) {
+            return Some(Self::of(error));
+        }
+        if let Some(detail) = answer.get("detail").filter(truthy) {
+            return Some(Self::of(detail));
+        }
+        let is_error = |key: &str| answer.get(key).and_then(Value::as_str) == Some("error");
+        (is_error("object") || is_error("type")).then(|| Self::of(answer))
+    }
+
+    fn of(error: &Value) -> Self {
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let field = |key: &str| error.get(key).filter(|value| !value.is_null()).map(text);
+        let message = field("message").unwrap_or_else(|| text(error));
+        Self { message: message.chars().take(KEPT_MESSAGE).collect(), kind: field("type"), code: field("code") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: ErrorBody<'_> =
+        ErrorBody { message: "No \"x\"\n", kind: "not_found_error", param: Some("model"), code: Some("model_not_found") };
+
+    fn text(bytes: &Bytes) -> &str {
+        str::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn the_openai_shape_has_all_four_fields_even_when_null() {
+        let body: Value = serde_json::from_slice(&FULL.to_json(Dialect::OpenAi)).unwrap();
+        let expected = json!({"error": {
+            "message": "No \"x\"\n", "type": "not_found_error", "param": "model", "code": "model_not_found"
+        }});
+        assert_eq!(body, expected);
+        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
+        let expected = r#"{"error":{"code":null,"message":"m","param":null,"type":"server_error"}}"#;
+        assert_eq!(text(&bare.to_json(Dialect::Responses)), expected);
+    }
+
+    #[test]
+    fn the_anthropic_shape_uses_its_own_kinds() {
+        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
+        let body: Value = serde_json::from_slice(&bare.to_json(Dialect::Anthropic)).unwrap();
+        assert_eq!(body, json!({"type": "error", "error": {"type": "api_error", "message": "m"}}));
+    }
+
+    #[test]
+    fn each_stream_ends_in_its_own_way() {
+        let openai = FULL.to_sse_event(Dialect::OpenAi);
+        assert!(text(&openai).starts_with("data: {\"error\":{"));
+        assert!(text(&openai).ends_with("}\n\ndata: [DONE]\n\n"));
+        for dialect in [Dialect::Anthropic, Dialect::Responses] {
+            let event = FULL.to_sse_event(dialect);
+            assert!(text(&event).starts_with("event: error\ndata: {"));
+            assert!(text(&event).ends_with("}\n\n"));
+            assert_eq!(text(&event).lines().count(), 3);
+        }
+    }
+
+    #[test]
+    fn every_engines_way_of_telling_an_error_is_read() {
+        let read = |body: &str| Reported::read(body.as_bytes());
+        let vllm = r#"{"error":{"message":"no model","type":"NotFoundError","param":"model","code":404}}"#;
+        let expected = Reported {
+            message: "no model".to_owned(),
+            kind: Some("NotFoundError".to_owned()),
+            code: Some("404".to_owned()),
+        };
+        assert_eq!(read(vllm), Some(expected));
+        assert_eq!(read(r#"{"error":"Unauthorized"}"#).unwrap().message, "Unauthorized");
+        assert_eq!(read(r#"{"detail":"Not Found"}"#).unwrap().message, "Not Found");
+        assert_eq!(read(r#"{"detail":[{"msg":"bad"}]}"#).unwrap().message, r#"[{"msg":"bad"}]"#);
+        let old = r#"{"object":"error","message":"old","type":"BadRequestError","code":400}"#;
+        assert_eq!(read(old).unwrap().message, "old");
+        assert_eq!(read(r#"{"id":"x","error":null}"#), None);
+        assert_eq!(read("Internal Server Error"), None);
+    }
+}
