@@ -3,8 +3,7 @@
 //! It looks at the files alone. It opens no socket and no token file, so it runs on a laptop and in CI.
 
 use std::{
-    fs,
-    io::{self, ErrorKind, Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -13,6 +12,9 @@ use anyhow::Context;
 
 use super::{OK, PROBLEMS, colour};
 use crate::config::{self, Config, Problem, Report};
+
+/// What standard input is called in reports.
+const STDIN: &str = "<stdin>";
 
 /// Say everything that is wrong with a configuration, and what to do about it.
 ///
@@ -39,7 +41,7 @@ pub(super) struct Args {
 }
 
 /// Checks every file and prints what was found.
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let stdout = io::stdout();
     let coloured = colour(&stdout);
     let mut out = stdout.lock();
@@ -61,63 +63,43 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// What there is to say about one file, and whether it can be used.
 fn verdict(path: &Path, coloured: bool) -> (String, bool) {
-    let name = path.display().to_string();
-    let loaded = read(path).and_then(|bytes| config::load_bytes(&name, &bytes));
-    let (problems, last, good) = match loaded {
+    let name = if path == Path::new("-") {
+        STDIN.to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let (problems, last, good) = match load(path) {
         Ok((config, warnings)) => {
-            let last = format!(
-                "{name}: ok ({}){}\n",
-                summary(&config),
-                with(", ", warnings.len(), "warning")
-            );
+            let last = format!("{name}: ok ({}){}\n", summary(&config), also(warnings.len()));
             (warnings, last, true)
         }
-        Err(Report { problems }) => {
-            let errors = Report {
-                problems: problems.clone(),
-            }
-            .errors();
-            let last = format!(
-                "{name}: {}{}\n",
-                counted(errors, "error"),
-                with(", ", problems.len() - errors, "warning")
-            );
-            (problems, last, false)
+        Err(report) => {
+            let errors = report.errors();
+            let warnings = report.problems.len() - errors;
+            (
+                report.problems,
+                format!("{name}: {}{}\n", counted(errors, "error"), also(warnings)),
+                false,
+            )
         }
     };
     let shown = |problem: &Problem| problem.rendered(coloured) + "\n";
     (problems.iter().map(shown).collect::<String>() + &last, good)
 }
 
-/// A file's content, or a report of why there is none.
-fn read(path: &Path) -> Result<Vec<u8>, Report> {
+/// The configuration at a path, or on standard input for `-`.
+fn load(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
+    if path != Path::new("-") {
+        return config::load_file(path);
+    }
     let mut bytes = Vec::new();
-    let read = if path == Path::new("-") {
-        io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
-    } else {
-        fs::read(path)
-    };
-    read.map_err(|error| {
-        let (message, remedy) = match error.kind() {
-            ErrorKind::NotFound => (
-                "there is no such file".to_owned(),
-                "check the path; it is taken from the directory you are in",
-            ),
-            ErrorKind::PermissionDenied => (
-                "this file may not be read".to_owned(),
-                "give your user the right to read it, and to enter its directories",
-            ),
-            ErrorKind::IsADirectory => (
-                "this is a directory".to_owned(),
-                "name the files in it, such as `config/*.yaml`",
-            ),
-            _ => (
-                format!("this file cannot be read: {error}"),
-                "check the path and the disk",
-            ),
-        };
-        Report::whole_file(&path.display().to_string(), message, remedy)
-    })
+    match io::stdin().lock().read_to_end(&mut bytes) {
+        Ok(_) => config::load_bytes(STDIN, &bytes),
+        Err(error) => {
+            let message = format!("standard input cannot be read: {error}");
+            Err(Report::whole_file(STDIN, message, "pipe a file into it, or name one"))
+        }
+    }
 }
 
 fn summary(config: &Config) -> String {
@@ -133,12 +115,12 @@ fn counted(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The count after `before`, or nothing if it is zero.
-fn with(before: &str, number: usize, noun: &str) -> String {
-    if number == 0 {
+/// The warnings, if there are any, to go behind something else.
+fn also(warnings: usize) -> String {
+    if warnings == 0 {
         String::new()
     } else {
-        before.to_owned() + &counted(number, noun)
+        format!(", {}", counted(warnings, "warning"))
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 /// Prints the script.
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "tidegate", &mut script);
     io::stdout().lock().write_all(&script)?;

@@ -41,8 +41,8 @@ enum Verb {
 impl Verb {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Check(args) => check::run(args),
-            Self::Completions(args) => completions::run(args),
+            Self::Check(args) => check::run(&args),
+            Self::Completions(args) => completions::run(&args),
         }
     }
 }

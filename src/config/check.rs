@@ -3,16 +3,14 @@
 //! Every check goes on after a problem, and asks what it can of what is left. It looks at the text alone: whether a
 //! token file exists or a pod answers is for those who open them.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
 
 use super::{
-    Api, Bytes, Config, Limits, Log, Place, Problem, Report, Retry, Sessions, Severity, Timeouts, check_models,
-    check_pools, defaults,
-    file::{ApiFile, DoorFile, File, LimitsFile, ListenerFile, LogFile, RetryFile, SessionsFile, TimeoutsFile},
-    nearest::suggestion,
+    Bytes, Config, Place, Problem, Report, Severity, check_models, check_pools, check_settings, defaults,
+    file::{DoorFile, File, ListenerFile},
     report::{Finding, Source},
-    shape::{self, At},
-    tree::{self, Kind, Node},
+    shape,
+    tree::{self, At, Kind, Node},
     units::Span,
 };
 
@@ -31,6 +29,33 @@ pub fn load(path_name: &str, text: &str) -> Result<(Config, Vec<Problem>), Repor
         Some(config) if errors == 0 => Ok((config, problems)),
         _ => Err(Report { problems }),
     }
+}
+
+/// [`load`] for a file; its path is the name that the problems carry.
+pub fn load_file(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|error| {
+        let (message, remedy) = match error.kind() {
+            ErrorKind::NotFound => (
+                "there is no such file".to_owned(),
+                "check the path; it is taken from the directory you are in",
+            ),
+            ErrorKind::PermissionDenied => (
+                "this file may not be read".to_owned(),
+                "give your user the right to read it and to enter its directories",
+            ),
+            ErrorKind::IsADirectory => (
+                "this is a directory".to_owned(),
+                "name the files in it, such as `config/*.yaml`",
+            ),
+            _ => (
+                format!("this file cannot be read: {error}"),
+                "check the path and the disk",
+            ),
+        };
+        Report::whole_file(&name, message, remedy)
+    })?;
+    load_bytes(&name, &bytes)
 }
 
 /// [`load`] for what a file holds before it is known to be text.
@@ -78,29 +103,32 @@ fn read(text: &str, sheet: &mut Sheet) -> Option<Config> {
     }
     let reading = shape::read::<File>(&root);
     sheet.take(reading.findings);
+    sheet.listeners_known = whole(&root, "listeners");
     sheet.pools_known = whole(&root, "pools");
     sheet.models_known = whole(&root, "models");
     Some(check(&reading.value?, sheet))
 }
 
-/// Whether nothing of a list was dropped, so that what it does not name does not exist.
+/// Whether all of a list was read, so that what it does not name does not exist.
 fn whole(root: &Node, list: &str) -> bool {
     let Kind::Map(entries) = &root.kind else { return false };
-    entries.iter().filter(|entry| entry.key == list).all(|entry| {
-        let items: &[Node] = if let Kind::List(items) = &entry.value.kind {
-            items
-        } else {
-            &[]
-        };
-        !entry.value.dropped.get() && items.iter().all(|item| !item.dropped.get())
-    })
+    let items = entries
+        .iter()
+        .filter(|entry| entry.key == list)
+        .flat_map(|entry| match &entry.value.kind {
+            Kind::List(items) => items.as_slice(),
+            _ => &[],
+        });
+    !root.lost(list) && items.into_iter().all(|item| !item.dropped.get())
 }
 
 /// What was found so far, and what may be asked.
 #[derive(Default)]
 pub(super) struct Sheet {
     pub(super) findings: Vec<Finding>,
-    /// Every pool that the file names was read, so that another name is unknown.
+    /// Every listener of the file was read, so that there are no others.
+    pub(super) listeners_known: bool,
+    /// The same for pools, so that another name is unknown.
     pub(super) pools_known: bool,
     /// The same for models.
     pub(super) models_known: bool,
@@ -175,7 +203,7 @@ impl Sheet {
         ))
     }
 
-    fn count(&mut self, value: Option<&At<u32>>, default: u32) -> u32 {
+    pub(super) fn count(&mut self, value: Option<&At<u32>>, default: u32) -> u32 {
         self.positive(
             value,
             default,
@@ -204,12 +232,12 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         }),
         admin,
         probes,
-        limits: limits(file.limits.as_ref(), sheet),
-        timeouts: timeouts(file.timeouts.as_ref(), sheet),
-        retry: retry(file.retry.as_ref(), sheet),
-        sessions: sessions(file.sessions.as_ref(), sheet),
-        api: api(file.api.as_ref(), sheet),
-        log: log(file.log.as_ref(), sheet),
+        limits: check_settings::limits(file.limits.as_ref(), sheet),
+        timeouts: check_settings::timeouts(file.timeouts.as_ref(), sheet),
+        retry: check_settings::retry(file.retry.as_ref(), sheet),
+        sessions: check_settings::sessions(file.sessions.as_ref(), sheet),
+        api: check_settings::api(file.api.as_ref(), sheet),
+        log: check_settings::log(file.log.as_ref(), sheet),
     }
 }
 
@@ -300,152 +328,4 @@ fn collide(left: SocketAddr, right: SocketAddr) -> bool {
     left.port() != 0
         && left.port() == right.port()
         && (left.ip() == right.ip() || covers(left, right) || covers(right, left))
-}
-
-fn limits(file: Option<&LimitsFile>, sheet: &mut Sheet) -> Limits {
-    let empty = LimitsFile::default();
-    let given = file.unwrap_or(&empty);
-    let default = defaults::LIMITS;
-    let limits = Limits {
-        body: sheet.bytes(given.body.as_ref(), default.body),
-        buffered_bodies: sheet.bytes(given.buffered_bodies.as_ref(), default.buffered_bodies),
-        connections: given
-            .connections
-            .as_ref()
-            .map_or(default.connections, |at| sheet.count(Some(at), 1) as usize),
-        header_fields: given
-            .header_fields
-            .as_ref()
-            .map_or(default.header_fields, |at| sheet.count(Some(at), 1) as usize),
-        header_bytes: sheet.bytes(given.header_bytes.as_ref(), default.header_bytes),
-        http2_streams: sheet.count(given.http2_streams.as_ref(), default.http2_streams),
-    };
-    let blamed = given.body.as_ref().or(given.buffered_bodies.as_ref());
-    if let Some(blamed) = blamed.filter(|_| limits.body > limits.buffered_bodies) {
-        let message = format!(
-            "`body` ({}) is more than `buffered_bodies` ({})",
-            limits.body, limits.buffered_bodies
-        );
-        sheet.error(
-            blamed.place,
-            message,
-            "the largest body alone has to fit: raise `buffered_bodies` or lower `body`",
-        );
-    }
-    limits
-}
-
-fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeouts {
-    let empty = TimeoutsFile::default();
-    let given = file.unwrap_or(&empty);
-    let default = defaults::TIMEOUTS;
-    let plain = |value: Option<&At<Span>>, default: Duration| value.map_or(default, |at| at.value.0);
-    let timeouts = Timeouts {
-        header_read: sheet.span(given.header_read.as_ref(), default.header_read),
-        body_read: sheet.span(given.body_read.as_ref(), default.body_read),
-        connect: sheet.span(given.connect.as_ref(), default.connect),
-        first_byte: sheet.span(given.first_byte.as_ref(), default.first_byte),
-        idle: sheet.span(given.idle.as_ref(), default.idle),
-        total: given.total.as_ref().map(|total| sheet.span(Some(total), total.value.0)),
-        // These three may be zero: keep nothing, wait for nothing.
-        pool_idle: plain(given.pool_idle.as_ref(), default.pool_idle),
-        drain_delay: plain(given.drain_delay.as_ref(), default.drain_delay),
-        drain_grace: plain(given.drain_grace.as_ref(), default.drain_grace),
-    };
-    if let Some(at) = given
-        .pool_idle
-        .as_ref()
-        .filter(|at| at.value.0 >= Duration::from_secs(5))
-    {
-        let message =
-            "uvicorn, under most engines, closes idle connections after 5s, and requests would be lost to that race";
-        sheet.warning(
-            at.place,
-            message,
-            "stay below 5s, unless every pod was started with a longer keep-alive timeout",
-        );
-    }
-    timeouts
-}
-
-fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
-    let empty = RetryFile::default();
-    let given = file.unwrap_or(&empty);
-    let default = defaults::RETRY;
-    if let Some(at) = given.attempts.as_ref().filter(|at| at.value > defaults::MOST_ATTEMPTS) {
-        sheet.error(
-            at.place,
-            format!("{} further attempts are too many", at.value),
-            format!("write at most {}", defaults::MOST_ATTEMPTS),
-        );
-    }
-    Retry {
-        attempts: given.attempts.as_ref().map_or(default.attempts, |at| at.value),
-        budget: given.budget.unwrap_or(default.budget),
-        budget_floor: given.budget_floor.unwrap_or(default.budget_floor),
-    }
-}
-
-fn sessions(file: Option<&SessionsFile>, sheet: &mut Sheet) -> Sessions {
-    let Some(SessionsFile { header }) = file else {
-        return defaults::sessions();
-    };
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if header.value.is_empty() || !header.value.bytes().all(token) {
-        sheet.error(
-            header.place,
-            format!("`{}` is not a header's name", header.value),
-            "write one such as `x-session-id`",
-        );
-    }
-    Sessions {
-        header: header.value.to_ascii_lowercase(),
-    }
-}
-
-fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
-    let default = defaults::api();
-    let Some(given) = file else { return default };
-    let paths = given.extra_paths.as_deref().unwrap_or_default();
-    for path in paths {
-        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#');
-        if !path.value.starts_with('/') || !path.value.bytes().all(plain) {
-            sheet.error(
-                path.place,
-                format!("`{}` is not a path", path.value),
-                "write it as in a request, from `/` on and without a query: `/v1/moderations`",
-            );
-        }
-    }
-    Api {
-        extra_paths: paths.iter().map(|path| path.value.clone()).collect(),
-        serve_reported_models: given.serve_reported_models.unwrap_or(default.serve_reported_models),
-        inject_usage: given.inject_usage.unwrap_or(default.inject_usage),
-        decision_headers: given.decision_headers.unwrap_or(default.decision_headers),
-    }
-}
-
-/// The levels of a log filter.
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-
-fn log(file: Option<&LogFile>, sheet: &mut Sheet) -> Log {
-    let default = defaults::log();
-    let Some(given) = file else { return default };
-    if let Some(level) = &given.level {
-        for part in level.value.split(',').map(str::trim) {
-            // A bare word that is no level would be taken for a module whose every line is wanted.
-            let word = part.rsplit_once('=').map_or(part, |(_, word)| word);
-            if !LEVELS.iter().any(|known| known.eq_ignore_ascii_case(word)) {
-                sheet.error(
-                    level.place,
-                    format!("`{word}` is not a log level"),
-                    suggestion(word, &LEVELS, "the levels are"),
-                );
-            }
-        }
-    }
-    Log {
-        level: given.level.as_ref().map_or(default.level, |level| level.value.clone()),
-        format: given.format.unwrap_or(default.format),
-    }
 }

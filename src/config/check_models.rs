@@ -7,8 +7,8 @@ use super::{
     check::{Sheet, address},
     defaults,
     file::{File, ListenerFile, ListenerModelFile, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
-    nearest::suggestion,
-    shape::At,
+    report::suggestion,
+    tree::At,
 };
 
 /// The models of the file, or none.
@@ -132,7 +132,7 @@ fn known_pool(reference: &At<String>, file: &File, sheet: &mut Sheet) {
 /// Every listener of the file whose address can be understood.
 pub(super) fn listeners(file: &File, sheet: &mut Sheet) -> Vec<Listener> {
     let listeners = &file.listeners;
-    if listeners.value.is_empty() && sheet.errors() == 0 {
+    if listeners.value.is_empty() && sheet.listeners_known {
         let remedy = "add one: `- { name: openai, address: 0.0.0.0:8081 }`";
         sheet.error(listeners.place, "there is no listener, so nobody could ask", remedy);
     }

@@ -1,14 +1,14 @@
 //! Pools: where the pods are, what engine they run and how their load is read.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::{
     CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target,
     check::Sheet,
     defaults,
     file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
-    shape::At,
     target::{metrics_page, parse_target},
+    tree::At,
 };
 
 /// Every pool of the file.
@@ -98,56 +98,31 @@ fn endpoint(
     pool_token: Option<&At<PathBuf>>,
     sheet: &mut Sheet,
 ) -> Option<(Place, Endpoint)> {
-    let EndpointFile {
-        url,
-        dns,
-        file,
-        token_file,
-        metrics_url,
-    } = &entry.value;
-    let token = || token_file.as_ref().or(pool_token).map(|path| path.value.clone());
-    match (url, dns, file) {
+    let given = &entry.value;
+    let token = given.token_file.as_ref().or(pool_token);
+    match (&given.url, &given.dns, &given.file) {
         (Some(url), None, None) => {
-            let metrics_url = metrics_page(sheet, metrics_url.as_ref());
+            let metrics_url = metrics_page(sheet, given.metrics_url.as_ref());
+            let token_file = token.map(|path| path.value.clone());
             let target = parse_target(sheet, url)?;
             Some((
                 url.place,
                 Endpoint::Fixed(Target {
-                    token_file: token(),
+                    token_file,
                     metrics_url,
                     ..target
                 }),
             ))
         }
         (None, Some(dns), None) => {
-            if let Some(metrics_url) = metrics_url {
-                let message = "`metrics_url` would be the same page for every address of the name";
-                sheet.error(
-                    metrics_url.place,
-                    message,
-                    "set `path` and `port` under the pool's `metrics` instead",
-                );
-            }
-            let target = parse_target(sheet, dns)?;
-            if target.origin.host.parse::<std::net::IpAddr>().is_ok() {
-                sheet.error(
-                    dns.place,
-                    "there is nothing to resolve in an IP address",
-                    "write `url:` instead of `dns:`",
-                );
-            }
-            Some((
-                dns.place,
-                Endpoint::Dns(Target {
-                    token_file: token(),
-                    ..target
-                }),
-            ))
+            let target = resolved(dns, given.metrics_url.as_ref(), sheet)?;
+            let token_file = token.map(|path| path.value.clone());
+            Some((dns.place, Endpoint::Dns(Target { token_file, ..target })))
         }
         (None, None, Some(file)) => {
             let elsewhere = [
-                token_file.as_ref().or(pool_token).map(|path| path.place),
-                metrics_url.as_ref().map(|url| url.place),
+                token.map(|path| path.place),
+                given.metrics_url.as_ref().map(|url| url.place),
             ];
             for place in elsewhere.into_iter().flatten() {
                 let message = "this does not reach the endpoints that are read from a file";
@@ -160,22 +135,37 @@ fn endpoint(
             Some((file.place, Endpoint::File(file.value.clone())))
         }
         (None, None, None) => {
-            sheet.error(
-                entry.place,
-                "this endpoint says nothing about where it is",
-                "add `url:`, `dns:` or `file:`",
-            );
+            let message = "this endpoint says nothing about where it is";
+            sheet.error(entry.place, message, "add `url:`, `dns:` or `file:`");
             None
         }
         _ => {
-            sheet.error(
-                entry.place,
-                "this endpoint is in more than one place",
-                "keep one of `url`, `dns` and `file`, and make the others entries of their own",
-            );
+            let remedy = "keep one of `url`, `dns` and `file`, and make the others entries of their own";
+            sheet.error(entry.place, "this endpoint is in more than one place", remedy);
             None
         }
     }
+}
+
+/// A target whose host name stands for several pods.
+fn resolved(dns: &At<String>, metrics_url: Option<&At<String>>, sheet: &mut Sheet) -> Option<Target> {
+    if let Some(metrics_url) = metrics_url {
+        let message = "`metrics_url` would be the same page for every address of the name";
+        sheet.error(
+            metrics_url.place,
+            message,
+            "set `path` and `port` under the pool's `metrics` instead",
+        );
+    }
+    let target = parse_target(sheet, dns)?;
+    if target.origin.host.parse::<IpAddr>().is_ok() {
+        sheet.error(
+            dns.place,
+            "there is nothing to resolve in an IP address",
+            "write `url:` instead of `dns:`",
+        );
+    }
+    Some(target)
 }
 
 fn engine(pool: &PoolFile, sheet: &mut Sheet) -> Engine {

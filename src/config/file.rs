@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, shape::At, units::Span};
+use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, tree::At, units::Span};
 
 /// A Tidegate configuration.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -19,8 +19,12 @@ use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, shape::At, uni
 #[schemars(title = "Tidegate configuration")]
 pub(super) struct File {
     /// Where clients come in; at least one.
+    #[serde(default)]
+    #[schemars(required)]
     pub(super) listeners: At<Vec<ListenerFile>>,
     /// The groups of pods; at least one. A pool's pods serve the same base model.
+    #[serde(default)]
+    #[schemars(required)]
     pub(super) pools: At<Vec<PoolFile>>,
     /// The names that clients ask for. Default: none, so that clients use the names that pods report.
     pub(super) models: Option<At<Vec<ModelFile>>>,
@@ -340,7 +344,8 @@ pub(super) struct ApiFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ level: info }`")]
 pub(super) struct LogFile {
-    /// A level (error, warn, info, debug, trace), or several parts such as info,tidegate::scrape=debug. Default: info.
+    /// A level (error, warn, info, debug, trace), or several parts such as
+    /// `info,tidegate::scrape=debug`. Default: info.
     pub(super) level: Option<At<String>>,
     /// Default: auto.
     pub(super) format: Option<LogFormat>,

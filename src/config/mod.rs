@@ -11,18 +11,17 @@ use serde::Deserialize;
 mod check;
 mod check_models;
 mod check_pools;
+mod check_settings;
 mod defaults;
 mod file;
-mod nearest;
 mod report;
 mod shape;
 mod target;
 mod tree;
 mod units;
 
-pub use check::{load, load_bytes, schema};
-pub use nearest::nearest;
-pub use report::{Place, Problem, Report, Severity};
+pub use check::{load, load_bytes, load_file, schema};
+pub use report::{Place, Problem, Report, Severity, nearest};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 

@@ -1,7 +1,8 @@
 //! Problems as an operator reads them: file, line and column first (editors and CI make that a link), the line itself
 //! with a caret under the word, and what to do about it.
 //!
-//! Text from the file is shown without its control characters: a report goes to terminals and logs.
+//! A remedy names the word that was probably meant only if it is near: a wrong suggestion costs the reader more than
+//! none. Text from the file is shown without its control characters: a report goes to terminals and logs.
 
 use std::{fmt, sync::Arc};
 
@@ -252,6 +253,7 @@ impl<'a> Source<'a> {
             message,
             remedy,
         } = finding;
+        let place = self.inside(place);
         let line = (place.line as usize)
             .checked_sub(1)
             .and_then(|index| self.lines.get(index));
@@ -263,5 +265,130 @@ impl<'a> Source<'a> {
             remedy,
             line: line.map(|line| Arc::from(*line)),
         }
+    }
+
+    /// The place, or the end of the text where a parser speaks of a line after the last.
+    fn inside(&self, place: Place) -> Place {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let end = count(self.lines.len());
+        match self.lines.last() {
+            Some(last) if place.line > end => Place {
+                line: end,
+                column: count(last.chars().count()).saturating_add(1),
+                length: 1,
+            },
+            _ => place,
+        }
+    }
+}
+
+/// Words longer than this are not compared: the distance is quadratic, and no name of ours is near it.
+const LONGEST: usize = 256;
+
+/// The allowed word nearest to `word`, if one is near enough to be a slip of the keyboard.
+pub fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > LONGEST {
+        return None;
+    }
+    let typed = plain(word);
+    // A third of the letters may be wrong, as rustc allows; a difference in case or in `_` and `-` costs nothing.
+    let limit = (typed.len() / 3).max(1);
+    allowed
+        .into_iter()
+        .filter(|candidate| candidate.len() <= LONGEST)
+        .map(|candidate| (distance(&typed, &plain(candidate)), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `did you mean X?` and the whole list, or the list alone.
+pub(super) fn suggestion(word: &str, allowed: &[&str], what: &str) -> String {
+    let list = listed(allowed);
+    match nearest(word, allowed.iter().copied()) {
+        Some(near) if allowed.len() == 1 => format!("did you mean `{near}`?"),
+        Some(near) => format!("did you mean `{near}`? {what}: {list}"),
+        None => format!("{what}: {list}"),
+    }
+}
+
+/// How many names a list shows before it is cut: more would hide the rest of the report.
+const SHOWN: usize = 20;
+
+/// Names in a row, cut after [`SHOWN`].
+fn listed(names: &[&str]) -> String {
+    let list = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => list,
+        more => format!("{list} and {more} more"),
+    }
+}
+
+fn plain(word: &str) -> Vec<char> {
+    word.chars()
+        .filter(|letter| !matches!(letter, '_' | '-'))
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// Edit distance in which two neighbours that changed places count once, as fingers make that slip so often.
+fn distance(left: &[char], right: &[char]) -> usize {
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=right.len()).collect();
+    for (row, letter) in left.iter().enumerate() {
+        let mut cells = vec![row + 1];
+        let mut written = row + 1;
+        for (column, other) in right.iter().enumerate() {
+            let at = |cells: &[usize], index: usize| cells.get(index).copied().unwrap_or(usize::MAX - 1);
+            let same = usize::from(letter != other);
+            written = (at(&last, column) + same)
+                .min(at(&last, column + 1) + 1)
+                .min(written + 1);
+            let swapped = column.checked_sub(1).zip(row.checked_sub(1));
+            if let Some((left_of, _)) = swapped
+                .filter(|(left_of, above)| right.get(*left_of) == Some(letter) && left.get(*above) == Some(other))
+            {
+                written = written.min(at(&before_last, left_of) + 1);
+            }
+            cells.push(written);
+        }
+        before_last = std::mem::replace(&mut last, cells);
+    }
+    last.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_insertions_deletions_and_replacements() {
+        let chars = |word: &str| word.chars().collect::<Vec<_>>();
+        for (left, right, expected) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 1),
+            ("inof", "info", 1),
+            ("abcd", "badc", 2),
+        ] {
+            assert_eq!(distance(&chars(left), &chars(right)), expected, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn a_slip_is_recognised_and_another_word_is_not() {
+        let words = ["round-robin", "random", "least-cost"];
+        assert_eq!(nearest("round_robbin", words), Some("round-robin"));
+        assert_eq!(nearest("LeastCost", words), Some("least-cost"));
+        assert_eq!(nearest("fastest", words), None);
+    }
+
+    #[test]
+    fn a_long_list_is_cut() {
+        let names: Vec<String> = (0..25).map(|number| format!("n{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(listed(&names).ends_with("n19 and 5 more"));
     }
 }

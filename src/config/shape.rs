@@ -7,14 +7,13 @@
 use std::{cell::RefCell, fmt};
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{self, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor, value::U32Deserializer},
 };
 
 use super::{
-    nearest::suggestion,
-    report::{Finding, Place},
-    tree::{Entry, Kind, Node},
+    report::{Finding, Place, nearest, suggestion},
+    tree::{AT, Entry, Kind, Node},
 };
 
 /// After so many misfits the file is something else than a configuration, and more of them help nobody.
@@ -51,59 +50,6 @@ pub(super) fn read<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
     }
 }
 
-/// A value with the place where it stands.
-#[derive(Clone, Debug)]
-pub(super) struct At<T> {
-    /// The value.
-    pub(super) value: T,
-    /// Where it stands.
-    pub(super) place: Place,
-}
-
-impl<T: schemars::JsonSchema> schemars::JsonSchema for At<T> {
-    fn inline_schema() -> bool {
-        T::inline_schema()
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        T::json_schema(generator)
-    }
-}
-
-/// How [`At`] asks [`Reader`] for a place; no YAML value can be a newtype struct of this name.
-const AT: &str = "tidegate::At";
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pair<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pair<T> {
-            type Value = At<T>;
-
-            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-                out.write_str("a value with its place")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
-                let mut number = || parts.next_element::<u32>().map(Option::unwrap_or_default);
-                let place = Place {
-                    line: number()?,
-                    column: number()?,
-                    length: number()?,
-                };
-                let value = parts
-                    .next_element()?
-                    .ok_or_else(|| de::Error::custom("a place without a value"))?;
-                Ok(At { value, place })
-            }
-        }
-        deserializer.deserialize_newtype_struct(AT, Pair(std::marker::PhantomData))
-    }
-}
-
 /// Why a value could not be read.
 #[derive(Debug)]
 pub(super) enum Misfit {
@@ -113,8 +59,6 @@ pub(super) enum Misfit {
     Missing(&'static str),
     /// A word that is not one of those allowed.
     UnknownWord(String, &'static [&'static str]),
-    /// Found this, expected that.
-    Wrong { found: String, expected: String },
     /// In words: what is wrong and, on a second line, what to do.
     Said(String),
 }
@@ -141,10 +85,12 @@ impl de::Error for Misfit {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::Wrong {
-            found: described(found),
-            expected: expected.to_string(),
-        }
+        let remedy = expectation(&expected.to_string(), found);
+        Self::Said(format!(
+            "{} does not fit here
+{remedy}",
+            described(found)
+        ))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -166,18 +112,28 @@ fn described(found: Unexpected<'_>) -> String {
     }
 }
 
-/// What a Rust type that serde names is called in a configuration.
-fn expected_words(expected: &str) -> &str {
-    match expected {
-        "a string" => "text (put it in \"quotes\" if it looks like a number)",
+/// What to write instead: Rust's names for types in the words of a configuration.
+fn expectation(expected: &str, found: Unexpected<'_>) -> String {
+    let words = match expected {
+        "a string" => "plain text",
         "a boolean" => "`true` or `false`",
         "u16" => "a whole number from 0 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
-        "u64" | "usize" => "a whole number, 0 or more",
         "f32" | "f64" => "a number",
-        "a sequence" => "a list: each item on its own line after `- `",
+        "a sequence" => "a list, each item on a line of its own after `- `",
+        "path string" => "the path of a file",
         other => other,
-    }
+    };
+    let scalar = matches!(
+        found,
+        Unexpected::Bool(_) | Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_)
+    );
+    let quotes = if expected == "a string" && scalar {
+        ": put it in \"quotes\""
+    } else {
+        ""
+    };
+    format!("write {words}{quotes}")
 }
 
 /// One node being read.
@@ -208,10 +164,6 @@ impl<'a> Reader<'a> {
             Misfit::UnknownWord(word, allowed) => (
                 format!("`{word}` is not known here"),
                 suggestion(&word, allowed, "allowed are"),
-            ),
-            Misfit::Wrong { found, expected } => (
-                "this value has the wrong type".to_owned(),
-                format!("expected {}, found {found}", expected_words(&expected)),
             ),
             Misfit::Said(words) => match words.split_once('\n') {
                 Some((message, remedy)) => (message.to_owned(), remedy.to_owned()),
@@ -264,12 +216,12 @@ impl<'a> Reader<'a> {
 }
 
 impl Node {
-    /// Whether this map once had `field` and it was dropped.
-    fn lost(&self, field: &str) -> bool {
+    /// Whether this map once had `field`, or a slip of it, and it was dropped.
+    pub(super) fn lost(&self, field: &str) -> bool {
         match &self.kind {
             Kind::Map(entries) => entries
                 .iter()
-                .any(|entry| entry.key == field && entry.value.dropped.get()),
+                .any(|entry| entry.value.dropped.get() && nearest(&entry.key, [field]).is_some()),
             _ => false,
         }
     }
@@ -347,13 +299,11 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Misfit> {
-        match &self.node.kind {
-            Kind::Text(word) => visitor.visit_enum(word.as_str().into_deserializer()),
-            _ => Err(Misfit::Wrong {
-                found: described(self.unexpected()),
-                expected: format!("one of {}", variants.join(", ")),
-            }),
+        if let Kind::Text(word) = &self.node.kind {
+            return visitor.visit_enum(word.as_str().into_deserializer());
         }
+        let words = format!("one of {}", variants.join(", "));
+        Err(de::Error::invalid_type(self.unexpected(), &words.as_str()))
     }
 
     serde::forward_to_deserialize_any! {

@@ -3,15 +3,15 @@
 //! Our own small reader instead of a general URL one, because most of what a URL may hold (user, query, fragment, `..`)
 //! is a mistake here and shall be called one. It resolves no names.
 
-use std::{collections::BTreeSet, net::Ipv6Addr};
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use super::{
-    Origin, Target,
+    Origin, Place, Target,
     check::Sheet,
     file::EndpointFile,
     report::{Report, Source},
-    shape::{self, At},
-    tree::{self, Kind},
+    shape,
+    tree::{self, At, Kind},
 };
 
 /// What is wrong with a URL, and what to do.
@@ -31,59 +31,57 @@ pub fn parse_endpoints(name: &str, text: &str) -> Result<Vec<Target>, Report> {
         }
     };
     let mut sheet = Sheet::default();
-    let mut targets = Vec::new();
+    let mut seen = BTreeMap::new();
     if matches!(root.kind, Kind::Null) {
-        sheet.error(
-            root.place,
-            "the list of endpoints is empty",
-            "write `- url: http://10.0.0.1:8000`, or `[]` for no pods",
-        );
-    } else {
-        let reading = shape::read::<Vec<At<EndpointFile>>>(&root);
-        sheet.take(reading.findings);
-        for entry in reading.value.unwrap_or_default() {
-            match entry.value {
-                EndpointFile {
-                    url: Some(url),
-                    dns: None,
-                    file: None,
-                    token_file,
-                    metrics_url,
-                } => {
-                    let token_file = token_file.map(|path| path.value);
-                    let metrics_url = metrics_page(&mut sheet, metrics_url.as_ref());
-                    let target = parse_target(&mut sheet, &url);
-                    targets.extend(target.map(|target| {
-                        (
-                            url.place,
-                            Target {
-                                token_file,
-                                metrics_url,
-                                ..target
-                            },
-                        )
-                    }));
-                }
-                _ => sheet.error(
-                    entry.place,
-                    "only `url` can stand in a file of endpoints",
-                    "write `- url: http://10.0.0.1:8000`",
-                ),
-            }
-        }
+        let remedy = "write `- url: http://10.0.0.1:8000`, or `[]` for no pods";
+        sheet.error(root.place, "the list of endpoints is empty", remedy);
     }
-    let mut seen = BTreeSet::new();
-    for (place, target) in &targets {
-        if !seen.insert((target.origin.authority(), target.base_path.as_str())) {
-            sheet.error(*place, "this endpoint is listed twice", "keep one of them");
+    let reading = shape::read::<Option<Vec<At<EndpointFile>>>>(&root);
+    sheet.take(reading.findings);
+    let mut targets = Vec::new();
+    for entry in reading.value.flatten().unwrap_or_default() {
+        let Some((place, target)) = listed_target(&entry, &mut sheet) else {
+            continue;
+        };
+        let key = (target.origin.authority(), target.base_path.clone());
+        if let Some(line) = seen.insert(key, place.line) {
+            let remedy = format!("keep one: the first is on line {line}");
+            sheet.error(place, "this endpoint is listed twice", remedy);
         }
+        targets.push(target);
     }
     match sheet.errors() {
-        0 => Ok(targets.into_iter().map(|(_, target)| target).collect()),
+        0 => Ok(targets),
         _ => Err(Report {
             problems: source.problems(sheet.findings),
         }),
     }
+}
+
+fn listed_target(entry: &At<EndpointFile>, sheet: &mut Sheet) -> Option<(Place, Target)> {
+    let EndpointFile {
+        url: Some(url),
+        dns: None,
+        file: None,
+        token_file,
+        metrics_url,
+    } = &entry.value
+    else {
+        let remedy = "write `- url: http://10.0.0.1:8000`";
+        sheet.error(entry.place, "only `url` can stand in a file of endpoints", remedy);
+        return None;
+    };
+    let token_file = token_file.as_ref().map(|path| path.value.clone());
+    let metrics_url = metrics_page(sheet, metrics_url.as_ref());
+    let target = parse_target(sheet, url)?;
+    Some((
+        url.place,
+        Target {
+            token_file,
+            metrics_url,
+            ..target
+        },
+    ))
 }
 
 /// The target that `url` names; a wrong one goes on the sheet.

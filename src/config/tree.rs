@@ -101,6 +101,13 @@ fn finding(text: &str, error: &serde_saphyr::Error) -> Finding {
             "this alias has no anchor".to_owned(),
             "write `&name` before the value that `*name` shall repeat",
         ),
+        Error::Unexpected {
+            expected: "string scalar",
+            ..
+        } => (
+            "a key has to be text".to_owned(),
+            "write the key as one word and its value after `: `",
+        ),
         Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => (
             "this file is larger or more deeply nested than any configuration".to_owned(),
             "split it: endpoints can live in a file of their own (`file: endpoints.yaml`)",
@@ -222,5 +229,58 @@ impl<'de> Visitor<'de> for KindVisitor {
             });
         }
         Ok(Kind::Map(map))
+    }
+}
+
+/// A value with the place where it stands; by default nothing, nowhere.
+#[derive(Clone, Debug, Default)]
+pub(super) struct At<T> {
+    /// The value.
+    pub(super) value: T,
+    /// Where it stands.
+    pub(super) place: Place,
+}
+
+impl<T: schemars::JsonSchema> schemars::JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// How [`At`] asks `shape` for a place; no YAML value can be a newtype struct of this name.
+pub(super) const AT: &str = "tidegate::At";
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pair<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pair<T> {
+            type Value = At<T>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a value with its place")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
+                let mut number = || parts.next_element::<u32>().map(Option::unwrap_or_default);
+                let place = Place {
+                    line: number()?,
+                    column: number()?,
+                    length: number()?,
+                };
+                let value = parts
+                    .next_element()?
+                    .ok_or_else(|| de::Error::custom("a place without a value"))?;
+                Ok(At { value, place })
+            }
+        }
+        deserializer.deserialize_newtype_struct(AT, Pair(std::marker::PhantomData))
     }
 }
