@@ -1,2 +1,7 @@
 //! One binary; the verbs live in `cli`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidegate::cli::main()
+}

@@ -5,6 +5,26 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+mod check;
+mod check_models;
+mod check_pools;
+mod check_settings;
+mod defaults;
+mod file;
+mod report;
+mod shape;
+mod target;
+mod tree;
+mod units;
+
+pub use check::{load, load_bytes, load_file, schema};
+pub use report::{Place, Problem, Report, Severity, nearest};
+pub use target::parse_endpoints;
+pub use units::{bytes, duration, ratio};
+
 /// A count of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
@@ -196,7 +216,7 @@ pub struct TargetModel {
 }
 
 /// InferenceModel criticality.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum Criticality {
     /// Never shed.
     Critical,
@@ -208,7 +228,8 @@ pub enum Criticality {
 }
 
 /// What keeps related requests on one arm of a split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Sticky {
     /// A named session keeps its arm; a request without one is drawn.
     #[default]
@@ -263,17 +284,22 @@ pub struct WeightedScorer {
 }
 
 /// The scorers of the Gateway API Inference Extension, by its names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum Scorer {
     /// `queue-scorer`: fewer waiting requests.
+    #[serde(rename = "queue-scorer")]
     Queue,
     /// `running-requests-size-scorer`: fewer running requests.
+    #[serde(rename = "running-requests-size-scorer")]
     Running,
     /// `kv-cache-utilization-scorer`: more free KV cache.
+    #[serde(rename = "kv-cache-utilization-scorer")]
     KvCache,
     /// `prefix-cache-scorer`: more of the prompt already there.
+    #[serde(rename = "prefix-cache-scorer")]
     PrefixCache,
     /// `lora-affinity-scorer`: the adapter is loaded there.
+    #[serde(rename = "lora-affinity-scorer")]
     LoraAffinity,
 }
 
@@ -358,7 +384,8 @@ pub struct Log {
 }
 
 /// The shape of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Pretty on a terminal, JSON elsewhere.
     #[default]

@@ -1,0 +1,167 @@
+//! Limits, timeouts and the other sections of single values: what is given, else the default.
+
+use std::time::Duration;
+
+use super::{
+    Api, Limits, Log, Retry, Sessions, Timeouts,
+    check::Sheet,
+    defaults,
+    file::{ApiFile, LimitsFile, LogFile, RetryFile, SessionsFile, TimeoutsFile},
+    report::suggestion,
+    tree::At,
+    units::Span,
+};
+
+/// The bounds, with defaults.
+pub(super) fn limits(file: Option<&LimitsFile>, sheet: &mut Sheet) -> Limits {
+    let empty = LimitsFile::default();
+    let given = file.unwrap_or(&empty);
+    let default = defaults::LIMITS;
+    let limits = Limits {
+        body: sheet.bytes(given.body.as_ref(), default.body),
+        buffered_bodies: sheet.bytes(given.buffered_bodies.as_ref(), default.buffered_bodies),
+        connections: given
+            .connections
+            .as_ref()
+            .map_or(default.connections, |at| sheet.count(Some(at), 1) as usize),
+        header_fields: given
+            .header_fields
+            .as_ref()
+            .map_or(default.header_fields, |at| sheet.count(Some(at), 1) as usize),
+        header_bytes: sheet.bytes(given.header_bytes.as_ref(), default.header_bytes),
+        http2_streams: sheet.count(given.http2_streams.as_ref(), default.http2_streams),
+    };
+    let blamed = given.body.as_ref().or(given.buffered_bodies.as_ref());
+    if let Some(blamed) = blamed.filter(|_| limits.body > limits.buffered_bodies) {
+        let message = format!(
+            "`body` ({}) is more than `buffered_bodies` ({})",
+            limits.body, limits.buffered_bodies
+        );
+        sheet.error(
+            blamed.place,
+            message,
+            "the largest body alone has to fit: raise `buffered_bodies` or lower `body`",
+        );
+    }
+    limits
+}
+
+/// The timeouts, with defaults.
+pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeouts {
+    let empty = TimeoutsFile::default();
+    let given = file.unwrap_or(&empty);
+    let default = defaults::TIMEOUTS;
+    let plain = |value: Option<&At<Span>>, default: Duration| value.map_or(default, |at| at.value.0);
+    let timeouts = Timeouts {
+        header_read: sheet.span(given.header_read.as_ref(), default.header_read),
+        body_read: sheet.span(given.body_read.as_ref(), default.body_read),
+        connect: sheet.span(given.connect.as_ref(), default.connect),
+        first_byte: sheet.span(given.first_byte.as_ref(), default.first_byte),
+        idle: sheet.span(given.idle.as_ref(), default.idle),
+        total: given.total.as_ref().map(|total| sheet.span(Some(total), total.value.0)),
+        // These three may be zero: keep nothing, wait for nothing.
+        pool_idle: plain(given.pool_idle.as_ref(), default.pool_idle),
+        drain_delay: plain(given.drain_delay.as_ref(), default.drain_delay),
+        drain_grace: plain(given.drain_grace.as_ref(), default.drain_grace),
+    };
+    if let Some(at) = given
+        .pool_idle
+        .as_ref()
+        .filter(|at| at.value.0 >= Duration::from_secs(5))
+    {
+        let message =
+            "uvicorn, under most engines, closes idle connections after 5s, and requests would be lost to that race";
+        sheet.warning(
+            at.place,
+            message,
+            "stay below 5s, unless every pod was started with a longer keep-alive timeout",
+        );
+    }
+    timeouts
+}
+
+/// The retries, with defaults.
+pub(super) fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
+    let empty = RetryFile::default();
+    let given = file.unwrap_or(&empty);
+    let default = defaults::RETRY;
+    if let Some(at) = given.attempts.as_ref().filter(|at| at.value > defaults::MOST_ATTEMPTS) {
+        sheet.error(
+            at.place,
+            format!("{} further attempts are too many", at.value),
+            format!("write at most {}", defaults::MOST_ATTEMPTS),
+        );
+    }
+    Retry {
+        attempts: given.attempts.as_ref().map_or(default.attempts, |at| at.value),
+        budget: given.budget.unwrap_or(default.budget),
+        budget_floor: given.budget_floor.unwrap_or(default.budget_floor),
+    }
+}
+
+/// How sessions are named.
+pub(super) fn sessions(file: Option<&SessionsFile>, sheet: &mut Sheet) -> Sessions {
+    let Some(SessionsFile { header }) = file else {
+        return defaults::sessions();
+    };
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if header.value.is_empty() || !header.value.bytes().all(token) {
+        sheet.error(
+            header.place,
+            format!("`{}` is not a header's name", header.value),
+            "write one such as `x-session-id`",
+        );
+    }
+    Sessions {
+        header: header.value.to_ascii_lowercase(),
+    }
+}
+
+/// What is open and added.
+pub(super) fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
+    let default = defaults::api();
+    let Some(given) = file else { return default };
+    let paths = given.extra_paths.as_deref().unwrap_or_default();
+    for path in paths {
+        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#');
+        if !path.value.starts_with('/') || !path.value.bytes().all(plain) {
+            sheet.error(
+                path.place,
+                format!("`{}` is not a path", path.value),
+                "write it as in a request, from `/` on and without a query: `/v1/moderations`",
+            );
+        }
+    }
+    Api {
+        extra_paths: paths.iter().map(|path| path.value.clone()).collect(),
+        serve_reported_models: given.serve_reported_models.unwrap_or(default.serve_reported_models),
+        inject_usage: given.inject_usage.unwrap_or(default.inject_usage),
+        decision_headers: given.decision_headers.unwrap_or(default.decision_headers),
+    }
+}
+
+/// The levels of a log filter.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Level and shape of the log.
+pub(super) fn log(file: Option<&LogFile>, sheet: &mut Sheet) -> Log {
+    let default = defaults::log();
+    let Some(given) = file else { return default };
+    if let Some(level) = &given.level {
+        for part in level.value.split(',').map(str::trim) {
+            // A bare word that is no level would be taken for a module whose every line is wanted.
+            let word = part.rsplit_once('=').map_or(part, |(_, word)| word);
+            if !LEVELS.iter().any(|known| known.eq_ignore_ascii_case(word)) {
+                sheet.error(
+                    level.place,
+                    format!("`{word}` is not a log level"),
+                    suggestion(word, &LEVELS, "the levels are"),
+                );
+            }
+        }
+    }
+    Log {
+        level: given.level.as_ref().map_or(default.level, |level| level.value.clone()),
+        format: given.format.unwrap_or(default.format),
+    }
+}
