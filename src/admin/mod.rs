@@ -1,1 +1,97 @@
-//! (to come)
+//! The operator's door: probes, metrics, and the gateway's view of its fleet.
+//!
+//! Two routers: `probes` for kubelet and Prometheus (may face the network), and all of it for the operator (on
+//! loopback unless told otherwise). Nothing here changes anything.
+
+mod explain;
+mod state;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+pub use explain::ExplainAnswer;
+
+use crate::{
+    clock,
+    edge::{Phase, Stage},
+    fleet::Condition,
+    gateway::{CurrentPolicy, House},
+    telemetry::Metrics,
+};
+
+/// What the operator's pages are made from.
+#[derive(Clone, Debug)]
+pub struct Office {
+    /// The gateway's knowledge.
+    pub house: Arc<House>,
+    /// The policy in force.
+    pub policy: CurrentPolicy,
+    /// How far a stop has come.
+    pub stage: Arc<Stage>,
+    was_ready: Arc<AtomicBool>,
+}
+
+impl Office {
+    /// The office of one gateway.
+    pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>) -> Self {
+        Self { house, policy, stage, was_ready: Arc::default() }
+    }
+
+    /// Why the gateway is not ready; `None` if it is. Once a pod was ready it stays so until it stops: taking every
+    /// replica out because their pods are would turn errors that say what is wrong into refused connections.
+    fn not_ready(&self) -> Option<&'static str> {
+        if self.stage.phase() > Phase::Serving {
+            return Some("stopping");
+        }
+        if !self.was_ready.load(Relaxed) && self.any_pod_ready() {
+            self.was_ready.store(true, Relaxed);
+        }
+        (!self.was_ready.load(Relaxed)).then_some("no pod has been ready yet")
+    }
+
+    fn any_pod_ready(&self) -> bool {
+        let now = clock::now();
+        let usable = |condition| matches!(condition, Condition::Ready | Condition::Warming);
+        self.house.fleet.pools().any(|pool| pool.pods().iter().any(|pod| usable(pod.condition(now))))
+    }
+}
+
+/// Probes and metrics.
+pub fn probes(office: Office) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(office)
+}
+
+/// Everything.
+pub fn everything(office: Office) -> Router {
+    Router::new()
+        .route("/", get(state::index))
+        .route("/debug/fleet", get(state::fleet))
+        .route("/debug/explain", post(explain::explain))
+        .with_state(office.clone())
+        .merge(probes(office))
+}
+
+async fn ready(State(office): State<Office>) -> Response {
+    match office.not_ready() {
+        None => "ok\n".into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(office): State<Office>) -> Response {
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], office.house.metrics.page()).into_response()
+}

@@ -1,0 +1,165 @@
+//! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
+//! told before anything runs.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower::ServiceExt as _;
+
+use super::{Running, StartError, bind};
+use crate::{
+    admin::{self, Office},
+    clock,
+    config::Config,
+    discovery::Discovery,
+    edge::{self, Door, Stage},
+    fleet::{Fleet, Pod},
+    gateway::{BodyBudget, CurrentPolicy, Desk, House, Policy, ResponseHomes},
+    prefix,
+    scrape::Scraper,
+    tasks::Tasks,
+    telemetry::{Metrics, Name, PodRow},
+    upstream::{Connector, RetryBudget, Upstream, client_tls},
+};
+
+/// Starts a gateway for `config`.
+///
+/// # Errors
+/// If an address cannot be bound or a certificate cannot be read.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let config = Arc::new(config);
+    let mut sockets = Vec::with_capacity(config.listeners.len());
+    for listener in &config.listeners {
+        sockets.push(bind(format!("listener '{}'", listener.name), listener.address).await?);
+    }
+    let admin = bind("admin".to_owned(), config.admin).await?;
+    let probes = match config.probes {
+        Some(address) => Some(bind("probes".to_owned(), address).await?),
+        None => None,
+    };
+
+    let background = Tasks::new();
+    let house = house(&config, &background)?;
+    let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(Policy::new(Arc::clone(&config))));
+    let stage = Arc::new(Stage::default());
+    let (clients, office_tasks) = (Tasks::new(), Tasks::new());
+
+    let room = Arc::new(Semaphore::new(config.limits.connections));
+    let mut listeners = Vec::with_capacity(sockets.len());
+    for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
+        listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
+        let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
+        let door = door(&config, Arc::clone(&listener.name), socket, &room, &house);
+        let serve = move |request| desk.clone().serve(request);
+        clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
+    }
+
+    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage));
+    let admin_address = local(&admin, config.admin);
+    open_office(&config, admin, admin::everything(office.clone()), &house, &office_tasks);
+    let probes_address = probes.map(|socket| {
+        let address = local(&socket, config.admin);
+        open_office(&config, socket, admin::probes(office), &house, &office_tasks);
+        address
+    });
+    Ok(Running {
+        listeners,
+        admin: admin_address,
+        probes: probes_address,
+        house,
+        policy,
+        stage,
+        clients,
+        office: office_tasks,
+        background,
+    })
+}
+
+fn house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> {
+    let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
+    let authorities: Vec<&Path> = config.pools.iter().filter_map(|pool| pool.ca_file.as_deref()).collect();
+    let tls = client_tls(&authorities)?;
+    let rows = Arc::clone(&fleet);
+    let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
+    let scraper = Scraper::start(Arc::clone(&fleet), tasks, tls.clone(), super::senses::report(&metrics));
+    let limit = config.limits.buffered_bodies.0;
+    let house = Arc::new(House {
+        prefix: prefix::Index::default(),
+        upstream: Upstream::new(Connector::new(tls, tasks.clone())),
+        homes: ResponseHomes::default(),
+        bodies: Arc::new(BodyBudget::new(limit, metrics.buffered.clone())),
+        retries: RetryBudget::new(&config.retry, clock::now()),
+        requests_open: AtomicUsize::new(0),
+        doubt: Box::new(move |pod| scraper.doubt(pod)),
+        metrics,
+        fleet,
+    });
+    let (pruned, limit) = (Arc::clone(&house), config.timeouts.pool_idle);
+    tasks.spawn_until_stop(async move { pruned.upstream.prune_forever(limit).await });
+    super::senses::discover(config, &house, tasks);
+    Ok(house)
+}
+
+fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semaphore>, house: &House) -> Door {
+    let limits = edge::Limits {
+        header_read: config.timeouts.header_read,
+        header_fields: config.limits.header_fields,
+        header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
+        http2_streams: config.limits.http2_streams,
+    };
+    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
+}
+
+/// The operator's doors have their own small room, so that clients cannot fill it, and close last.
+fn open_office(config: &Config, socket: TcpListener, router: Router, house: &House, tasks: &Tasks) {
+    /// A person, a kubelet and a few Prometheus servers.
+    const OFFICE_CONNECTIONS: usize = 256;
+    let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));
+    let door = Door { open: prometheus_client::metrics::gauge::Gauge::default(), ..door(config, "admin".into(), socket, &room, house) };
+    let serve = move |request: Request<Incoming>| router.clone().oneshot(request);
+    let never = Stage::default();
+    let watch = never.watch();
+    let spawner = tasks.clone();
+    tasks.spawn_until_stop(async move {
+        let _never = never;
+        edge::run(door, serve, watch, spawner).await;
+    });
+}
+
+fn local(socket: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    socket.local_addr().unwrap_or(configured)
+}
+
+fn pod_rows(fleet: &Fleet) -> Vec<PodRow> {
+    let now = clock::now();
+    let row = |pod: &Arc<Pod>, pace: crate::fleet::Pace| {
+        let load = pod.load();
+        let reading = load.as_ref().map(|load| &load.reading);
+        PodRow {
+            pool: Name::from(&pod.pool),
+            pod: Name::from(pod.address().as_str()),
+            condition: pod.condition(now).name(),
+            running: reading.and_then(|reading| reading.running),
+            waiting: reading.and_then(|reading| reading.waiting),
+            kv_usage: reading.and_then(|reading| reading.kv_usage),
+            age_seconds: load.as_ref().map(|load| load.age(now).as_secs_f64()),
+            in_flight: pod.ledger.in_flight(),
+            prefill_tokens: pod.ledger.prefill_tokens(),
+            ms_per_token: pod.speed.pace(pace).ms_per_token,
+            itl_ms: pod.speed.pace(pace).itl_ms,
+        }
+    };
+    let of_pool = |pool: &Arc<crate::fleet::PoolState>| {
+        let pace = pool.pace();
+        pool.pods().iter().map(|pod| row(pod, pace)).collect::<Vec<_>>()
+    };
+    fleet.pools().flat_map(of_pool).collect()
+}
