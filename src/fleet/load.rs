@@ -39,8 +39,18 @@ impl PodLoad {
 
     /// Whether the reading is too old to steer by, for a pod scraped every `interval`.
     pub fn is_stale(&self, now: Instant, interval: Duration) -> bool {
-        self.age(now) > STALE_FLOOR.max(interval * STALE_INTERVALS)
+        self.age(now) > stale_after(interval)
     }
+
+    /// How much the reading counts: all when it was just made, then less in proportion to its age, and nothing once it
+    /// is stale.
+    pub fn trust(&self, now: Instant, interval: Duration) -> f64 {
+        (1.0 - self.age(now).as_secs_f64() / stale_after(interval).as_secs_f64()).max(0.0)
+    }
+}
+
+fn stale_after(interval: Duration) -> Duration {
+    STALE_FLOOR.max(interval * STALE_INTERVALS)
 }
 
 /// The numbers of one page, engine differences removed.
@@ -163,5 +173,8 @@ mod tests {
         assert!(load.is_stale(after(6), Duration::from_millis(50)));
         assert!(!load.is_stale(after(29), Duration::from_secs(10)));
         assert!(load.is_stale(after(31), Duration::from_secs(10)));
+        assert!((load.trust(began, Duration::from_millis(50)) - 1.0).abs() < f64::EPSILON);
+        assert!((load.trust(after(2), Duration::from_millis(50)) - 0.6).abs() < 1e-9);
+        assert!(load.trust(after(6), Duration::from_millis(50)).abs() < f64::EPSILON);
     }
 }

@@ -15,7 +15,7 @@ mod speed;
 pub use health::{Admission, Condition, Evidence, Health};
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};
-pub use pod::{Pod, PodId, ReportedModel, View};
+pub use pod::{Pod, PodId, ReportedModel, Serving, View};
 pub use roster::{Changes, Fleet, PoolState};
 pub use snapshot::{FleetSnapshot, PodSnapshot, PoolSnapshot};
 pub use speed::{Pace, Speed};

@@ -44,6 +44,19 @@ pub struct ReportedModel {
     pub parent: Option<Arc<str>>,
 }
 
+/// What a model name is to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// It was never asked what it serves.
+    Unknown,
+    /// It does not serve it.
+    No,
+    /// It serves it as a model.
+    Base,
+    /// It serves it as an adapter on another model.
+    Adapter,
+}
+
 /// How this pod is read.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -126,8 +139,24 @@ impl Pod {
 
     /// Whether it can answer for `model`: `None` while nobody knows.
     pub fn serves(&self, model: &str) -> Option<bool> {
+        match self.serving(model) {
+            Serving::Unknown => None,
+            Serving::No => Some(false),
+            Serving::Base | Serving::Adapter => Some(true),
+        }
+    }
+
+    /// What `model` is to it.
+    pub fn serving(&self, model: &str) -> Serving {
         let models = self.models.load();
-        models.as_ref().map(|list| list.iter().any(|it| &*it.name == model))
+        let Some(models) = models.as_ref() else {
+            return Serving::Unknown;
+        };
+        match models.iter().find(|it| &*it.name == model) {
+            None => Serving::No,
+            Some(it) if it.parent.is_some() => Serving::Adapter,
+            Some(_) => Serving::Base,
+        }
     }
 
     /// How many requests it has on its hands: our own in flight, or what it last said plus what we sent since minus

@@ -5,23 +5,14 @@
 //! is reserved here: the caller holds the pool's gate, picks, and reserves what the verdict says.
 
 mod ask;
+mod belief;
+mod choice;
+mod explanation;
+mod filters;
+mod policies;
 mod verdict;
 
 pub use ask::{Question, Scene, Tried};
+pub use choice::pick;
+pub use explanation::{Candidate, Explanation, explain};
 pub use verdict::{Cost, NoPod, Outs, Points, Price, Sight, Term, Verdict};
-
-use rand::Rng;
-
-use crate::config::Scheduler;
-
-/// Chooses a pod. Call it holding the pool's gate, and reserve the verdict before letting go.
-pub fn pick(
-    policy: &Scheduler,
-    scene: &Scene<'_>,
-    question: &Question<'_>,
-    tried: &Tried,
-    rng: &mut impl Rng,
-) -> Result<Verdict, NoPod> {
-    let _ = (policy, scene, question, tried, rng.next_u64());
-    Err(NoPod::PoolEmpty)
-}

@@ -146,6 +146,17 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// More than any other cost.
+    pub(super) const NEVER: Self = Self {
+        wait_ms: f64::INFINITY,
+        prefill_ms: 0.0,
+        delay_ms: 0.0,
+        decode_ms: 0.0,
+        kv_ms: 0.0,
+        adapter_ms: 0.0,
+        share: 1.0,
+    };
+
     /// The whole price.
     pub fn total_ms(&self) -> f64 {
         let sum = self.wait_ms + self.prefill_ms + self.delay_ms + self.decode_ms + self.kv_ms + self.adapter_ms;
@@ -217,11 +228,9 @@ pub enum NoPod {
     AllOut(Outs),
 }
 
-/// Pods out of use, by condition.
+/// Pods out of use, by condition. Ejected ones are not among them: before there is no pod, they are tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outs {
-    /// Ejected after failures.
-    pub ejected: u32,
     /// Asleep by their own account.
     pub asleep: u32,
     /// No longer listed.
@@ -230,10 +239,6 @@ pub struct Outs {
 
 impl std::fmt::Display for Outs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} ejected, {} asleep, {} draining",
-            self.ejected, self.asleep, self.draining
-        )
+        write!(f, "{} asleep, {} draining", self.asleep, self.draining)
     }
 }

@@ -1,0 +1,138 @@
+//! Which pods may be chosen at all: in use by their health, not yet tried for this request, and serving its model.
+//!
+//! What nobody knows excludes nobody: a pod that was never asked what it serves is taken to serve everything. If no pod
+//! is left, ejected ones are taken after all, because a likely failure is better than a certain one; a pod that sleeps
+//! or leaves never is.
+
+use smallvec::SmallVec;
+
+use super::{NoPod, Outs, Question, Scene, Tried};
+use crate::fleet::{Admission, Condition, Pod, Serving};
+
+/// A pod that may be chosen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    /// Its place in the scene.
+    pub(super) at: usize,
+    /// What it gets of a warm pod's share.
+    pub(super) share: f64,
+}
+
+/// The pods that may be chosen for one request.
+#[derive(Debug)]
+pub(super) struct Field<'a> {
+    pub(super) scene: &'a Scene<'a>,
+    pub(super) question: &'a Question<'a>,
+    pub(super) candidates: SmallVec<[Candidate; 16]>,
+    /// Whether a pod says that the served model is an adapter.
+    pub(super) adapter: bool,
+    pub(super) failed_open: bool,
+}
+
+/// What a filter says of one pod.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Standing {
+    /// It may be chosen, at this share.
+    In { share: f64, adapter: bool },
+    /// It may not.
+    Out(Reason),
+}
+
+/// Why a pod may not be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    Tried,
+    NotServed,
+    Ejected,
+    Asleep,
+    Draining,
+}
+
+impl Reason {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tried => "tried",
+            Self::NotServed => "does not serve the model",
+            Self::Ejected => "ejected",
+            Self::Asleep => "asleep",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// Whether `pod` may be chosen.
+pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tried: &Tried) -> Standing {
+    if tried.contains(pod) {
+        return Standing::Out(Reason::Tried);
+    }
+    let adapter = match pod.serving(question.served_model) {
+        Serving::No => return Standing::Out(Reason::NotServed),
+        Serving::Adapter => true,
+        Serving::Base | Serving::Unknown => false,
+    };
+    match pod.admits(scene.now) {
+        Admission::Yes => Standing::In { share: 1.0, adapter },
+        Admission::Warming(share) => Standing::In { share, adapter },
+        // A request that failed once already is not the one to find out with.
+        Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, adapter },
+        Admission::Probe => Standing::Out(Reason::Ejected),
+        Admission::No(Condition::Asleep) => Standing::Out(Reason::Asleep),
+        Admission::No(Condition::Draining) => Standing::Out(Reason::Draining),
+        Admission::No(_) => Standing::Out(Reason::Ejected),
+    }
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
+        let mut field = Self {
+            scene,
+            question,
+            candidates: SmallVec::new(),
+            adapter: false,
+            failed_open: false,
+        };
+        for (at, pod) in scene.pods.iter().enumerate() {
+            if let Standing::In { share, adapter } = standing(pod, scene, question, tried) {
+                field.candidates.push(Candidate { at, share });
+                field.adapter |= adapter;
+            }
+        }
+        if field.candidates.is_empty() {
+            field.fail_open(tried)?;
+        }
+        Ok(field)
+    }
+
+    /// The pod of a candidate.
+    pub(super) fn pod(&self, candidate: Candidate) -> Option<&'a std::sync::Arc<Pod>> {
+        self.scene.pods.get(candidate.at)
+    }
+
+    /// The candidates with their pods.
+    pub(super) fn pods(&self) -> impl Iterator<Item = (Candidate, &'a Pod)> {
+        self.candidates.iter().filter_map(|it| Some((*it, &**self.pod(*it)?)))
+    }
+
+    fn fail_open(&mut self, tried: &Tried) -> Result<(), NoPod> {
+        self.failed_open = true;
+        let (mut outs, mut were_tried) = (Outs::default(), 0);
+        for (at, pod) in self.scene.pods.iter().enumerate() {
+            match standing(pod, self.scene, self.question, tried) {
+                // It was out a moment ago and is no longer.
+                Standing::In { share, .. } => self.candidates.push(Candidate { at, share }),
+                Standing::Out(Reason::Ejected) => self.candidates.push(Candidate { at, share: 1.0 }),
+                Standing::Out(Reason::Asleep) => outs.asleep += 1,
+                Standing::Out(Reason::Draining) => outs.draining += 1,
+                Standing::Out(Reason::Tried) => were_tried += 1,
+                Standing::Out(Reason::NotServed) => {}
+            }
+        }
+        match (self.candidates.len(), self.scene.pods.len()) {
+            (1.., _) => Ok(()),
+            (0, 0) => Err(NoPod::PoolEmpty),
+            _ if were_tried > 0 => Err(NoPod::AllTried),
+            _ if outs != Outs::default() => Err(NoPod::AllOut(outs)),
+            _ => Err(NoPod::NotServed),
+        }
+    }
+}
