@@ -11,17 +11,11 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::{Dialect, Endpoint, multipart};
-
-/// Most keys at the top level of a body. vLLM's largest request type has about a hundred; the bound keeps the search
-/// for duplicates, which compares each with each, below a millisecond.
-const MAX_KEYS: usize = 512;
-
-/// Longest model name in bytes: several times the longest seen (a path on disk), short enough to echo and to log.
-const MAX_MODEL: usize = 1024;
-
-/// How much of an offending key a message repeats, in characters.
-const SHOWN_KEY: usize = 64;
+use super::{
+    Dialect, Endpoint, Malformed,
+    error::{MAX_KEYS, MAX_MODEL},
+    multipart,
+};
 
 /// Facts about one request. Every span points into the body that it was parsed from.
 #[derive(Clone, Debug)]
@@ -54,74 +48,6 @@ pub struct Ask {
     pub previous_response_id: Option<String>,
 }
 
-/// Why a body cannot be served.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// It begins with a byte order mark.
-    #[error("the request body starts with a byte order mark; send plain UTF-8")]
-    Bom,
-    /// It is not UTF-8.
-    #[error("the request body is not valid UTF-8")]
-    NotUtf8,
-    /// It is not JSON.
-    #[error("the request body is not valid JSON: {0}")]
-    NotJson(String),
-    /// It is JSON, but no object.
-    #[error("the request body must be a JSON object")]
-    NotObject,
-    /// A top-level key stands there twice.
-    #[error("the request body contains '{0}' more than once")]
-    DuplicateKey(String),
-    /// More top-level keys than any request has.
-    #[error("the request body has more than {MAX_KEYS} top-level keys")]
-    TooManyKeys,
-    /// No model is named.
-    #[error("you must provide a model parameter")]
-    ModelMissing,
-    /// The model's name is not a string that can be one.
-    #[error("'model' must be a non-empty string of at most {MAX_MODEL} bytes without control characters")]
-    ModelInvalid,
-    /// `stream` is not a boolean.
-    #[error("'stream' must be true or false")]
-    StreamInvalid,
-    /// `stream_options` is not what it should be.
-    #[error("'stream_options' must be an object in which 'include_usage' is true or false")]
-    StreamOptionsInvalid,
-    /// The form cannot be read.
-    #[error("the multipart form is malformed: {0}")]
-    Form(&'static str),
-}
-
-impl Malformed {
-    /// The parameter to blame, for the error's `param`.
-    pub fn param(&self) -> Option<&'static str> {
-        match self {
-            Self::ModelMissing | Self::ModelInvalid => Some("model"),
-            Self::StreamInvalid => Some("stream"),
-            Self::StreamOptionsInvalid => Some("stream_options"),
-            Self::DuplicateKey(key) => ["model", "stream", "stream_options"].into_iter().find(|it| it == key),
-            _ => None,
-        }
-    }
-
-    /// The error's `code`.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Bom | Self::NotUtf8 => "invalid_encoding",
-            Self::NotJson(_) | Self::NotObject => "invalid_json",
-            Self::DuplicateKey(_) => "duplicate_parameter",
-            Self::TooManyKeys => "too_many_parameters",
-            Self::ModelMissing => "missing_required_parameter",
-            Self::ModelInvalid | Self::StreamInvalid | Self::StreamOptionsInvalid => "invalid_type",
-            Self::Form(_) => "invalid_form",
-        }
-    }
-
-    pub(super) fn duplicate(key: &str) -> Self {
-        Self::DuplicateKey(key.chars().take(SHOWN_KEY).collect())
-    }
-}
-
 impl Ask {
     /// Reads one body. `content_type` matters for forms alone: engines read JSON whatever it is called.
     pub fn parse(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
@@ -144,7 +70,11 @@ impl Ask {
         };
         ask.stream_options = top.raw("stream_options").map(|raw| top.span(raw));
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
-        ask.prompt = prompt_keys(endpoint).iter().filter_map(|key| top.get(key)).map(|raw| top.span(raw)).collect();
+        ask.prompt = prompt_keys(endpoint)
+            .iter()
+            .filter_map(|key| top.get(key))
+            .map(|raw| top.span(raw))
+            .collect();
         ask.prompt_bytes = ask.prompt.iter().map(ExactSizeIterator::len).sum();
         let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
@@ -165,11 +95,18 @@ impl Ask {
     pub fn opening(&self, body: &[u8]) -> SmallVec<[Range<usize>; 2]> {
         let mut opening = SmallVec::new();
         for span in &self.prompt {
-            let Some(text) = body.get(span.clone()).and_then(|bytes| str::from_utf8(bytes).ok()) else { continue };
+            let Some(text) = body.get(span.clone()).and_then(|bytes| str::from_utf8(bytes).ok()) else {
+                continue;
+            };
             if text.starts_with('[') && self.endpoint.generates() {
-                let mut turns = Turns { body, opening: SmallVec::new() };
+                let mut turns = Turns {
+                    body,
+                    opening: SmallVec::new(),
+                };
                 // It stops by an error once it has seen enough, so that a long conversation is not read to its end.
-                serde_json::Deserializer::from_str(text).deserialize_seq(&mut turns).ok();
+                serde_json::Deserializer::from_str(text)
+                    .deserialize_seq(&mut turns)
+                    .ok();
                 opening.extend(turns.opening);
             } else {
                 opening.push(span.clone());
@@ -186,7 +123,10 @@ impl Ask {
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
         let form = multipart::read(content_type, body)?;
         let model = valid_model(form.model_name.to_owned())?;
-        Ok(Self { stream: form.stream, ..Self::naming(endpoint, model, form.model_span) })
+        Ok(Self {
+            stream: form.stream,
+            ..Self::naming(endpoint, model, form.model_span)
+        })
     }
 
     fn naming(endpoint: Endpoint, model: String, model_span: Range<usize>) -> Self {
@@ -233,7 +173,9 @@ fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
 }
 
 fn model_name(raw: &RawValue) -> Result<String, Malformed> {
-    serde_json::from_str(raw.get()).map_err(|_| Malformed::ModelInvalid).and_then(valid_model)
+    serde_json::from_str(raw.get())
+        .map_err(|_| Malformed::ModelInvalid)
+        .and_then(valid_model)
 }
 
 fn valid_model(name: String) -> Result<String, Malformed> {
@@ -277,13 +219,19 @@ impl<'a> Top<'a> {
                 Err(problem) => Err(not_json(problem)),
             };
         }
-        let mut walk = Walk { entries: Entries::new(), refused: None };
+        let mut walk = Walk {
+            entries: Entries::new(),
+            refused: None,
+        };
         let mut json = serde_json::Deserializer::from_str(text);
         let outcome = json.deserialize_map(&mut walk).and_then(|()| json.end());
         match (walk.refused, outcome) {
             (Some(refused), _) => Err(refused),
             (None, Err(problem)) => Err(not_json(problem)),
-            (None, Ok(())) => Ok(Self { body, entries: walk.entries }),
+            (None, Ok(())) => Ok(Self {
+                body,
+                entries: walk.entries,
+            }),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Errors, told in the client's dialect and read from an engine's.
+//! Errors: told in the client's dialect, read from an engine's, and what can be wrong with a request body.
 //!
 //! Only the shape is decided here; status, wording and kind belong to whoever refuses. Reading is lenient, because
 //! engines tell errors in many ways: an object with a number or a string for a code, a bare string, `{"detail": ..}`.
@@ -11,6 +11,16 @@ use super::Dialect;
 
 /// Longest message that is kept of an engine's error, in characters: enough for a log line, little to hold.
 const KEPT_MESSAGE: usize = 500;
+
+/// Most keys at the top level of a body. vLLM's largest request type has about a hundred; the bound keeps the search
+/// for duplicates, which compares each with each, below a millisecond.
+pub(super) const MAX_KEYS: usize = 512;
+
+/// Longest model name in bytes: several times the longest seen (a path on disk), short enough to echo and to log.
+pub(super) const MAX_MODEL: usize = 1024;
+
+/// How much of an offending key a message repeats, in characters.
+const SHOWN_KEY: usize = 64;
 
 /// An error as a client shall read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +64,12 @@ impl ErrorBody<'_> {
     }
 
     fn openai(&self) -> OpenAi<'_> {
-        OpenAi { message: self.message, kind: self.kind, param: self.param, code: self.code }
+        OpenAi {
+            message: self.message,
+            kind: self.kind,
+            param: self.param,
+            code: self.code,
+        }
     }
 
     fn anthropic(&self) -> Value {
@@ -98,11 +113,13 @@ impl Reported {
     /// The error in an answer or an event: under `error`, under `response.error`, or as FastAPI's `detail`.
     pub(super) fn within(answer: &Value) -> Option<Self> {
         let truthy = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false)) && **value != json!("");
-        if let Some(error) = answer.get("error").or_else(|| answer.pointer("/response/error")).filter(truthy) {
+        let places = ["/error", "/response/error", "/detail"];
+        if let Some(error) = places
+            .into_iter()
+            .filter_map(|place| answer.pointer(place))
+            .find(truthy)
+        {
             return Some(Self::of(error));
-        }
-        if let Some(detail) = answer.get("detail").filter(truthy) {
-            return Some(Self::of(detail));
         }
         let is_error = |key: &str| answer.get(key).and_then(Value::as_str) == Some("error");
         (is_error("object") || is_error("type")).then(|| Self::of(answer))
@@ -115,7 +132,79 @@ impl Reported {
         };
         let field = |key: &str| error.get(key).filter(|value| !value.is_null()).map(text);
         let message = field("message").unwrap_or_else(|| text(error));
-        Self { message: message.chars().take(KEPT_MESSAGE).collect(), kind: field("type"), code: field("code") }
+        Self {
+            message: message.chars().take(KEPT_MESSAGE).collect(),
+            kind: field("type"),
+            code: field("code"),
+        }
+    }
+}
+
+/// Why a body cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// It begins with a byte order mark.
+    #[error("the request body starts with a byte order mark; send plain UTF-8")]
+    Bom,
+    /// It is not UTF-8.
+    #[error("the request body is not valid UTF-8")]
+    NotUtf8,
+    /// It is not JSON.
+    #[error("the request body is not valid JSON: {0}")]
+    NotJson(String),
+    /// It is JSON, but no object.
+    #[error("the request body must be a JSON object")]
+    NotObject,
+    /// A top-level key stands there twice.
+    #[error("the request body contains '{0}' more than once")]
+    DuplicateKey(String),
+    /// More top-level keys than any request has.
+    #[error("the request body has more than {MAX_KEYS} top-level keys")]
+    TooManyKeys,
+    /// No model is named.
+    #[error("you must provide a model parameter")]
+    ModelMissing,
+    /// The model's name is not a string that can be one.
+    #[error("'model' must be a non-empty string of at most {MAX_MODEL} bytes without control characters")]
+    ModelInvalid,
+    /// `stream` is not a boolean.
+    #[error("'stream' must be true or false")]
+    StreamInvalid,
+    /// `stream_options` is not what it should be.
+    #[error("'stream_options' must be an object in which 'include_usage' is true or false")]
+    StreamOptionsInvalid,
+    /// The form cannot be read.
+    #[error("the multipart form is malformed: {0}")]
+    Form(&'static str),
+}
+
+impl Malformed {
+    /// The parameter to blame, for the error's `param`.
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::ModelMissing | Self::ModelInvalid => Some("model"),
+            Self::StreamInvalid => Some("stream"),
+            Self::StreamOptionsInvalid => Some("stream_options"),
+            Self::DuplicateKey(key) => ["model", "stream", "stream_options"].into_iter().find(|it| it == key),
+            _ => None,
+        }
+    }
+
+    /// The error's `code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Bom | Self::NotUtf8 => "invalid_encoding",
+            Self::NotJson(_) | Self::NotObject => "invalid_json",
+            Self::DuplicateKey(_) => "duplicate_parameter",
+            Self::TooManyKeys => "too_many_parameters",
+            Self::ModelMissing => "missing_required_parameter",
+            Self::ModelInvalid | Self::StreamInvalid | Self::StreamOptionsInvalid => "invalid_type",
+            Self::Form(_) => "invalid_form",
+        }
+    }
+
+    pub(super) fn duplicate(key: &str) -> Self {
+        Self::DuplicateKey(key.chars().take(SHOWN_KEY).collect())
     }
 }
 
@@ -123,8 +212,12 @@ impl Reported {
 mod tests {
     use super::*;
 
-    const FULL: ErrorBody<'_> =
-        ErrorBody { message: "No \"x\"\n", kind: "not_found_error", param: Some("model"), code: Some("model_not_found") };
+    const FULL: ErrorBody<'_> = ErrorBody {
+        message: "No \"x\"\n",
+        kind: "not_found_error",
+        param: Some("model"),
+        code: Some("model_not_found"),
+    };
 
     fn text(bytes: &Bytes) -> &str {
         str::from_utf8(bytes).unwrap()
@@ -137,16 +230,29 @@ mod tests {
             "message": "No \"x\"\n", "type": "not_found_error", "param": "model", "code": "model_not_found"
         }});
         assert_eq!(body, expected);
-        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
+        let bare = ErrorBody {
+            message: "m",
+            kind: "server_error",
+            param: None,
+            code: None,
+        };
         let expected = r#"{"error":{"code":null,"message":"m","param":null,"type":"server_error"}}"#;
         assert_eq!(text(&bare.to_json(Dialect::Responses)), expected);
     }
 
     #[test]
     fn the_anthropic_shape_uses_its_own_kinds() {
-        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
+        let bare = ErrorBody {
+            message: "m",
+            kind: "server_error",
+            param: None,
+            code: None,
+        };
         let body: Value = serde_json::from_slice(&bare.to_json(Dialect::Anthropic)).unwrap();
-        assert_eq!(body, json!({"type": "error", "error": {"type": "api_error", "message": "m"}}));
+        assert_eq!(
+            body,
+            json!({"type": "error", "error": {"type": "api_error", "message": "m"}})
+        );
     }
 
     #[test]
@@ -174,7 +280,10 @@ mod tests {
         assert_eq!(read(vllm), Some(expected));
         assert_eq!(read(r#"{"error":"Unauthorized"}"#).unwrap().message, "Unauthorized");
         assert_eq!(read(r#"{"detail":"Not Found"}"#).unwrap().message, "Not Found");
-        assert_eq!(read(r#"{"detail":[{"msg":"bad"}]}"#).unwrap().message, r#"[{"msg":"bad"}]"#);
+        assert_eq!(
+            read(r#"{"detail":[{"msg":"bad"}]}"#).unwrap().message,
+            r#"[{"msg":"bad"}]"#
+        );
         let old = r#"{"object":"error","message":"old","type":"BadRequestError","code":400}"#;
         assert_eq!(read(old).unwrap().message, "old");
         assert_eq!(read(r#"{"id":"x","error":null}"#), None);

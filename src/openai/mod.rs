@@ -5,6 +5,7 @@
 //! pass, in any chunking, in bounded memory. What to do about any of it is decided elsewhere.
 
 mod ask;
+mod body_watch;
 mod endpoint;
 mod error;
 mod models;
@@ -12,17 +13,16 @@ mod multipart;
 mod rename;
 mod splice;
 mod sse;
-mod strip;
 mod usage;
 mod watch;
 
-pub use ask::{Ask, Malformed};
+pub use ask::Ask;
+pub use body_watch::BodyWatch;
 pub use endpoint::{Asked, Dialect, Endpoint, PathProblem, classify};
-pub use error::{ErrorBody, Reported};
+pub use error::{ErrorBody, Malformed, Reported};
 pub use models::{ModelCard, list, one, parse_list};
 pub use rename::{Framing, ModelRenamer};
 pub use splice::{Changes, splice};
 pub use sse::{Event, Frames};
-pub use strip::UsageStripper;
-pub use usage::Usage;
-pub use watch::{BodyWatch, End, Seen, StreamWatch};
+pub use usage::{Usage, UsageStripper};
+pub use watch::{End, Seen, StreamWatch};

@@ -54,12 +54,22 @@ impl ModelRenamer {
 
     /// A renamer for an answer so framed, which shall carry `client_name`.
     pub fn new(client_name: &str, framing: Framing) -> Self {
-        Self { name: quoted(client_name).into_bytes(), framing, line: Line::Prefix(0), json: Json::new(framing) }
+        Self {
+            name: quoted(client_name).into_bytes(),
+            framing,
+            line: Line::Prefix(0),
+            json: Json::new(framing),
+        }
     }
 
     /// Takes the next bytes and gives what to send for them; the same `Bytes` if there is nothing to change.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        let mut edits = Edits { chunk: &chunk, copied: 0, out: BytesMut::new(), name: &self.name };
+        let mut edits = Edits {
+            chunk: &chunk,
+            copied: 0,
+            out: BytesMut::new(),
+            name: &self.name,
+        };
         match self.framing {
             Framing::Whole => self.json.feed(0..chunk.len(), &mut edits),
             Framing::Events => feed_lines(&mut self.line, &mut self.json, &mut edits),
@@ -88,7 +98,8 @@ struct Edits<'a> {
 
 impl Edits<'_> {
     fn keep_until(&mut self, at: usize) {
-        self.out.extend_from_slice(self.chunk.get(self.copied..at).unwrap_or_default());
+        self.out
+            .extend_from_slice(self.chunk.get(self.copied..at).unwrap_or_default());
         self.copied = at;
     }
 
@@ -120,7 +131,11 @@ fn feed_lines(line: &mut Line, json: &mut Json, edits: &mut Edits<'_>) {
                 at += 1;
             }
             (Line::Prefix(matched), _) if FIELD.get(matched) == Some(&byte) => {
-                *line = if matched + 1 == FIELD.len() { Line::Data } else { Line::Prefix(matched + 1) };
+                *line = if matched + 1 == FIELD.len() {
+                    Line::Data
+                } else {
+                    Line::Prefix(matched + 1)
+                };
                 at += 1;
             }
             (Line::Prefix(_), _) => *line = Line::Other,
@@ -150,8 +165,6 @@ struct Json {
     key: SmallVec<[u8; 16]>,
     place: Place,
     escaped: bool,
-    /// The name was replaced or there is none: the rest passes unseen.
-    done: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +173,8 @@ enum Place {
     Key,
     Text,
     OldName,
+    /// The name was replaced or there is none: the rest passes unseen.
+    Done,
 }
 
 impl Json {
@@ -172,19 +187,18 @@ impl Json {
             key: SmallVec::new(),
             place: Place::Between,
             escaped: false,
-            done: false,
         }
     }
 
     fn begin(&mut self) {
         (self.depth, self.carrier, self.expects_key) = (0, false, false);
-        (self.place, self.escaped, self.done) = (Place::Between, false, false);
+        (self.place, self.escaped) = (Place::Between, false);
         self.key.clear();
     }
 
     fn feed(&mut self, range: Range<usize>, edits: &mut Edits<'_>) {
         let mut at = range.start;
-        while at < range.end && !self.done {
+        while at < range.end && self.place != Place::Done {
             at = if self.place == Place::Between {
                 self.between(at, edits)
             } else {
@@ -212,7 +226,7 @@ impl Json {
             Some(b'[') => {
                 self.carrier &= self.depth != 1;
                 self.depth = self.depth.saturating_add(1);
-                self.done = self.depth == 1;
+                self.done_if(self.depth == 1);
             }
             Some(b'}' | b']') => self.close(),
             Some(b':') if watched => self.expects_key = false,
@@ -242,7 +256,13 @@ impl Json {
             self.expects_key = false;
             self.key.clear();
         }
-        self.done = self.depth == 0;
+        self.done_if(self.depth == 0);
+    }
+
+    fn done_if(&mut self, over: bool) {
+        if over {
+            self.place = Place::Done;
+        }
     }
 
     /// The rest of a string, or as much of it as is here.
@@ -251,18 +271,21 @@ impl Json {
             return self.pass(range.start..range.start + 1, edits);
         }
         let rest = edits.chunk.get(range.clone()).unwrap_or_default();
-        let Some(length) = memchr2(b'"', b'\\', rest) else { return self.pass(range, edits) };
+        let Some(length) = memchr2(b'"', b'\\', rest) else {
+            return self.pass(range, edits);
+        };
         let end = range.start + length;
         if rest.get(length) == Some(&b'\\') {
             self.escaped = true;
             return self.pass(range.start..end + 1, edits);
         }
         self.pass(range.start..end, edits);
-        if self.place == Place::OldName {
+        self.place = if self.place == Place::OldName {
             edits.drop_until(end + 1);
-            self.done = true;
-        }
-        self.place = Place::Between;
+            Place::Done
+        } else {
+            Place::Between
+        };
         end + 1
     }
 
@@ -275,7 +298,7 @@ impl Json {
                 let room = (KEPT_KEY + 1).saturating_sub(self.key.len());
                 self.key.extend(text.iter().copied().take(room));
             }
-            Place::Between | Place::Text => (),
+            Place::Between | Place::Text | Place::Done => (),
         }
         range.end
     }

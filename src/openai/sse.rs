@@ -160,7 +160,9 @@ impl Boundary {
     pub(super) fn split<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], &'a [u8], bool) {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..) {
-            let Some(length) = memchr2(b'\n', b'\r', rest) else { break };
+            let Some(length) = memchr2(b'\n', b'\r', rest) else {
+                break;
+            };
             let is_cr = rest.get(length) == Some(&b'\r');
             let belongs_to_cr = self.after_cr && length == 0 && !is_cr;
             let blank = length == 0 && !self.in_line && !belongs_to_cr;

@@ -1,9 +1,17 @@
-//! How many tokens an answer says it took, in each dialect's words.
+//! How many tokens an answer says it took, in each dialect's words; and how to take that out of a stream again.
 //!
 //! Numbers are taken as reported. What an engine does not say stays unknown and is never estimated here.
+//!
+//! The chunk that tells usage goes only to clients that asked: others read `choices[0]` of every chunk and fall over
+//! one without. Every other byte passes as it came. Only an event that has not come whole is held back, since a
+//! client could make nothing of it either.
 
+use bytes::{Bytes, BytesMut};
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use super::sse::{self, Boundary, MAX_EVENT};
 
 /// Token counts of one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -49,7 +57,9 @@ impl Usage {
         }
         let said: Reported<'_> = serde_json::from_str(raw).ok()?;
         let details = said.prompt_tokens_details.or(said.input_tokens_details);
-        let cached = details.and_then(|details| details.cached_tokens).or(said.cache_read_input_tokens);
+        let cached = details
+            .and_then(|details| details.cached_tokens)
+            .or(said.cache_read_input_tokens);
         Some(Self {
             prompt_tokens: said.prompt_tokens.or(said.input_tokens).and_then(count),
             completion_tokens: said.completion_tokens.or(said.output_tokens).and_then(count),
@@ -72,12 +82,151 @@ fn count(raw: &RawValue) -> Option<u32> {
     Some(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
+/// Removes the chunk that tells usage (and nothing else) from a stream of chat or completion chunks.
+#[derive(Debug, Default)]
+pub struct UsageStripper {
+    boundary: Boundary,
+    held: BytesMut,
+    /// An event too large to be the usage chunk passes as it comes.
+    passing: bool,
+    /// Whether the last event was taken out, and what is still owed to it must be as well.
+    took_last: bool,
+}
+
+impl UsageStripper {
+    /// How many bytes of a stream it holds back at most.
+    pub const HELD_BACK: usize = MAX_EVENT;
+
+    /// A stripper at the start of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes and gives what to send for them.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        let mut kept = Kept::new(&chunk);
+        let (owed, mut rest) = self.boundary.owed(&chunk);
+        kept.next(owed.len(), !self.took_last);
+        while !rest.is_empty() {
+            let (block, behind, complete) = self.boundary.split(rest);
+            rest = behind;
+            if complete {
+                let take = self.is_usage(block);
+                kept.release(&mut self.held, !take);
+                kept.next(block.len(), !take);
+                (self.took_last, self.passing) = (take, false);
+            } else if self.passing || self.held.len() + block.len() > MAX_EVENT {
+                kept.release(&mut self.held, true);
+                kept.next(block.len(), true);
+                self.passing = true;
+            } else {
+                kept.next(block.len(), false);
+                self.held.extend_from_slice(block);
+            }
+        }
+        kept.changed().unwrap_or(chunk)
+    }
+
+    /// The stream is over: what was held back.
+    pub fn finish(&mut self) -> Bytes {
+        self.held.split().freeze()
+    }
+
+    /// Whether the event that ends with `block` is the usage chunk.
+    fn is_usage(&mut self, block: &[u8]) -> bool {
+        if self.passing || self.held.len() + block.len() > MAX_EVENT {
+            return false;
+        }
+        if self.held.is_empty() {
+            return tells_usage_alone(block);
+        }
+        let mut whole = self.held.to_vec();
+        whole.extend_from_slice(block);
+        tells_usage_alone(&whole)
+    }
+}
+
+/// What is sent for one chunk: the chunk itself as long as nothing was left out or put in.
+struct Kept<'a> {
+    chunk: &'a [u8],
+    at: usize,
+    /// From here to `at` everything is kept but not copied yet.
+    copied: usize,
+    changed: Option<BytesMut>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(chunk: &'a [u8]) -> Self {
+        Self {
+            chunk,
+            at: 0,
+            copied: 0,
+            changed: None,
+        }
+    }
+
+    /// The next `length` bytes of the chunk, to be sent or not.
+    fn next(&mut self, length: usize, send: bool) {
+        if !send && length > 0 {
+            self.copy();
+            self.copied = self.at + length;
+        }
+        self.at += length;
+    }
+
+    /// What was held back from earlier chunks, to be sent here or not at all.
+    fn release(&mut self, held: &mut BytesMut, send: bool) {
+        if send && !held.is_empty() {
+            self.copy().extend_from_slice(held);
+        }
+        held.clear();
+    }
+
+    fn copy(&mut self) -> &mut BytesMut {
+        let out = self.changed.get_or_insert_default();
+        out.extend_from_slice(self.chunk.get(self.copied..self.at).unwrap_or_default());
+        self.copied = self.at;
+        out
+    }
+
+    /// What to send if it is not the chunk as it came.
+    fn changed(mut self) -> Option<Bytes> {
+        self.changed.is_some().then(|| std::mem::take(self.copy()).freeze())
+    }
+}
+
+/// Whether an event is a chunk with a `usage` and with empty `choices`.
+fn tells_usage_alone(block: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Chunk<'a> {
+        #[serde(borrow)]
+        choices: Vec<&'a RawValue>,
+        #[serde(borrow)]
+        usage: &'a RawValue,
+    }
+    if memmem::find(block, b"\"usage\"").is_none() {
+        return false;
+    }
+    let mut joined = Vec::new();
+    let Some(event) = sse::read(block, &mut joined) else {
+        return false;
+    };
+    let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(event.data) else {
+        return false;
+    };
+    chunk.choices.is_empty() && Usage::read(chunk.usage.get()).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Option<Usage> {
-        Some(Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: cached })
+        Some(Usage {
+            prompt_tokens: Some(prompt),
+            completion_tokens: Some(completion),
+            cached_tokens: cached,
+        })
     }
 
     #[test]
@@ -107,8 +256,15 @@ mod tests {
 
     #[test]
     fn later_reports_win_where_they_speak() {
-        let first = Usage { prompt_tokens: Some(7), completion_tokens: Some(1), cached_tokens: Some(3) };
-        let later = Usage { completion_tokens: Some(9), ..Usage::default() };
+        let first = Usage {
+            prompt_tokens: Some(7),
+            completion_tokens: Some(1),
+            cached_tokens: Some(3),
+        };
+        let later = Usage {
+            completion_tokens: Some(9),
+            ..Usage::default()
+        };
         assert_eq!(Some(first.updated_by(later)), usage(7, 9, Some(3)));
     }
 }

@@ -4,7 +4,13 @@
 //! a quote is always escaped, so `"usage"` with bare quotes can only be JSON's own. An event is parsed only when such
 //! a word is followed by something that matters.
 
-use super::{Dialect, Frames, Usage};
+use std::borrow::Cow;
+
+use memchr::memmem::Finder;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+
+use super::{Dialect, Event, Frames, Reported, Usage};
 
 /// How an answer ended, as far as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -37,86 +43,325 @@ pub struct Seen {
     pub first: bool,
 }
 
+/// What was learnt of an answer so far.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) usage: Option<Usage>,
+    pub(super) end: End,
+    pub(super) response_id: Option<String>,
+}
+
+impl Facts {
+    /// The first end that is told is the true one: engines send `[DONE]` after an error too.
+    pub(super) fn close(&mut self, end: End) {
+        if self.end == End::Running {
+            self.end = end;
+        }
+    }
+
+    pub(super) fn cut(&mut self, reason: &str) {
+        self.close(End::Cut {
+            reason: reason.to_owned(),
+        });
+    }
+
+    pub(super) fn fail(&mut self, reported: Reported) {
+        self.close(End::Error {
+            message: reported.message,
+            code: reported.code,
+        });
+    }
+
+    /// `raw` begins with a usage object.
+    pub(super) fn take_usage(&mut self, raw: &[u8]) {
+        let mut values = serde_json::Deserializer::from_slice(raw).into_iter::<&RawValue>();
+        if let Some(Ok(value)) = values.next()
+            && let Some(usage) = Usage::read(value.get())
+        {
+            self.usage = Some(self.usage.unwrap_or_default().updated_by(usage));
+        }
+    }
+}
+
 /// Watches a streamed answer.
 #[derive(Debug)]
 pub struct StreamWatch {
     frames: Frames,
-    dialect: Dialect,
-    usage: Option<Usage>,
-    end: End,
-    response_id: Option<String>,
+    reader: Reader,
+    generated: bool,
 }
 
 impl StreamWatch {
     /// A watch at the start of a stream in this dialect.
     pub fn new(dialect: Dialect) -> Self {
-        Self { frames: Frames::new(), dialect, usage: None, end: End::Running, response_id: None }
+        let reader = Reader {
+            dialect,
+            words: Words::new(),
+            facts: Facts::default(),
+        };
+        Self {
+            frames: Frames::new(),
+            reader,
+            generated: false,
+        }
     }
 
     /// Reads the next bytes along.
-    pub fn feed(&mut self, _chunk: &[u8]) -> Seen {
-        let _ = (self.dialect, &self.frames);
-        Seen::default()
+    pub fn feed(&mut self, chunk: &[u8]) -> Seen {
+        let mut tokens = 0;
+        self.frames
+            .feed(chunk, |event| tokens += u32::from(self.reader.read(&event)));
+        self.seen(tokens)
     }
 
     /// The stream is over: reads a last event that lacks its blank line.
     pub fn finish(&mut self) -> Seen {
-        Seen::default()
+        let mut tokens = 0;
+        self.frames
+            .finish(|event| tokens += u32::from(self.reader.read(&event)));
+        self.seen(tokens)
     }
 
     /// What the answer says it took, once it did.
     pub fn usage(&self) -> Option<Usage> {
-        self.usage
+        self.reader.facts.usage
     }
 
     /// How it ended; `Running` at the end of the bytes means that it was cut.
     pub fn end(&self) -> &End {
-        &self.end
+        &self.reader.facts.end
     }
 
-    /// The id under which the answer is known, so that a later request can be sent to the pod that made it.
+    /// The id under which a Responses answer is known, so that a later request can go to the pod that made it.
     pub fn response_id(&self) -> Option<&str> {
-        self.response_id.as_deref()
+        self.reader.facts.response_id.as_deref()
     }
 
     /// Events too large to look into.
     pub fn skipped(&self) -> u64 {
         self.frames.skipped()
     }
+
+    fn seen(&mut self, tokens: u32) -> Seen {
+        let first = tokens > 0 && !self.generated;
+        self.generated |= first;
+        Seen { tokens, first }
+    }
 }
 
-/// Watches a whole answer.
-#[derive(Debug, Default)]
-pub struct BodyWatch {
-    usage: Option<Usage>,
-    end: End,
-    response_id: Option<String>,
+/// Reads one event at a time.
+#[derive(Debug)]
+struct Reader {
+    dialect: Dialect,
+    words: Words,
+    facts: Facts,
 }
 
-impl BodyWatch {
-    /// A watch at the start of a body.
-    pub fn new() -> Self {
-        Self::default()
+impl Reader {
+    /// Takes note of an event; true if it carries generated content.
+    fn read(&mut self, event: &Event<'_>) -> bool {
+        if event.data.starts_with(b"[DONE]") {
+            self.facts.close(End::Done);
+            return false;
+        }
+        if self.dialect == Dialect::OpenAi {
+            return self.chunk(event);
+        }
+        let name = match event.event {
+            Some(name) => Cow::Borrowed(name),
+            None => type_of(event.data),
+        };
+        match self.dialect {
+            Dialect::Anthropic => self.anthropic(&name, event.data),
+            _ => self.responses(&name, event.data),
+        }
     }
 
-    /// Reads the next bytes along.
-    pub fn feed(&mut self, _chunk: &[u8]) {}
-
-    /// The body is over: now it can be understood.
-    pub fn finish(&mut self) {}
-
-    /// What the answer says it took; after `finish`.
-    pub fn usage(&self) -> Option<Usage> {
-        self.usage
+    fn chunk(&mut self, event: &Event<'_>) -> bool {
+        let data = event.data;
+        if event.event == Some("error") || self.words.error.any(data, |value| !value.starts_with(b"null")) {
+            self.fail_if_told(data, event.event.is_some());
+        }
+        self.usage(data);
+        if self
+            .words
+            .finish_reason
+            .any(data, |value| value.starts_with(b"\"abort\""))
+        {
+            self.facts.cut("abort");
+        }
+        self.words.openai_content.iter().any(|word| word.any(data, has_content))
     }
 
-    /// How it ended; `Running` before `finish`.
-    pub fn end(&self) -> &End {
-        &self.end
+    fn anthropic(&mut self, name: &str, data: &[u8]) -> bool {
+        match name {
+            "content_block_delta" => {
+                return self
+                    .words
+                    .anthropic_content
+                    .iter()
+                    .any(|word| word.any(data, has_content));
+            }
+            "message_start" => self.usage(data),
+            "message_delta" => {
+                self.usage(data);
+                if self
+                    .words
+                    .stop_reason
+                    .any(data, |value| value.starts_with(b"\"abort\""))
+                {
+                    self.facts.cut("abort");
+                }
+            }
+            "message_stop" => self.facts.close(End::Done),
+            "error" => self.fail_if_told(data, true),
+            _ => (),
+        }
+        false
     }
 
-    /// The answer's id; after `finish`.
-    pub fn response_id(&self) -> Option<&str> {
-        self.response_id.as_deref()
+    fn responses(&mut self, name: &str, data: &[u8]) -> bool {
+        match name {
+            "response.created" | "response.queued" | "response.in_progress" => self.response_id(data),
+            "response.completed" | "response.incomplete" => {
+                self.response_id(data);
+                self.usage(data);
+                self.facts.close(End::Done);
+            }
+            "response.failed" | "error" => {
+                self.usage(data);
+                self.fail_if_told(data, true);
+            }
+            "response.cancelled" => self.facts.cut("cancelled"),
+            _ if name.strip_suffix(".delta").is_some() => return self.words.delta.any(data, has_content),
+            _ => (),
+        }
+        false
+    }
+
+    fn usage(&mut self, data: &[u8]) {
+        if let Some(raw) = self.words.usage.find(data, |value| value.starts_with(b"{")) {
+            self.facts.take_usage(raw);
+        }
+    }
+
+    fn response_id(&mut self, data: &[u8]) {
+        #[derive(Deserialize)]
+        struct Carrier<'a> {
+            #[serde(borrow)]
+            response: Identified<'a>,
+        }
+        if self.facts.response_id.is_none()
+            && let Ok(carrier) = serde_json::from_slice::<Carrier<'_>>(data)
+        {
+            self.facts.response_id = carrier.response.id.map(Cow::into_owned);
+        }
+    }
+
+    /// Takes the error that the event tells. One that is `sure` to be an error needs no words that we understand.
+    fn fail_if_told(&mut self, data: &[u8], sure: bool) {
+        let told = serde_json::from_slice::<Value>(data)
+            .ok()
+            .and_then(|value| Reported::within(&value));
+        if let Some(told) = told {
+            self.facts.fail(told);
+        } else if sure {
+            self.facts.fail(Reported::default());
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Identified<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+}
+
+/// The `type` of an event that has no `event` line.
+fn type_of(data: &[u8]) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Typed<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+    }
+    serde_json::from_slice::<Typed<'_>>(data)
+        .map(|typed| typed.kind)
+        .unwrap_or_default()
+}
+
+/// A string or a list that is not empty.
+pub(super) fn has_content(value: &[u8]) -> bool {
+    match value {
+        [b'"', next, ..] => *next != b'"',
+        [b'[', next, ..] => *next != b']',
+        _ => false,
+    }
+}
+
+/// The keys that are searched for.
+#[derive(Debug)]
+struct Words {
+    usage: Word,
+    error: Word,
+    finish_reason: Word,
+    stop_reason: Word,
+    delta: Word,
+    openai_content: [Word; 5],
+    anthropic_content: [Word; 3],
+}
+
+impl Words {
+    fn new() -> Self {
+        Self {
+            usage: Word::new("\"usage\""),
+            error: Word::new("\"error\""),
+            finish_reason: Word::new("\"finish_reason\""),
+            stop_reason: Word::new("\"stop_reason\""),
+            delta: Word::new("\"delta\""),
+            openai_content: [
+                Word::new("\"content\""),
+                Word::new("\"text\""),
+                Word::new("\"reasoning_content\""),
+                Word::new("\"reasoning\""),
+                Word::new("\"tool_calls\""),
+            ],
+            anthropic_content: [
+                Word::new("\"text\""),
+                Word::new("\"partial_json\""),
+                Word::new("\"thinking\""),
+            ],
+        }
+    }
+}
+
+/// A key with its quotes.
+#[derive(Debug)]
+pub(super) struct Word {
+    finder: Finder<'static>,
+}
+
+impl Word {
+    pub(super) fn new(quoted: &'static str) -> Self {
+        Self {
+            finder: Finder::new(quoted),
+        }
+    }
+
+    pub(super) fn any(&self, json: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
+        self.find(json, wanted).is_some()
+    }
+
+    /// What begins behind the first of these keys whose value is `wanted`.
+    pub(super) fn find<'a>(&self, json: &'a [u8], wanted: impl Fn(&[u8]) -> bool) -> Option<&'a [u8]> {
+        let mut rest = json;
+        loop {
+            let at = self.finder.find(rest)? + self.finder.needle().len();
+            rest = rest.get(at..)?;
+            if let Some(value) = rest.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start)
+                && wanted(value)
+            {
+                return Some(value);
+            }
+        }
     }
 }
