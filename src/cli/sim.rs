@@ -31,7 +31,7 @@ pub struct Args {
     /// Name of the base model
     #[arg(long, default_value = "llama2")]
     model: String,
-    /// Names of LoRA adapters that every pod serves, separated by commas
+    /// Adapters that every pod serves, by name, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     adapters: Vec<String>,
     /// Model and GPU whose speed to imitate; the list is below
@@ -74,7 +74,10 @@ async fn start(args: &Args, tasks: &Tasks) -> anyhow::Result<Vec<RunningPod>> {
     let config = pod_config(args)?;
     let mut pods = Vec::new();
     for nth in 0..args.pods {
-        let port = args.port.checked_add(nth).context("the ports would go beyond 65535; choose a lower --port")?;
+        let port = args
+            .port
+            .checked_add(nth)
+            .context("the ports would go beyond 65535; choose a lower --port")?;
         let address = SocketAddr::new(args.host, port);
         let factor = args.speed.iter().cycle().nth(usize::from(nth)).copied().unwrap_or(1.0);
         let started = Pod::start(config.clone().speed(factor), address, tasks).await;
@@ -93,9 +96,18 @@ fn pod_config(args: &Args) -> anyhow::Result<PodConfig> {
         "--speed names {count} factors for {} pods; give one, or one for each pod",
         args.pods
     );
-    ensure!(args.speed.iter().all(|&it| it.is_finite() && it > 0.0), "--speed takes numbers above 0");
-    ensure!(args.time_scale.is_finite() && args.time_scale > 0.0, "--time-scale takes a number above 0");
-    ensure!(args.max_num_seqs > 0 && args.max_loras > 0, "--max-num-seqs and --max-loras must be at least 1");
+    ensure!(
+        args.speed.iter().all(|&it| it.is_finite() && it > 0.0),
+        "--speed takes numbers above 0"
+    );
+    ensure!(
+        args.time_scale.is_finite() && args.time_scale > 0.0,
+        "--time-scale takes a number above 0"
+    );
+    ensure!(
+        args.max_num_seqs > 0 && args.max_loras > 0,
+        "--max-num-seqs and --max-loras must be at least 1"
+    );
     let defaults = EngineConfig::new(StepModel::new(profile, 1.0));
     let blocks = args.num_gpu_blocks.unwrap_or(defaults.num_gpu_blocks);
     ensure!(blocks > 1, "--num-gpu-blocks must be at least 2");
@@ -106,7 +118,12 @@ fn pod_config(args: &Args) -> anyhow::Result<PodConfig> {
         ..defaults
     };
     let adapters = args.adapters.iter().filter(|name| !name.is_empty()).cloned().collect();
-    Ok(PodConfig { adapters, engine, time_scale: args.time_scale, ..PodConfig::new(args.model.clone()) })
+    Ok(PodConfig {
+        adapters,
+        engine,
+        time_scale: args.time_scale,
+        ..PodConfig::new(args.model.clone())
+    })
 }
 
 fn explain(cause: &io::Error, address: SocketAddr, args: &Args) -> anyhow::Error {
@@ -119,7 +136,10 @@ fn explain(cause: &io::Error, address: SocketAddr, args: &Args) -> anyhow::Error
             args.pods
         ),
         io::ErrorKind::AddrNotAvailable => {
-            anyhow::anyhow!("{} is not an address of this machine; choose another --host", address.ip())
+            anyhow::anyhow!(
+                "{} is not an address of this machine; choose another --host",
+                address.ip()
+            )
         }
         _ => anyhow::anyhow!("cannot listen on {address}: {cause}"),
     }
@@ -129,11 +149,23 @@ fn announce(args: &Args, pods: &[RunningPod]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     for (pod, speed) in pods.iter().zip(args.speed.iter().cycle()) {
         let what = profiles::find(&args.profile).map_or("", |profile| profile.what);
-        let slower = if (*speed - 1.0).abs() < f64::EPSILON { String::new() } else { format!(", speed x{speed}") };
+        let slower = if (*speed - 1.0).abs() < f64::EPSILON {
+            String::new()
+        } else {
+            format!(", speed x{speed}")
+        };
         writeln!(out, "{}  {}  {what}{slower}", pod.url(), args.model)?;
     }
-    writeln!(out, "\nA config that serves them (tidegate serve --config FILE):\n\n{}", snippet(args, pods))?;
-    writeln!(out, "Break one:  curl {}/sim/faults -d '{{\"error_rate\": 0.5}}'   ('{{}}' heals it)", first(pods))?;
+    writeln!(
+        out,
+        "\nA config that serves them (tidegate serve --config FILE):\n\n{}\n",
+        snippet(args, pods)
+    )?;
+    writeln!(
+        out,
+        "Break one:  curl {}/sim/faults -d '{{\"error_rate\": 0.5}}'   ('{{}}' heals it)",
+        first(pods)
+    )?;
     writeln!(out, "Ctrl-C ends.")?;
     out.flush()?;
     Ok(())
@@ -144,14 +176,16 @@ fn first(pods: &[RunningPod]) -> String {
 }
 
 fn snippet(args: &Args, pods: &[RunningPod]) -> String {
-    let endpoints: String = pods.iter().map(|pod| format!("      - {{ url: \"{}\" }}\n", pod.url())).collect();
-    let models = [args.model.as_str()].into_iter().chain(args.adapters.iter().map(String::as_str));
-    let models: String =
-        models.map(|name| format!("  - modelName: {}\n    poolRef: sim\n", quoted(name))).collect();
-    format!(
-        "listeners:\n  - {{ name: openai, address: 127.0.0.1:8081 }}\npools:\n  - name: sim\n    engine: vllm\n    \
-         endpoints:\n{endpoints}models:\n{models}"
-    )
+    let mut lines = vec![
+        "listeners:".to_owned(),
+        "  - { name: openai, address: 127.0.0.1:8081 }".to_owned(),
+    ];
+    lines.extend(["pools:", "  - name: sim", "    engine: vllm", "    endpoints:"].map(str::to_owned));
+    lines.extend(pods.iter().map(|pod| format!("      - {{ url: \"{}\" }}", pod.url())));
+    lines.push("models:".to_owned());
+    let models = [&args.model].into_iter().chain(&args.adapters);
+    lines.extend(models.map(|name| format!("  - {{ modelName: {}, poolRef: sim }}", quoted(name))));
+    lines.join("\n")
 }
 
 /// A name as YAML takes it whatever is in it: JSON's strings are YAML's.
@@ -160,15 +194,21 @@ fn quoted(name: &str) -> String {
 }
 
 fn names() -> String {
-    profiles::PROFILES.iter().map(|profile| profile.name).collect::<Vec<_>>().join(", ")
+    profiles::PROFILES
+        .iter()
+        .map(|profile| profile.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn after_help() -> String {
-    let list = profiles::PROFILES.iter().map(|profile| format!("  {:<16} {}\n", profile.name, profile.what));
+    let list = profiles::PROFILES
+        .iter()
+        .map(|profile| format!("  {:<16} {}", profile.name, profile.what));
     format!(
-        "Profiles:\n{}\nStep times were fitted to measurements that NVIDIA publishes with aiconfigurator (Apache-2.0).\n\
+        "Profiles:\n{}\n\nStep times were fitted to measurements that NVIDIA publishes with aiconfigurator (Apache-2.0).\n\
          \nExamples:\n  tidegate sim                                    four pods on 127.0.0.1:9001-9004\n  \
          tidegate sim --speed 1,1,1,0.5 --adapters a,b   the last one is half as fast; two adapters",
-        list.collect::<String>()
+        list.collect::<Vec<_>>().join("\n")
     )
 }

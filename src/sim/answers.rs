@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::asked::{Asked, Dialect, answer_text, word};
 
-/// The frame that ends an OpenAI stream.
+/// The frame that ends a stream in `OpenAI`'s APIs.
 pub(super) const DONE: &str = "data: [DONE]\n\n";
 
 /// Why an answer ended.
@@ -68,7 +68,14 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(asked: Asked, id: String, model: String, created: u64, prompt_tokens: u32) -> Self {
-        Self { seed: asked.seed(), asked, id, model, created, prompt_tokens }
+        Self {
+            seed: asked.seed(),
+            asked,
+            id,
+            model,
+            created,
+            prompt_tokens,
+        }
     }
 
     /// The finish reason if nothing goes wrong.
@@ -124,8 +131,11 @@ impl Answer {
                                   "status": "in_progress", "content": []});
                 let part = json!({"type": "output_text", "text": "", "annotations": []});
                 [
-                    event("response.created", json!({"response": begun.clone(), "sequence_number": 0})),
-                    event("response.in_progress", json!({"response": begun, "sequence_number": 1})),
+                    event("response.created", json!({"response": &begun, "sequence_number": 0})),
+                    event(
+                        "response.in_progress",
+                        json!({"response": &begun, "sequence_number": 1}),
+                    ),
                     event(
                         "response.output_item.added",
                         json!({"output_index": 0, "item": item, "sequence_number": 2}),
@@ -166,9 +176,10 @@ impl Answer {
                 json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, "delta": word,
                        "logprobs": [], "sequence_number": index + 4}),
             ),
-            Dialect::Messages => {
-                event("content_block_delta", json!({"index": 0, "delta": {"type": "text_delta", "text": word}}))
-            }
+            Dialect::Messages => event(
+                "content_block_delta",
+                json!({"index": 0, "delta": {"type": "text_delta", "text": word}}),
+            ),
         }
     }
 
@@ -181,11 +192,21 @@ impl Answer {
                     None => json!({"content": ""}),
                 };
                 let last = self.chat_chunk(&delta, Some(finish));
-                [last, self.usage_chunk("chat.completion.chunk", tokens, cached), DONE.to_owned()].concat()
+                [
+                    last,
+                    self.usage_chunk("chat.completion.chunk", tokens, cached),
+                    DONE.to_owned(),
+                ]
+                .concat()
             }
             Dialect::Completions => {
                 let last = self.completion_chunk("", Some(finish));
-                [last, self.usage_chunk("text_completion", tokens, cached), DONE.to_owned()].concat()
+                [
+                    last,
+                    self.usage_chunk("text_completion", tokens, cached),
+                    DONE.to_owned(),
+                ]
+                .concat()
             }
             Dialect::Responses => self.close_response(tokens, cached, finish),
             Dialect::Messages => [
@@ -206,7 +227,10 @@ impl Answer {
         let message = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
         match self.asked.dialect {
             Dialect::Messages => event("error", json!({"error": {"type": "api_error", "message": message}})),
-            Dialect::Responses => event("error", json!({"code": "server_error", "message": message, "param": null})),
+            Dialect::Responses => event(
+                "error",
+                json!({"code": "server_error", "message": message, "param": null}),
+            ),
             Dialect::Chat | Dialect::Completions => {
                 let error = json!({"error": {"message": message, "type": "InternalServerError", "param": null,
                                              "code": 500}});
@@ -217,20 +241,26 @@ impl Answer {
 
     fn close_response(&self, tokens: u32, cached: u32, finish: Finish) -> String {
         let text = answer_text(self.seed, tokens);
-        let place = |mut body: Value, sequence: u32| {
-            body["item_id"] = json!(self.item_id());
-            body["output_index"] = json!(0);
-            body["sequence_number"] = json!(tokens + sequence);
-            body
-        };
+        let id = self.item_id();
         let part = json!({"type": "output_text", "text": text, "annotations": []});
         let response = self.response(finish.responses_status(), Some((tokens, cached)));
         let item = response.pointer("/output/0").cloned().unwrap_or_default();
         let last = format!("response.{}", finish.responses_status());
         [
-            event("response.output_text.done", place(json!({"content_index": 0, "text": text, "logprobs": []}), 4)),
-            event("response.content_part.done", place(json!({"content_index": 0, "part": part}), 5)),
-            event("response.output_item.done", place(json!({"item": item}), 6)),
+            event(
+                "response.output_text.done",
+                json!({"item_id": id, "output_index": 0, "content_index": 0, "text": text, "logprobs": [],
+                       "sequence_number": tokens + 4}),
+            ),
+            event(
+                "response.content_part.done",
+                json!({"item_id": id, "output_index": 0, "content_index": 0, "part": part,
+                       "sequence_number": tokens + 5}),
+            ),
+            event(
+                "response.output_item.done",
+                json!({"output_index": 0, "item": item, "sequence_number": tokens + 6}),
+            ),
             event(&last, json!({"response": response, "sequence_number": tokens + 7})),
         ]
         .concat()
@@ -282,26 +312,36 @@ impl Answer {
     }
 
     fn chat_chunk(&self, delta: &Value, finish: Option<Finish>) -> String {
-        data(&json!({"id": format!("chatcmpl-{}", self.id), "object": "chat.completion.chunk",
+        data(
+            &json!({"id": format!("chatcmpl-{}", self.id), "object": "chat.completion.chunk",
                      "created": self.created, "model": self.model,
                      "choices": [{"index": 0, "delta": delta, "logprobs": null,
-                                  "finish_reason": finish.map(Finish::openai)}]}))
+                                  "finish_reason": finish.map(Finish::openai)}]}),
+        )
     }
 
     fn completion_chunk(&self, text: &str, finish: Option<Finish>) -> String {
-        data(&json!({"id": format!("cmpl-{}", self.id), "object": "text_completion", "created": self.created,
+        data(
+            &json!({"id": format!("cmpl-{}", self.id), "object": "text_completion", "created": self.created,
                      "model": self.model,
                      "choices": [{"index": 0, "text": text, "logprobs": null,
-                                  "finish_reason": finish.map(Finish::openai), "stop_reason": null}]}))
+                                  "finish_reason": finish.map(Finish::openai), "stop_reason": null}]}),
+        )
     }
 
     fn usage_chunk(&self, object: &str, tokens: u32, cached: u32) -> String {
         if !self.asked.include_usage {
             return String::new();
         }
-        let prefix = if self.asked.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
-        data(&json!({"id": format!("{prefix}-{}", self.id), "object": object, "created": self.created,
-                     "model": self.model, "choices": [], "usage": self.usage(tokens, cached)}))
+        let prefix = if self.asked.dialect == Dialect::Chat {
+            "chatcmpl"
+        } else {
+            "cmpl"
+        };
+        data(
+            &json!({"id": format!("{prefix}-{}", self.id), "object": object, "created": self.created,
+                     "model": self.model, "choices": [], "usage": self.usage(tokens, cached)}),
+        )
     }
 
     fn usage(&self, tokens: u32, cached: u32) -> Value {
@@ -321,6 +361,8 @@ fn data(body: &Value) -> String {
 
 /// A typed event: its name is the body's `type` too.
 fn event(name: &str, mut body: Value) -> String {
-    body["type"] = json!(name);
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("type".to_owned(), json!(name));
+    }
     format!("event: {name}\ndata: {body}\n\n")
 }

@@ -528,3 +528,377 @@ fn grow(pool: &mut BlockPool, block_size: u32, seq: &mut Seq, new: u32) -> bool 
 fn count(blocks: &[u32]) -> u32 {
     u32::try_from(blocks.len()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sim::profiles::find;
+
+    /// Blocks of 4 tokens, a budget of 16 tokens and `blocks` usable blocks: small enough to work out by hand.
+    fn small(blocks: u32) -> EngineConfig {
+        EngineConfig {
+            block_size: 4,
+            num_gpu_blocks: blocks + 1,
+            max_num_batched_tokens: 16,
+            max_num_seqs: 4,
+            max_loras: 1,
+            ..EngineConfig::new(StepModel::new(find("h100-8b").unwrap(), 1.0))
+        }
+    }
+
+    fn request(id: u64, prompt: u32, output_tokens: u32) -> SimRequest {
+        let prompt = PromptBlocks {
+            tokens: prompt,
+            block_hashes: Arc::default(),
+        };
+        SimRequest {
+            id,
+            prompt,
+            output_tokens,
+            adapter: None,
+        }
+    }
+
+    fn hashed(id: u64, prompt: u32, output_tokens: u32, hashes: &[u64]) -> SimRequest {
+        let prompt = PromptBlocks {
+            tokens: prompt,
+            block_hashes: hashes.into(),
+        };
+        SimRequest {
+            id,
+            prompt,
+            output_tokens,
+            adapter: None,
+        }
+    }
+
+    fn adapted(id: u64, adapter: u32) -> SimRequest {
+        SimRequest {
+            adapter: Some(adapter),
+            ..request(id, 4, 2)
+        }
+    }
+
+    /// One whole step: what it emitted as (id, index), and how many tokens it computed.
+    fn step(engine: &mut Engine) -> (Vec<(u64, u32)>, u32) {
+        engine.begin_step(0.0).expect("there is work");
+        let report = engine.end_step();
+        (
+            report.emitted.iter().map(|token| (token.id, token.index)).collect(),
+            report.computed,
+        )
+    }
+
+    #[test]
+    fn a_long_prompt_is_computed_in_chunks_and_speaks_when_the_last_is_done() {
+        let mut engine = Engine::new(small(20));
+        engine.add(request(1, 40, 2)).unwrap();
+        assert_eq!(step(&mut engine), (vec![], 16));
+        assert_eq!(step(&mut engine), (vec![], 16));
+        assert_eq!(step(&mut engine), (vec![(1, 0)], 8));
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 1));
+        assert_eq!(engine.begin_step(0.0), None);
+        assert_eq!(engine.totals().prompt_tokens, 40);
+        assert_eq!(engine.totals().generation_tokens, 2);
+    }
+
+    #[test]
+    fn running_sequences_decode_before_a_new_prompt_gets_the_rest_of_the_budget() {
+        let mut engine = Engine::new(small(20));
+        engine.add(request(1, 4, 9)).unwrap();
+        assert_eq!(step(&mut engine), (vec![(1, 0)], 4));
+        engine.add(request(2, 20, 1)).unwrap();
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 1)], 16),
+            "one decode and a chunk of fifteen"
+        );
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 2), (2, 0)], 6),
+            "one decode and the last five"
+        );
+    }
+
+    #[test]
+    fn a_step_lasts_as_long_as_its_load_says_and_gauges_stand_still_for_its_length() {
+        let mut engine = Engine::new(small(20));
+        engine.add(request(1, 16, 2)).unwrap();
+        let mut load = StepLoad::default();
+        load.add_chunk(16, 0);
+        let millis = engine.config().step.millis(&load);
+        assert_eq!(engine.begin_step(100.0), Some(100.0 + millis));
+        assert_eq!(
+            engine.gauges(),
+            &Gauges::default(),
+            "nothing is known before the first step is over"
+        );
+        assert_eq!(engine.begin_step(100.0), None, "one step at a time");
+        engine.end_step();
+        assert_eq!((engine.gauges().running, engine.gauges().waiting), (1, 0));
+        assert!((engine.gauges().kv_usage - 0.2).abs() < 1e-9, "4 of 20 blocks");
+        engine.slow_down(3.0);
+        let slow = engine.begin_step(0.0).unwrap();
+        load = StepLoad::default();
+        load.add_decode(16);
+        assert!((slow - 3.0 * engine.config().step.millis(&load)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_cached_prefix_is_not_computed_again_but_its_last_token_is() {
+        let mut engine = Engine::new(small(20));
+        engine.add(hashed(1, 12, 1, &[10, 11, 12])).unwrap();
+        assert_eq!(step(&mut engine), (vec![(1, 0)], 12));
+        engine.add(hashed(2, 14, 1, &[10, 11, 12])).unwrap();
+        assert_eq!(step(&mut engine), (vec![(2, 0)], 2), "three blocks are there");
+        engine.add(hashed(3, 12, 1, &[10, 11, 12])).unwrap();
+        assert_eq!(
+            step(&mut engine),
+            (vec![(3, 0)], 4),
+            "of a prompt that is all there, one block is computed"
+        );
+        assert_eq!(
+            (engine.totals().prefix_queries, engine.totals().prefix_hits),
+            (38, 12 + 8)
+        );
+    }
+
+    #[test]
+    fn prompts_that_arrive_together_share_what_the_first_computes_in_the_same_step() {
+        let mut engine = Engine::new(small(20));
+        engine.add(hashed(1, 8, 1, &[10, 11])).unwrap();
+        engine.add(hashed(2, 9, 1, &[10, 11])).unwrap();
+        assert_eq!(step(&mut engine), (vec![(1, 0), (2, 0)], 9));
+    }
+
+    #[test]
+    fn the_next_turn_finds_the_answer_of_the_turn_before() {
+        let mut engine = Engine::new(small(20));
+        engine.add(hashed(1, 6, 7, &[10, 11, 12])).unwrap();
+        while engine.live() > 0 {
+            step(&mut engine);
+        }
+        engine.add(hashed(2, 14, 1, &[10, 11, 12])).unwrap();
+        // Of 13 tokens the KV of 12 was computed: the last token was said, not read.
+        assert_eq!(step(&mut engine), (vec![(2, 0)], 2));
+    }
+
+    #[test]
+    fn the_least_recently_used_prefix_is_forgotten_first_and_from_its_end() {
+        let mut engine = Engine::new(small(6));
+        engine.add(hashed(1, 8, 1, &[10, 11])).unwrap();
+        step(&mut engine);
+        engine.add(hashed(2, 8, 1, &[20, 21])).unwrap();
+        step(&mut engine);
+        // The free list: two blocks never used, then 11, 10, 21, 20. Three blocks are taken: 11 goes.
+        engine.add(request(3, 12, 1)).unwrap();
+        step(&mut engine);
+        engine.add(hashed(4, 5, 1, &[10, 11])).unwrap();
+        engine.begin_step(0.0).unwrap();
+        assert_eq!(engine.end_step().emitted[0].cached, 4);
+        // That took the block of 10 and the next in the list: of 20 and 21 the end is gone.
+        engine.add(hashed(5, 9, 1, &[20, 21])).unwrap();
+        engine.begin_step(0.0).unwrap();
+        assert_eq!(engine.end_step().emitted[0].cached, 4);
+    }
+
+    #[test]
+    fn when_blocks_run_out_the_last_one_starts_again_and_the_first_goes_on() {
+        let mut engine = Engine::new(small(4));
+        engine.add(request(1, 8, 5)).unwrap();
+        engine.add(request(2, 8, 5)).unwrap();
+        assert_eq!(step(&mut engine), (vec![(1, 0), (2, 0)], 16));
+        // Both need a third block and none is left.
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 1));
+        assert_eq!(engine.totals().preemptions, 1);
+        assert_eq!((engine.gauges().running, engine.gauges().waiting), (1, 1));
+        // One block is free and one cached block of its own is left: too little for the nine tokens it has now.
+        assert_eq!(step(&mut engine), (vec![(1, 2)], 1));
+        assert_eq!(step(&mut engine), (vec![(1, 3)], 1));
+        assert_eq!(step(&mut engine), (vec![(1, 4)], 1));
+        let (emitted, computed) = step(&mut engine);
+        assert_eq!(emitted, [(2, 1)], "it goes on where it was");
+        assert_eq!(computed, 5, "its first block was still cached");
+        while engine.live() > 0 {
+            step(&mut engine);
+        }
+        assert_eq!(engine.totals().generation_tokens, 10);
+        assert_eq!(
+            engine.totals().prefix_queries,
+            16,
+            "a second admission is not a new query"
+        );
+    }
+
+    #[test]
+    fn the_head_of_the_line_blocks_those_behind_it() {
+        let mut engine = Engine::new(small(6));
+        engine.add(request(1, 16, 8)).unwrap();
+        step(&mut engine);
+        engine.add(request(2, 12, 1)).unwrap();
+        engine.add(request(3, 1, 1)).unwrap();
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 1)], 1),
+            "two fits not and three waits behind it"
+        );
+        assert_eq!(engine.gauges().waiting, 2);
+    }
+
+    #[test]
+    fn no_more_than_max_num_seqs_run() {
+        let mut engine = Engine::new(small(20));
+        (0..6).for_each(|id| engine.add(request(id, 2, 3)).unwrap());
+        step(&mut engine);
+        assert_eq!((engine.gauges().running, engine.gauges().waiting), (4, 2));
+    }
+
+    #[test]
+    fn a_request_whose_adapter_finds_no_room_is_stepped_over_and_keeps_its_place() {
+        let mut engine = Engine::new(small(20));
+        engine.add(adapted(1, 0)).unwrap();
+        engine.add(adapted(2, 1)).unwrap();
+        engine.add(adapted(3, 0)).unwrap();
+        engine.add(request(4, 4, 2)).unwrap();
+        assert_eq!(step(&mut engine), (vec![(1, 0), (3, 0), (4, 0)], 12));
+        assert_eq!(engine.gauges().running_adapters, [0]);
+        assert_eq!(step(&mut engine).0, [(1, 1), (3, 1), (4, 1)]);
+        assert_eq!(step(&mut engine).0, [(2, 0)]);
+    }
+
+    #[test]
+    fn loading_an_adapter_costs_once_and_again_when_it_was_replaced() {
+        let mut engine = Engine::new(small(20));
+        let mut lasts = |adapter| {
+            engine
+                .add(SimRequest {
+                    output_tokens: 1,
+                    ..adapted(9, adapter)
+                })
+                .unwrap();
+            let millis = engine.begin_step(0.0).unwrap();
+            engine.end_step();
+            millis
+        };
+        let (first, second, other, back) = (lasts(0), lasts(0), lasts(1), lasts(0));
+        for loaded in [first, other, back] {
+            assert!((loaded - second - 200.0).abs() < 1.0, "{loaded} against {second}");
+        }
+    }
+
+    #[test]
+    fn what_can_never_fit_is_refused() {
+        let mut engine = Engine::new(small(4));
+        assert_eq!(
+            engine.add(request(1, 12, 5)),
+            Err(TooLong {
+                tokens: 17,
+                capacity: 16
+            })
+        );
+        engine.add(request(2, 12, 4)).unwrap();
+    }
+
+    #[test]
+    fn an_abort_during_a_step_takes_effect_at_its_end() {
+        let mut engine = Engine::new(small(20));
+        engine.add(request(1, 8, 5)).unwrap();
+        engine.begin_step(0.0).unwrap();
+        engine.abort(1);
+        assert_eq!(engine.live(), 1);
+        engine.end_step();
+        assert_eq!((engine.live(), engine.gauges().running), (0, 0));
+        assert_eq!(engine.totals().aborted, 1);
+        engine.abort(1);
+        assert_eq!(engine.totals().aborted, 1, "an unknown id is one that has left already");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Add {
+            prompt: u32,
+            output: u32,
+            family: u64,
+            adapter: Option<u32>,
+        },
+        Abort(u64),
+        Begin,
+        End,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let adapter = prop_oneof![3 => Just(None), 1 => (0_u32..3).prop_map(Some)];
+        prop_oneof![
+            3 => (1_u32..30, 1_u32..12, 0_u64..3, adapter)
+                .prop_map(|(prompt, output, family, adapter)| Event::Add { prompt, output, family, adapter }),
+            1 => (0_u64..40).prop_map(Event::Abort),
+            4 => Just(Event::Begin),
+            4 => Just(Event::End),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_are_conserved_and_every_request_says_all_it_has_to_say(
+            events in prop::collection::vec(event(), 1..200), blocks in 11_u32..30, reserve: bool,
+        ) {
+            let mut engine = Engine::new(EngineConfig { reserve_full_prompt: reserve, ..small(blocks) });
+            let (mut wanted, mut said, mut left) = (Vec::new(), Vec::new(), Vec::new());
+            for event in events {
+                match event {
+                    Event::Add { prompt, output, family, adapter } => {
+                        let id = wanted.len() as u64;
+                        let hashes: Vec<u64> = (0..10).map(|at| family * 100 + at).collect();
+                        engine.add(SimRequest { adapter, ..hashed(id, prompt, output, &hashes) }).unwrap();
+                        wanted.push(output);
+                        said.push(0);
+                        left.push(false);
+                    }
+                    Event::Abort(nth) => {
+                        if let Some(it) = left.get_mut(usize::try_from(nth).unwrap()) {
+                            *it = true;
+                            engine.abort(nth);
+                        }
+                    }
+                    Event::Begin => drop(engine.begin_step(0.0)),
+                    Event::End => hear(engine.end_step(), &mut said),
+                }
+                prop_assert_eq!(held(&engine), engine.pool.total() - engine.pool.free());
+            }
+            while engine.in_flight.is_some() || engine.begin_step(0.0).is_some() {
+                hear(engine.end_step(), &mut said);
+            }
+            for ((wanted, said), left) in wanted.iter().zip(&said).zip(&left) {
+                prop_assert!(if *left { said <= wanted } else { said == wanted }, "{} of {}", said, wanted);
+            }
+            prop_assert_eq!(engine.live(), 0);
+            prop_assert_eq!(engine.pool.free(), engine.pool.total());
+            prop_assert_eq!(engine.gauges(), &Gauges::default());
+            let totals = engine.totals();
+            prop_assert_eq!(totals.finished + totals.aborted, wanted.len() as u64);
+            prop_assert_eq!(totals.generation_tokens, said.iter().map(|&it| u64::from(it)).sum::<u64>());
+        }
+    }
+
+    fn hear(report: &StepReport, said: &mut [u32]) {
+        for token in &report.emitted {
+            let told = &mut said[usize::try_from(token.id).unwrap()];
+            assert_eq!(token.index, *told, "tokens come in order, each once");
+            *told += 1;
+        }
+    }
+
+    /// Blocks that running sequences hold, each counted once; those that wait hold none.
+    fn held(engine: &Engine) -> u32 {
+        let mut blocks: Vec<u32> = engine
+            .running
+            .iter()
+            .flat_map(|seq| seq.blocks.iter().copied())
+            .collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        count(&blocks)
+    }
+}

@@ -28,11 +28,11 @@ use serde::Serialize;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use self::{driver::LiveEngine, endpoints::Shelf, profiles::PROFILES, server::Journal, step::StepModel};
 pub use self::{
     engine::EngineConfig,
     faults::{FaultSwitch, Faults},
 };
-use self::{driver::LiveEngine, endpoints::Shelf, profiles::PROFILES, server::Journal, step::StepModel};
 use crate::{clock, tasks::Tasks};
 
 /// How many sets of adapters `lora_requests_info` remembers: more than any page recorded so far had.
@@ -107,8 +107,12 @@ impl Pod {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let faults = FaultSwitch::new(config.faults.clone());
-        let engine =
-            LiveEngine::new(config.engine.clone(), faults.clone(), config.time_scale, config.max_queued);
+        let engine = LiveEngine::new(
+            config.engine.clone(),
+            faults.clone(),
+            config.time_scale,
+            config.max_queued,
+        );
         let inside = Arc::new(Inside {
             engine: Arc::new(engine),
             faults,
@@ -125,7 +129,12 @@ impl Pod {
         tasks.spawn_until_stop(until(stop.clone(), server::heal_in_time(Arc::clone(&inside))));
         let doors = server::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
         let doors = tasks.spawn_until_stop(until(stop.clone(), doors));
-        Ok(RunningPod { address, inside, stop, doors })
+        Ok(RunningPod {
+            address,
+            inside,
+            stop,
+            doors,
+        })
     }
 }
 
@@ -183,7 +192,10 @@ pub struct Received {
 impl Received {
     /// The first header called `name` (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(it, _)| it == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -213,6 +225,10 @@ pub struct PodState {
     /// The last requests for inference, oldest first.
     pub last: Vec<Received>,
 }
+
+/// This pod has no such model.
+#[derive(Clone, Copy, Debug)]
+struct NotServed;
 
 /// What the parts of a pod share.
 #[derive(Debug)]
@@ -249,9 +265,14 @@ impl Inside {
 
     /// Renews the time of the set of adapters that runs now; before the first adapter request there is none.
     fn note_adapters(&self, running: &[u32]) {
-        let names = running.iter().filter_map(|&at| self.config.adapters.get(at as usize).map(String::as_str));
+        let names = running
+            .iter()
+            .filter_map(|&at| self.config.adapters.get(at as usize).map(String::as_str));
         let names = names.collect::<Vec<_>>().join(",");
-        let now = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let now = clock::wall()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
         let mut seen = self.loras.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, at)) = seen.iter_mut().find(|(it, _)| *it == names) {
             *at = now;
@@ -267,14 +288,19 @@ impl Inside {
         seen.push((names, now));
     }
 
-    /// Which adapter a model name means; `None` if this pod does not serve it.
-    fn serves(&self, model: &str) -> Option<Option<u32>> {
+    /// Which adapter a model name means, if it is not the base model.
+    fn adapter_of(&self, model: &str) -> Result<Option<u32>, NotServed> {
         // As in vLLM, a missing or empty name means the base model.
         if model.is_empty() || model == self.config.model {
-            return Some(None);
+            return Ok(None);
         }
-        let at = self.config.adapters.iter().position(|name| name == model)?;
-        Some(u32::try_from(at).ok())
+        let at = self
+            .config
+            .adapters
+            .iter()
+            .position(|name| name == model)
+            .ok_or(NotServed)?;
+        u32::try_from(at).map(Some).map_err(|_| NotServed)
     }
 }
 

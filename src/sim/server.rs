@@ -182,7 +182,9 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response.headers_mut().insert("server", HeaderValue::from_static("uvicorn"));
+    response
+        .headers_mut()
+        .insert("server", HeaderValue::from_static("uvicorn"));
     response
 }
 
@@ -194,9 +196,9 @@ fn is_inference(request: &Request) -> bool {
 
 async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Response> {
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, BODY_CAP).await.map_err(|cause| {
-        error(StatusCode::PAYLOAD_TOO_LARGE, "Bad Request", &cause.to_string())
-    })?;
+    let body = to_bytes(body, BODY_CAP)
+        .await
+        .map_err(|cause| error(StatusCode::PAYLOAD_TOO_LARGE, "Bad Request", &cause.to_string()))?;
     inside.journal.keep(Received {
         method: parts.method.to_string(),
         path: parts.uri.to_string(),
@@ -208,30 +210,53 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
         body: String::from_utf8_lossy(body.get(..KEPT_BODY).unwrap_or(&body)).into_owned(),
     });
     let mut faults = inside.faults.watch();
-    // A closed switch cannot happen while `inside` holds it; if it did, there would be nothing to wait for.
-    let _: Result<_, _> = faults.wait_for(|now| !now.hang_before_headers).await.map(|_| ());
-    let now = inside.faults.now();
+    // The switch lives as long as the pod, so this cannot fail; if it did, nothing would be wrong.
+    let now = faults
+        .wait_for(|now| !now.hang_before_headers)
+        .await
+        .map(|now| now.clone())
+        .unwrap_or_default();
     if now.engine_dead || inside.faults.next_fails() {
-        return Err(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", "EngineCore encountered an issue."));
+        return Err(error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalServerError",
+            "EngineCore encountered an issue.",
+        ));
     }
     if now.warm_up {
-        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "The engine is warming up."));
+        return Err(error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            "The engine is warming up.",
+        ));
     }
     if let Some(status) = now.status {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(error(status, "ServiceUnavailable", "Too many requests are waiting; try a different instance."));
+        return Err(error(
+            status,
+            "ServiceUnavailable",
+            "Too many requests are waiting; try a different instance.",
+        ));
     }
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
 async fn models(State(inside): State<Arc<Inside>>) -> Response {
-    let (created, base, length) = (inside.started.as_secs(), &inside.config.model, inside.config.max_model_len);
+    let (created, base, length) = (
+        inside.started.as_secs(),
+        &inside.config.model,
+        inside.config.max_model_len,
+    );
     let card = |id: &str, root: &str, parent: Option<&str>| {
         let max = parent.is_none().then_some(length);
         json!({"id": id, "object": "model", "created": created, "owned_by": "vllm", "root": root, "parent": parent,
                "max_model_len": max, "permission": []})
     };
-    let adapters = inside.config.adapters.iter().map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
+    let adapters = inside
+        .config
+        .adapters
+        .iter()
+        .map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
     let data: Vec<Value> = [card(base, base, None)].into_iter().chain(adapters).collect();
     json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
@@ -239,7 +264,11 @@ async fn models(State(inside): State<Arc<Inside>>) -> Response {
 /// An asleep pod is healthy, as in vLLM; a dead engine and a pod that warms up are not.
 async fn health(State(inside): State<Arc<Inside>>) -> StatusCode {
     let now = inside.faults.now();
-    if now.engine_dead || now.warm_up { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    if now.engine_dead || now.warm_up {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    }
 }
 
 async fn metrics(State(inside): State<Arc<Inside>>) -> Response {
@@ -285,7 +314,7 @@ async fn set_faults(State(inside): State<Arc<Inside>>, body: Bytes) -> Response 
     }
 }
 
-/// An error in vLLM's shape: `code` is a number, unlike OpenAI's.
+/// An error in vLLM's shape: unlike in the original API, `code` is a number.
 pub(super) fn error(status: StatusCode, kind: &str, message: &str) -> Response {
     let param = (status == StatusCode::NOT_FOUND).then_some("model");
     let body = json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}});
@@ -296,7 +325,9 @@ pub(super) fn error(status: StatusCode, kind: &str, message: &str) -> Response {
 pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/json"));
     response
 }
 
