@@ -12,6 +12,8 @@ use clap::{Parser, Subcommand};
 
 mod check;
 mod completions;
+mod serve;
+mod sim;
 
 /// Everything worked.
 const OK: u8 = 0;
@@ -34,13 +36,17 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Serve(serve::Args),
     Check(check::Args),
+    Sim(sim::Args),
     Completions(completions::Args),
 }
 
 impl Verb {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Serve(args) => serve::run(&args),
+            Self::Sim(args) => sim::run(args),
             Self::Check(args) => check::run(&args),
             Self::Completions(args) => completions::run(&args),
         }
