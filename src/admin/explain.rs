@@ -29,7 +29,7 @@ fn chat() -> String {
 }
 
 /// The answer of `/debug/explain`, and what `tidegate explain` prints.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct ExplainAnswer {
     /// The listener whose policy was asked.
     pub listener: String,
@@ -52,7 +52,7 @@ pub(super) async fn explain(
     match answer(&office, &place, &headers, &body) {
         Ok(answer) => Json(answer).into_response(),
         Err(Problem::NoListener) => (StatusCode::NOT_FOUND, "no listener of that name\n").into_response(),
-        Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).into_response(),
+        Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(axum::body::Body::from),
     }
 }
 
@@ -70,7 +70,11 @@ impl<R: Into<Rejection>> From<R> for Problem {
 fn answer(office: &Office, place: &Place, headers: &HeaderMap, body: &Bytes) -> Result<ExplainAnswer, Problem> {
     let policy = office.policy.load_full();
     let named = |name: &String| policy.listeners.iter().position(|it| *it.name.0 == **name);
-    let at = place.listener.as_ref().map_or(Some(0), named).ok_or(Problem::NoListener)?;
+    let at = place
+        .listener
+        .as_ref()
+        .map_or(Some(0), named)
+        .ok_or(Problem::NoListener)?;
     let listener = policy.listeners.get(at).ok_or(Problem::NoListener)?;
     let asked = openai::classify(&Method::POST, &place.path, &policy.config.api.extra_paths)?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());

@@ -19,12 +19,10 @@ use crate::{
     admin::{self, Office},
     clock,
     config::Config,
-    discovery::Discovery,
     edge::{self, Door, Stage},
     fleet::{Fleet, Pod},
     gateway::{BodyBudget, CurrentPolicy, Desk, House, Policy, ResponseHomes},
     prefix,
-    scrape::Scraper,
     tasks::Tasks,
     telemetry::{Metrics, Name, PodRow},
     upstream::{Connector, RetryBudget, Upstream, client_tls},
@@ -89,7 +87,7 @@ fn house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> 
     let tls = client_tls(&authorities)?;
     let rows = Arc::clone(&fleet);
     let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
-    let scraper = Scraper::start(Arc::clone(&fleet), tasks, tls.clone(), super::senses::report(&metrics));
+    let scraper = super::senses::Scraper;
     let limit = config.limits.buffered_bodies.0;
     let house = Arc::new(House {
         prefix: prefix::Index::default(),
@@ -115,7 +113,13 @@ fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semapho
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
+    Door {
+        name,
+        socket,
+        limits,
+        room: Arc::clone(room),
+        open: house.metrics.connections.clone(),
+    }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
@@ -123,7 +127,10 @@ fn open_office(config: &Config, socket: TcpListener, router: Router, house: &Hou
     /// A person, a kubelet and a few Prometheus servers.
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));
-    let door = Door { open: prometheus_client::metrics::gauge::Gauge::default(), ..door(config, "admin".into(), socket, &room, house) };
+    let door = Door {
+        open: prometheus_client::metrics::gauge::Gauge::default(),
+        ..door(config, "admin".into(), socket, &room, house)
+    };
     let serve = move |request: Request<Incoming>| router.clone().oneshot(request);
     let never = Stage::default();
     let watch = never.watch();

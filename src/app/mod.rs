@@ -1,6 +1,7 @@
 //! All rooms put together: a checked configuration becomes a running gateway, and a running gateway stops in order.
 
 mod build;
+mod senses;
 mod stop;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -63,5 +64,7 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 async fn bind(what: String, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { what, address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Bind { what, address, source })
 }

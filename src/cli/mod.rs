@@ -5,10 +5,13 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
 
 mod check;
 mod completions;
@@ -76,6 +79,20 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     error.chain().any(cause)
+}
+
+/// The configuration at `path`; its problems are printed, and `None` says that it cannot be used.
+fn load_config(path: &Path) -> anyhow::Result<Option<Config>> {
+    let mut err = io::stderr().lock();
+    let coloured = colour(&err);
+    let (config, problems) = match config::load_file(path) {
+        Ok((config, warnings)) => (Some(config), warnings),
+        Err(report) => (None, report.problems),
+    };
+    for problem in &problems {
+        writeln!(err, "{}", problem.rendered(coloured))?;
+    }
+    Ok(config)
 }
 
 /// Whether to colour what goes to this stream: on a terminal that can, unless `NO_COLOR` is set.

@@ -33,7 +33,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(config) = load_config(&args.config)? else { return Ok(ExitCode::from(super::PROBLEMS)) };
+    let Some(config) = load_config(&args.config)? else {
+        return Ok(ExitCode::from(super::PROBLEMS));
+    };
     logs::start(&config.log).context("log.level is no filter")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config))
@@ -52,7 +54,9 @@ async fn serve(config: crate::config::Config) -> anyhow::Result<ExitCode> {
         SignalKindSeen::Interrupt => Duration::ZERO,
         SignalKindSeen::Terminate => delay,
     };
-    let stopped = running.stop(delay, grace, async move { _ = signals.next().await }).await;
+    let stopped = running
+        .stop(delay, grace, async move { _ = signals.next().await })
+        .await;
     Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
 }
 
@@ -68,7 +72,10 @@ enum SignalKindSeen {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> SignalKindSeen {

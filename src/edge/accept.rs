@@ -104,11 +104,24 @@ where
 async fn accept(door: &Door) -> (TcpStream, Guest) {
     loop {
         // The semaphore is never closed.
-        let Ok(room) = Arc::clone(&door.room).acquire_owned().await else { continue };
-        match door.socket.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
+        let Ok(room) = Arc::clone(&door.room).acquire_owned().await else {
+            continue;
+        };
+        match door
+            .socket
+            .accept()
+            .await
+            .and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))
+        {
             Ok(stream) => {
                 door.open.inc();
-                return (stream, Guest { _room: room, open: door.open.clone() });
+                return (
+                    stream,
+                    Guest {
+                        _room: room,
+                        open: door.open.clone(),
+                    },
+                );
             }
             Err(error) if is_about_one_client(&error) => {}
             Err(error) => {
@@ -121,7 +134,10 @@ async fn accept(door: &Door) -> (TcpStream, Guest) {
 
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | NotConnected | InvalidInput
+    )
 }
 
 fn builder(limits: Limits, tasks: &Tasks) -> auto::Builder<OnTasks> {

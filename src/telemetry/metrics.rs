@@ -190,7 +190,7 @@ pub struct Metrics {
     pub ttft: Histograms<ModelLabels>,
     /// Mean time between tokens, one observation a stream.
     pub itl: Histograms<ModelLabels>,
-    /// From the request's last byte to the first byte sent to a pod.
+    /// From the request's last byte to the choice of its first pod: reading, routing, picking.
     pub overhead: Histograms<ListenerLabels>,
     /// The choice of a pod alone.
     pub pick: Histograms<DecisionLabels>,
@@ -290,7 +290,7 @@ impl Metrics {
         r.register_with_unit("time_to_first_token", ttft, seconds(), self.ttft.clone());
         let itl = "Mean time between a stream's tokens, one observation a stream";
         r.register_with_unit("inter_token_latency", itl, seconds(), self.itl.clone());
-        let overhead = "From the request's last byte to the first attempt, added by the gateway";
+        let overhead = "From the request's last byte to its first attempt, added by the gateway";
         r.register_with_unit("overhead", overhead, seconds(), self.overhead.clone());
         r.register_with_unit(
             "pick_duration",

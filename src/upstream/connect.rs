@@ -54,7 +54,10 @@ pub struct Connector {
 impl Connector {
     /// Connections whose tasks are tracked by `tasks`.
     pub fn new(tls: ClientConfig, tasks: Tasks) -> Self {
-        Self { tls: Arc::new(tls), tasks }
+        Self {
+            tls: Arc::new(tls),
+            tasks,
+        }
     }
 
     /// A new connection to `origin` within `limit`.
@@ -64,12 +67,22 @@ impl Connector {
     }
 
     async fn make(&self, origin: &Origin) -> Result<Live, Failure> {
-        let tcp = TcpStream::connect((origin.host.as_str(), origin.port)).await.map_err(|error| {
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            Failure::new(if refused { FailureKind::Refused } else { FailureKind::Connect }, error)
-        })?;
+        let tcp = TcpStream::connect((origin.host.as_str(), origin.port))
+            .await
+            .map_err(|error| {
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                Failure::new(
+                    if refused {
+                        FailureKind::Refused
+                    } else {
+                        FailureKind::Connect
+                    },
+                    error,
+                )
+            })?;
         // A first token must not wait for a delayed ACK.
-        tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        tcp.set_nodelay(true)
+            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
         if !origin.https {
             return self.handshake(tcp).await;
         }
@@ -110,7 +123,10 @@ pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
         let mut reader = BufReader::new(File::open(file).map_err(named)?);
         let certificates: Vec<_> = rustls_pemfile_certs(&mut reader).map_err(named)?;
         if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(named(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it")));
+            return Err(named(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no certificate in it",
+            )));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -120,9 +136,9 @@ pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn rustls_pemfile_certs(
-    reader: &mut dyn io::BufRead,
-) -> io::Result<Vec<rustls::pki_types::CertificateDer<'static>>> {
+fn rustls_pemfile_certs(reader: &mut dyn io::BufRead) -> io::Result<Vec<rustls::pki_types::CertificateDer<'static>>> {
     use rustls::pki_types::pem::PemObject as _;
-    rustls::pki_types::CertificateDer::pem_reader_iter(reader).collect::<Result<_, _>>().map_err(io::Error::other)
+    rustls::pki_types::CertificateDer::pem_reader_iter(reader)
+        .collect::<Result<_, _>>()
+        .map_err(io::Error::other)
 }
