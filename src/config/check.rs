@@ -63,6 +63,7 @@ pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>
     match std::str::from_utf8(bytes) {
         Ok(text) => load(path_name, text),
         Err(error) => {
+            let shown = String::from_utf8_lossy(bytes);
             let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
             let good = String::from_utf8_lossy(good);
             let last = good.rsplit('\n').next().unwrap_or_default();
@@ -78,7 +79,7 @@ pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>
                 "save it as UTF-8 (from UTF-16 or Latin-1: `iconv -t utf-8`)",
             );
             Err(Report {
-                problems: Source::new(path_name, &good).problems(vec![finding]),
+                problems: Source::new(path_name, &shown).problems(vec![finding]),
             })
         }
     }
@@ -328,4 +329,720 @@ fn collide(left: SocketAddr, right: SocketAddr) -> bool {
     left.port() != 0
         && left.port() == right.port()
         && (left.ip() == right.ip() || covers(left, right) || covers(right, left))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{Criticality, Endpoint, Engine, Scheduler, Sticky};
+
+    const MINIMAL: &str = include_str!("../../config/minimal.yaml");
+    const EVERYTHING: &str = include_str!("../../config/everything.yaml");
+    const EXAMPLES: [(&str, &str); 5] = [
+        ("minimal", MINIMAL),
+        ("weighted-split", include_str!("../../config/weighted-split.yaml")),
+        ("two-listeners", include_str!("../../config/two-listeners.yaml")),
+        ("remote-https", include_str!("../../config/remote-https.yaml")),
+        ("everything", EVERYTHING),
+    ];
+
+    /// A file with nothing wrong, to which a test adds what is.
+    const GOOD: &str = "listeners: [{ name: a, address: 127.0.0.1:8081 }]
+pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
+";
+
+    fn report(text: &str) -> String {
+        load("t.yaml", text).unwrap_err().to_string()
+    }
+
+    /// Place, message and remedy of everything there is to say about a file, in one line each.
+    fn told(text: &str) -> Vec<String> {
+        let problems = match load("t.yaml", text) {
+            Ok((_, warnings)) => warnings,
+            Err(report) => report.problems,
+        };
+        let line = |problem: &Problem| {
+            let Place { line, column, .. } = problem.place;
+            let severity = if problem.severity == Severity::Error {
+                ""
+            } else {
+                "warning: "
+            };
+            format!("{line}:{column} {severity}{} -> {}", problem.message, problem.remedy)
+        };
+        problems.iter().map(line).collect()
+    }
+
+    #[test]
+    fn every_example_loads_without_a_word() {
+        for (name, text) in EXAMPLES {
+            match load(name, text) {
+                Ok((_, warnings)) => assert_eq!(warnings, [], "{name}"),
+                Err(report) => panic!("{name}:\n{report}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_minimal_example_has_fifteen_lines_at_most() {
+        assert!(MINIMAL.lines().count() <= 15);
+    }
+
+    #[test]
+    fn windows_line_ends_and_a_byte_order_mark_are_no_problem() {
+        let text = format!("\u{feff}{}", MINIMAL.replace('\n', "\r\n"));
+        assert!(load("t.yaml", &text).is_ok());
+    }
+
+    #[test]
+    fn the_example_of_everything_names_every_field_of_the_schema() {
+        fn fields(schema: &serde_json::Value, found: &mut Vec<String>) {
+            if let Some(map) = schema.as_object() {
+                for (key, value) in map {
+                    if let ("properties", Some(properties)) = (key.as_str(), value.as_object()) {
+                        found.extend(properties.keys().cloned());
+                    }
+                    fields(value, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        fields(schema().as_value(), &mut found);
+        assert!(found.len() > 50, "{found:?}");
+        for field in found {
+            let named = EVERYTHING
+                .split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+                .any(|word| word == field);
+            assert!(
+                named && EVERYTHING.contains(&format!("{field}:")),
+                "config/everything.yaml lacks `{field}`"
+            );
+        }
+    }
+
+    #[test]
+    fn the_stored_schema_is_the_one_that_the_types_give() {
+        let stored = include_str!("../../config/schema.json");
+        let now = serde_json::to_string_pretty(&schema()).unwrap();
+        assert!(
+            stored.trim_end() == now,
+            "config/schema.json is out of date: run `cargo run -- check --schema > config/schema.json`"
+        );
+    }
+
+    #[test]
+    fn defaults_fill_what_the_minimal_example_leaves_out() {
+        let (config, _) = load("t.yaml", MINIMAL).unwrap();
+        assert_eq!(config.admin.to_string(), "127.0.0.1:9090");
+        assert_eq!(config.probes, None);
+        assert_eq!(config.scheduler, Scheduler::LeastCost);
+        assert_eq!(config.limits.body, Bytes(32 * 1024 * 1024));
+        assert_eq!(config.timeouts.first_byte, Duration::from_secs(600));
+        assert_eq!(config.timeouts.pool_idle, Duration::from_secs(4));
+        assert_eq!(config.timeouts.total, None);
+        assert_eq!(
+            (config.retry.attempts, config.retry.budget.0, config.retry.budget_floor),
+            (2, 0.2, 3)
+        );
+        assert_eq!(config.sessions.header, "x-session-id");
+        let [pool] = &config.pools[..] else {
+            panic!("{:?}", config.pools)
+        };
+        assert_eq!((&pool.engine, pool.endpoints.len()), (&Engine::Auto, 2));
+        assert_eq!(
+            (pool.metrics.path.as_str(), pool.metrics.interval),
+            ("/metrics", Duration::from_millis(250))
+        );
+        let [model] = &config.models[..] else {
+            panic!("{:?}", config.models)
+        };
+        assert_eq!(
+            (model.criticality, model.sticky),
+            (Criticality::Standard, Sticky::Session)
+        );
+        assert_eq!(
+            model
+                .targets
+                .iter()
+                .map(|target| (&*target.name, target.weight))
+                .collect::<Vec<_>>(),
+            [("llama2", 1)]
+        );
+    }
+
+    #[test]
+    fn what_is_given_arrives() {
+        let (config, _) = load("t.yaml", EVERYTHING).unwrap();
+        let [openai, classic] = &config.listeners[..] else {
+            panic!("{:?}", config.listeners)
+        };
+        assert_eq!((openai.scheduler.as_ref(), openai.models.as_ref()), (None, None));
+        assert_eq!(classic.scheduler, Some(Scheduler::RoundRobin));
+        assert_eq!(classic.models.as_ref().unwrap()["llama2"].as_deref(), Some("triton"));
+        let [vllm, triton, homemade] = &config.pools[..] else {
+            panic!("{:?}", config.pools)
+        };
+        let [Endpoint::Fixed(plain), Endpoint::Fixed(remote), Endpoint::Dns(named)] = &vllm.endpoints[..] else {
+            panic!("{:?}", vllm.endpoints)
+        };
+        let token = |path: &str| Some(std::path::PathBuf::from(path));
+        assert_eq!(
+            (plain.origin.authority().as_str(), &plain.token_file),
+            ("10.0.0.1:8000", &token("/run/secrets/pods"))
+        );
+        assert_eq!(
+            (remote.base_path.as_str(), &remote.token_file),
+            ("/llama", &token("/run/secrets/app"))
+        );
+        assert_eq!(
+            remote.metrics_url.as_deref(),
+            Some("https://app.example.net/llama-metrics")
+        );
+        assert_eq!(named.origin.host, "vllm.default.svc.cluster.local");
+        assert_eq!((triton.metrics.port, &triton.engine), (Some(8002), &Engine::Triton));
+        let Engine::Custom(custom) = &homemade.engine else {
+            panic!("{:?}", homemade.engine)
+        };
+        assert_eq!(custom.waiting.as_deref(), Some("queue_size{queue=\"main\"}"));
+        let Scheduler::Weighted(scorers) = &config.scheduler else {
+            panic!("{:?}", config.scheduler)
+        };
+        assert_eq!(
+            scorers.iter().map(|scorer| scorer.weight).collect::<Vec<_>>(),
+            [2.0, 1.0, 2.0, 3.0, 1.0]
+        );
+        let weights = config.models[0].targets.iter().map(|target| target.weight);
+        assert_eq!(weights.collect::<Vec<_>>(), [90, 10]);
+        assert_eq!(config.timeouts.total, Some(Duration::from_secs(3600)));
+        assert_eq!(config.probes.unwrap().port(), 9091);
+    }
+
+    #[test]
+    fn an_alias_repeats_a_value() {
+        let text = "listeners: [{ name: a, address: 127.0.0.1:1, scheduler: &s { policy: random } }]
+pools: [{ name: p, endpoints: [{ url: \"http://a\" }] }]
+scheduler: *s
+";
+        assert_eq!(load("t.yaml", text).unwrap().0.scheduler, Scheduler::Random);
+    }
+
+    #[test]
+    fn a_report_shows_every_problem_with_its_line_and_a_remedy() {
+        let text = "listeners:
+  - { name: openai, adress: 0.0.0.0:8081 }
+  - { name: classic, address: :8080, scheduler: { policy: round_robbin } }
+pools:
+  - name: vllm
+    endpoints: [ { url: http://10.0.0.1:8000/v1 } ]
+    metrics: { interval: 250 }
+models:
+  - { modelName: 7, poolRef: vlm }
+  - { modelName: llama2, poolRef: vlm }
+admin: { address: 0.0.0.0:9090 }
+";
+        let expected = "t.yaml:2:21: error: `adress` is not a field here
+  |
+2 |   - { name: openai, adress: 0.0.0.0:8081 }
+  |                     ^^^^^^
+  = help: did you mean `address`? the fields are: name, address, scheduler, models
+
+t.yaml:3:31: error: `:8080` is not an address to listen on
+  |
+3 |   - { name: classic, address: :8080, scheduler: { policy: round_robbin } }
+  |                               ^^^^^
+  = help: write `0.0.0.0:8080` for all addresses, or `127.0.0.1:8080` for this machine alone
+
+t.yaml:3:59: error: `round_robbin` is not known here
+  |
+3 |   - { name: classic, address: :8080, scheduler: { policy: round_robbin } }
+  |                                                           ^^^^^^^^^^^^
+  = help: did you mean `round-robin`? allowed are: least-cost, weighted, least-request, power-of-two, round-robin, random, session-hash
+
+t.yaml:6:25: error: this URL ends in an API path
+  |
+6 |     endpoints: [ { url: http://10.0.0.1:8000/v1 } ]
+  |                         ^^^^^^^^^^^^^^^^^^^^^^^
+  = help: drop `/v1`: Tidegate adds the path of each request
+
+t.yaml:7:26: error: the duration `250` has no unit
+  |
+7 |     metrics: { interval: 250 }
+  |                          ^^^
+  = help: write a whole number with `ms`, `s`, `m` or `h`, such as `250ms`, `5s`, `2m` or `1h30m`
+
+t.yaml:9:18: error: the number 7 does not fit here
+  |
+9 |   - { modelName: 7, poolRef: vlm }
+  |                  ^
+  = help: write plain text: put it in \"quotes\"
+
+t.yaml:10:35: error: there is no pool called `vlm`
+   |
+10 |   - { modelName: llama2, poolRef: vlm }
+   |                                   ^^^
+   = help: did you mean `vllm`?
+
+t.yaml:11:19: warning: the admin listener can change things, asks for no key, and is open to other machines
+   |
+11 | admin: { address: 0.0.0.0:9090 }
+   |                   ^^^^^^^^^^^^
+   = help: listen on `127.0.0.1:9090` and give kubelet and Prometheus `probes: { address: 0.0.0.0:9091 }`
+";
+        pretty_eq(&report(text), expected);
+    }
+
+    fn pretty_eq(found: &str, expected: &str) {
+        assert!(found == expected, "found:\n{found}\nexpected:\n{expected}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_says_where_and_what_to_do() {
+        for (text, expected) in [
+            ("", "t.yaml: error: the configuration is empty"),
+            ("# nothing\n", "t.yaml: error: the configuration is empty"),
+            ("hello", "t.yaml:1:1: error: the text `hello` does not fit here"),
+            (
+                "listeners:\n\t- name: a\n",
+                "t.yaml:2:1: error: a tab is used for indentation",
+            ),
+            (
+                "a:\n  b: 1\n \tc: 2\n",
+                "t.yaml:3:2: error: a tab is used for indentation",
+            ),
+            (
+                "a: 1\n---\nb: 2\n",
+                "t.yaml:3:1: error: there is more than one YAML document",
+            ),
+            ("a: *b\n", "t.yaml:1:4: error: this alias has no anchor"),
+            ("a: !foo b\n", "t.yaml:1:9: error: the tag `!foo` is not supported"),
+            (
+                "a: [1\n",
+                "t.yaml:1:4: error: this is not valid YAML: unclosed bracket '['",
+            ),
+            (
+                "a: \"x\n",
+                "t.yaml:1:6: error: this is not valid YAML: invalid indentation in multiline quoted scalar",
+            ),
+            (
+                "a: b: c\n",
+                "t.yaml:1:5: error: this is not valid YAML: mapping values are not allowed in this context",
+            ),
+            ("? [a]\n: d\n", "t.yaml:1:3: error: a key has to be text"),
+        ] {
+            let report = report(text);
+            assert_eq!(report.lines().next(), Some(expected), "{report}");
+            assert!(report.contains("= help: "), "{report}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_pointed_at() {
+        let report = load_bytes("t.yaml", b"listeners:\n  - caf\xe9\n").unwrap_err();
+        assert!(
+            report
+                .to_string()
+                .starts_with("t.yaml:2:8: error: this file is not UTF-8 text\n"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn a_bomb_of_aliases_is_stopped() {
+        let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (before, letter) in ('a'..'j').zip('b'..) {
+            let nine = vec![format!("*{before}"); 9].join(", ");
+            text.extend([&letter.to_string(), ": &", &letter.to_string(), " [", &nine, "]\n"]);
+        }
+        assert!(report(&text).contains("larger or more deeply nested"));
+        assert!(load("t.yaml", &"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn a_file_of_nothing_but_mistakes_is_cut_short() {
+        let lines: Vec<String> = (0..5_000).map(|number| format!("key{number}: 1")).collect();
+        let report = load("t.yaml", &lines.join("\n")).unwrap_err();
+        assert!(report.problems.len() < 110, "{}", report.problems.len());
+        assert!(report.to_string().contains("only the first 100 problems are shown"));
+    }
+
+    /// What is wrong with each of these, besides nothing.
+    const WRONG: &[(&str, &[&str])] = &[
+        (
+            "limits: { body: 2GiB }",
+            &[
+                "3:17 `body` (2GiB) is more than `buffered_bodies` (1GiB) -> the largest body alone has to fit: raise `buffered_bodies` or lower `body`",
+            ],
+        ),
+        (
+            "limits: { connections: 0 }",
+            &["3:24 this cannot be zero -> a limit of zero would refuse everything; leave it out for the default"],
+        ),
+        (
+            "limits: { connections: -1 }",
+            &["3:24 the number -1 does not fit here -> write a whole number from 0 to 4294967295"],
+        ),
+        (
+            "limits: { body: 1MiB, body: 2MiB }",
+            &["3:23 `body` is given twice -> keep one: the first is on line 3"],
+        ),
+        (
+            "timeouts: { connect: 0s }",
+            &["3:22 this cannot be zero -> a limit of zero would end everything at once; leave it out for the default"],
+        ),
+        (
+            "timeouts: { pool_idle: 30s }",
+            &[
+                "3:24 warning: uvicorn, under most engines, closes idle connections after 5s, and requests would be lost to that race -> stay below 5s, unless every pod was started with a longer keep-alive timeout",
+            ],
+        ),
+        ("timeouts: { drain_delay: 0s }", &[]),
+        ("timeouts:", &[]),
+        (
+            "retry: { budget: 120% }",
+            &[
+                "3:18 `120%` is more than the whole -> write a percentage such as `20%`, or a number from 0 to 1 such as `0.2`",
+            ],
+        ),
+        (
+            "retry: { attempts: 11 }",
+            &["3:20 11 further attempts are too many -> write at most 10"],
+        ),
+        (
+            "sessions: { header: \"x y\" }",
+            &["3:21 `x y` is not a header's name -> write one such as `x-session-id`"],
+        ),
+        ("sessions: {}", &["3:11 `header` is missing -> add `header: ...` here"]),
+        (
+            "api: { inject_usage: yes }",
+            &["3:22 the text `yes` does not fit here -> write `true` or `false`"],
+        ),
+        (
+            "api: { extra_paths: [v1/x] }",
+            &[
+                "3:22 `v1/x` is not a path -> write it as in a request, from `/` on and without a query: `/v1/moderations`",
+            ],
+        ),
+        (
+            "api: { serve_reported_models: false }",
+            &[
+                "0:0 there is no model, and those that pods report are not served -> add `models: [ { modelName: llama2, poolRef: vllm } ]`, or remove `serve_reported_models: false`",
+            ],
+        ),
+        (
+            "log: { level: \"inof,tidegate::x=debug\" }",
+            &[
+                "3:15 `inof` is not a log level -> did you mean `info`? the levels are: off, error, warn, info, debug, trace",
+            ],
+        ),
+        (
+            "log: { format: [json] }",
+            &["3:16 a list does not fit here -> write one of auto, json, pretty"],
+        ),
+        (
+            "admin: { address: localhost:9090 }",
+            &["3:19 `localhost:9090` is not an address to listen on -> write `127.0.0.1:9090`"],
+        ),
+        (
+            "admin: { address: 127.0.0.1:8081 }",
+            &["3:19 the admin listener and listener `a` want the same address -> give one of them another port"],
+        ),
+        (
+            "probes: { address: 0.0.0.0:9090 }",
+            &[
+                "3:20 the probes listener and the admin listener (by default) want the same address -> give one of them another port",
+            ],
+        ),
+        (
+            "probes: { address: 0.0.0.0:8081 }",
+            &["3:20 the probes listener and listener `a` want the same address -> give one of them another port"],
+        ),
+        (
+            "scheduler: { policy: fastest }",
+            &[
+                "3:22 `fastest` is not known here -> allowed are: least-cost, weighted, least-request, power-of-two, round-robin, random, session-hash",
+            ],
+        ),
+        (
+            "scheduler: { policy: random, scorers: [] }",
+            &["3:39 `scorers` are read only by `policy: weighted` -> write `policy: weighted`, or remove `scorers`"],
+        ),
+        (
+            "scheduler: { policy: weighted, scorers: [] }",
+            &[
+                "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
+            ],
+        ),
+        (
+            "scheduler: { policy: weighted, scorers: [{ name: queue-scorer, weight: -1 }, { name: queue-scorer }] }",
+            &[
+                "3:72 the weight -1 is not usable -> write a number, 0 or more",
+                "3:86 this scorer is listed twice -> keep one, with the sum of the weights",
+            ],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vlm }]",
+            &["3:35 there is no pool called `vlm` -> did you mean `vllm`?"],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: other }]",
+            &["3:35 there is no pool called `other` -> the pools are: vllm"],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm }, { modelName: m, poolRef: vllm }]",
+            &["3:56 there are two models called `m` -> give one of them another name: the first is on line 3"],
+        ),
+        (
+            "models: [{ modelName: \" m\", poolRef: vllm }]",
+            &["3:23 this is not a name for a model -> use at least one character, and no space at either end"],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: { name: vllm } }]",
+            &["3:35 a map does not fit here -> write plain text"],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, criticality: critical }]",
+            &[
+                "3:54 `critical` is not known here -> did you mean `Critical`? allowed are: Critical, Standard, Sheddable",
+            ],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a, weight: 1 }, { name: b }] }]",
+            &[
+                "3:88 `b` has no weight, but others here have one -> give a weight to all target models or to none (equal shares)",
+            ],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a, weight: 0 }] }]",
+            &[
+                "3:55 all weights are zero, so nothing could be chosen -> give at least one target model a weight above 0",
+            ],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a, weight: 1000001 }] }]",
+            &["3:75 the weight 1000001 is too large -> write 0 to 1000000; only the proportions matter"],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a }, { name: a }] }]",
+            &["3:77 there are two target models called `a` -> give one of them another name: the first is on line 3"],
+        ),
+        ("models: [{ modelName: m, poolRef: vllm, targetModels: [] }]", &[]),
+    ];
+
+    #[test]
+    fn each_mistake_is_named_with_its_place_and_remedy() {
+        for (more, expected) in WRONG {
+            assert_eq!(told(&format!("{GOOD}{more}\n")), *expected, "{more}");
+        }
+    }
+
+    /// The same for pools, written as one pool's further fields.
+    const WRONG_POOLS: &[(&str, &[&str])] = &[
+        (
+            "endpoints: []",
+            &[
+                "3:31 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
+            ],
+        ),
+        (
+            "endpoints: [{}]",
+            &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\", file: b }]",
+            &[
+                "3:32 this endpoint is in more than one place -> keep one of `url`, `dns` and `file`, and make the others entries of their own",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }, { url: \"http://A:80/\" }]",
+            &["3:60 this endpoint is listed twice in its pool -> keep one: the first is on line 3"],
+        ),
+        (
+            "endpoints: [{ dns: \"http://a\", metrics_url: \"http://b\" }]",
+            &[
+                "3:64 `metrics_url` would be the same page for every address of the name -> set `path` and `port` under the pool's `metrics` instead",
+            ],
+        ),
+        (
+            "endpoints: [{ dns: \"http://10.0.0.1\" }]",
+            &["3:39 there is nothing to resolve in an IP address -> write `url:` instead of `dns:`"],
+        ),
+        (
+            "endpoints: [{ file: a }], token_file: t",
+            &[
+                "3:58 this does not reach the endpoints that are read from a file -> give it to each entry in that file: `- { url: ..., token_file: ... }`",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }], engine: custom",
+            &[
+                "3:62 a custom engine needs the names of its metrics -> add `metrics: { custom: { waiting: ..., running: ..., kv_cache_usage: ... } }` to this pool, with at least one of the three",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }], engine: vllm, metrics: { custom: { waiting: w } }",
+            &[
+                "3:87 `metrics.custom` is read only for `engine: custom` -> write `engine: custom` in this pool, or remove `custom`",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }], engine: custom, metrics: { custom: { waiting: \"a b\" } }",
+            &["3:100 `a b` is not a metric -> write a name, or a name with labels: `my_queue_size{queue=\"main\"}`"],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }], metrics: { path: metrics, port: 0, interval: 1ms }",
+            &[
+                "3:71 `metrics` is not a path -> write one that begins with `/`, such as `/metrics`",
+                "3:86 no pod listens on port 0 -> write a number from 1 to 65535",
+                "3:99 warning: engines renew their gauges about every step, so reading them this often costs much and tells nothing new -> write 50ms or more",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\", token_file: t }], forward_authorization: true",
+            &[
+                "3:92 warning: a pool's own token replaces the client's Authorization, so both cannot reach the pods -> remove `forward_authorization`, or `token_file`",
+            ],
+        ),
+        (
+            "endpoints: [{ url: \"http://a\" }], ca_file: ca.pem",
+            &[
+                "3:63 warning: no endpoint of this pool uses https, so `ca_file` has no effect -> write `https://`, or remove `ca_file`",
+            ],
+        ),
+    ];
+
+    #[test]
+    fn each_mistake_in_a_pool_is_named_with_its_place_and_remedy() {
+        for (fields, expected) in WRONG_POOLS {
+            let text =
+                format!("listeners: [{{ name: a, address: 127.0.0.1:8081 }}]\n\npools: [{{ name: q, {fields} }}]");
+            assert_eq!(told(&text), *expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn listeners_may_not_share_an_address_or_name_what_does_not_exist() {
+        let text = "listeners:
+  - { name: a, address: 0.0.0.0:8080 }
+  - { name: b, address: 127.0.0.1:8080, models: [{ modelName: lama2 }] }
+  - { name: c, address: 127.0.0.1:0, models: [{ modelName: llama2, poolRef: q }] }
+  - { name: a, address: 127.0.0.1:0, models: [] }
+pools: [{ name: p, endpoints: [{ url: \"http://a\" }] }]
+models: [{ modelName: llama2, poolRef: p }]
+";
+        let report = load("t.yaml", text).unwrap_err();
+        let messages: Vec<&str> = report.problems.iter().map(|problem| problem.message.as_str()).collect();
+        assert_eq!(
+            messages,
+            [
+                "listener `b` and listener `a` want the same address",
+                "there is no model called `lama2`",
+                "there is no pool called `q`",
+                "there are two listeners called `a`",
+                "listener `a` serves no model",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_no_request_can_reach_is_a_warning() {
+        let text = "listeners: [{ name: a, address: 127.0.0.1:8080, models: [{ modelName: m }] }]
+pools: [{ name: p, endpoints: [{ url: \"http://a\" }] }, { name: idle, endpoints: [{ url: \"http://b\" }] }]
+models: [{ modelName: m, poolRef: p }, { modelName: n, poolRef: p }]
+api: { serve_reported_models: false }
+";
+        let (_, warnings) = load("t.yaml", text).unwrap();
+        let messages: Vec<&str> = warnings.iter().map(|problem| problem.message.as_str()).collect();
+        assert_eq!(messages, ["no model uses pool `idle`", "no listener serves model `n`"]);
+    }
+
+    #[test]
+    fn a_misfit_brings_no_false_alarms_after_it() {
+        // The pool that does not fit is not "unknown", and the typo in `pools` leaves models unjudged.
+        let dropped = "pools: [{ name: p, endpoints: 5 }]\nlisteners: [{ name: a, address: 127.0.0.1:1 }]\nmodels: [{ modelName: m, poolRef: p }]\n";
+        assert_eq!(
+            load("t.yaml", dropped).unwrap_err().problems.len(),
+            1,
+            "{}",
+            report(dropped)
+        );
+        let typo = dropped
+            .replace("pools", "poools")
+            .replace('5', "[{ url: \"http://a\" }]");
+        assert_eq!(
+            load("t.yaml", &typo).unwrap_err().problems.len(),
+            1,
+            "{}",
+            report(&typo)
+        );
+    }
+
+    #[test]
+    fn escape_codes_in_a_file_do_not_reach_the_terminal() {
+        let found = report("listeners: [{ name: \"\u{202e}\", address: x\u{9b}31m }]\npools: []\n");
+        assert!(!found.contains(['\u{202e}', '\u{9b}', '\x1b']), "{found:?}");
+    }
+
+    /// A piece of a configuration, or of something else.
+    fn piece() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[ \\n\\t:,&*!|>%@`'\"{}\\[\\]#?-]{1,4}",
+            "(listeners|pools|models|name|url|endpoints|timeouts|metrics|scheduler|policy|weight)(: |:\n  )",
+            "(5s|1\\.5|20%|0x1F|~|null|true|yes|http://a:1/v1|[a-z]{1,6}|-?[0-9]{1,30})[ ,\n]?",
+            "\\PC{0,3}",
+        ]
+    }
+
+    fn sound(bytes: &[u8]) -> Result<(), TestCaseError> {
+        let problems = match load_bytes("t.yaml", bytes) {
+            Ok((_, warnings)) => {
+                prop_assert!(warnings.iter().all(|problem| problem.severity == Severity::Warning));
+                warnings
+            }
+            Err(report) => {
+                prop_assert!(report.errors() > 0);
+                report.problems
+            }
+        };
+        for problem in problems {
+            prop_assert!(!problem.message.is_empty() && !problem.remedy.is_empty());
+            let shown = problem.rendered(false);
+            prop_assert!(
+                !shown.chars().any(|letter| letter.is_control() && letter != '\n'),
+                "{:?}",
+                shown
+            );
+            prop_assert_eq!(
+                shown.lines().count(),
+                if problem.place.line == 0 { 2 } else { 5 },
+                "{}",
+                shown
+            );
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_every_report_is_sound(pieces in prop::collection::vec(piece(), 0..40)) {
+            sound(pieces.concat().as_bytes())?;
+        }
+
+        #[test]
+        fn no_change_to_a_good_file_panics(at in 0..EVERYTHING.len(), cut in 0_usize..20, put in piece()) {
+            let mut bytes = EVERYTHING.as_bytes().to_vec();
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, put.bytes());
+            sound(&bytes)?;
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            sound(&bytes)?;
+        }
+    }
 }

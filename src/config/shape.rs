@@ -44,10 +44,16 @@ pub(super) fn read<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
             Err(misfit) => drop(reader.settle(misfit)),
         }
     }
-    Reading {
-        value,
-        findings: findings.into_inner(),
+    let mut findings = findings.into_inner();
+    if findings.len() >= MOST_MISFITS {
+        let message = format!("only the first {MOST_MISFITS} problems are shown");
+        findings.push(Finding::error(
+            Place::default(),
+            message,
+            "correct these and check again",
+        ));
     }
+    Reading { value, findings }
 }
 
 /// Why a value could not be read.
@@ -180,6 +186,9 @@ impl<'a> Reader<'a> {
         for (number, entry) in entries.iter().enumerate() {
             if entry.value.dropped.get() {
                 continue;
+            }
+            if self.findings.borrow().len() >= MOST_MISFITS {
+                return;
             }
             let first = entries.iter().take(number).find(|earlier| earlier.key == entry.key);
             if let Some(first) = first {

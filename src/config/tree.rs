@@ -82,8 +82,11 @@ fn place(location: &Location) -> Place {
 /// A parser's error in our words where it is a common one, with what to do about it.
 fn finding(text: &str, error: &serde_saphyr::Error) -> Finding {
     use serde_saphyr::Error;
-    let error = error.without_snippet();
+    let mut error = error.without_snippet();
     let mut at = error.location().map(|location| place(&location)).unwrap_or_default();
+    while let Error::AliasError { error: inner, .. } = error {
+        error = inner;
+    }
     at.length = 1;
     if let Some(place) = tab_indent(text, at.line) {
         return Finding::error(
