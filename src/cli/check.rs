@@ -28,7 +28,7 @@ const STDIN: &str = "<stdin>";
 
 Examples:
   tidegate check gateway.yaml
-  helm template . | yq '.data.\"gateway.yaml\"' | tidegate check -
+  kubectl get configmap gateway -o jsonpath='{.data.gateway\\.yaml}' | tidegate check -
   tidegate check --schema > schema.json     # for editors: completion and checks while typing")]
 pub(super) struct Args {
     /// Configuration files; `-` reads standard input.

@@ -23,7 +23,7 @@ const OK: u8 = 0;
 /// What was given has problems; they were printed.
 const PROBLEMS: u8 = 1;
 
-/// Shown under `--help` of the whole. The codes are clap's own for usage, and the shell's custom for the rest.
+/// Shown under `--help` of the whole. The codes are clap's own for usage, and the usual ones for the rest.
 const EXIT_CODES: &str = "Exit codes:
   0  it worked
   1  what you gave has problems, or something failed; the reason is printed
@@ -31,7 +31,7 @@ const EXIT_CODES: &str = "Exit codes:
 
 /// An inference-aware gateway for LLM fleets: it knows how busy each pod is before it sends a request there.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, about, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "tidegate", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,

@@ -63,6 +63,7 @@ pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>
     match std::str::from_utf8(bytes) {
         Ok(text) => load(path_name, text),
         Err(error) => {
+            let shown = String::from_utf8_lossy(bytes);
             let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
             let good = String::from_utf8_lossy(good);
             let last = good.rsplit('\n').next().unwrap_or_default();
@@ -78,7 +79,7 @@ pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>
                 "save it as UTF-8 (from UTF-16 or Latin-1: `iconv -t utf-8`)",
             );
             Err(Report {
-                problems: Source::new(path_name, &good).problems(vec![finding]),
+                problems: Source::new(path_name, &shown).problems(vec![finding]),
             })
         }
     }
@@ -358,9 +359,9 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         load("t.yaml", text).unwrap_err().to_string()
     }
 
-    /// Message and remedy of every problem of `GOOD` with more behind it, in one line each.
-    fn problems(more: &str) -> Vec<String> {
-        let problems = match load("t.yaml", &format!("{GOOD}{more}\n")) {
+    /// Place, message and remedy of everything there is to say about a file, in one line each.
+    fn told(text: &str) -> Vec<String> {
+        let problems = match load("t.yaml", text) {
             Ok((_, warnings)) => warnings,
             Err(report) => report.problems,
         };
@@ -561,7 +562,7 @@ t.yaml:3:59: error: `round_robbin` is not known here
   |                                                           ^^^^^^^^^^^^
   = help: did you mean `round-robin`? allowed are: least-cost, weighted, least-request, power-of-two, round-robin, random, session-hash
 
-t.yaml:6:27: error: this URL ends in an API path
+t.yaml:6:25: error: this URL ends in an API path
   |
 6 |     endpoints: [ { url: http://10.0.0.1:8000/v1 } ]
   |                         ^^^^^^^^^^^^^^^^^^^^^^^
@@ -653,7 +654,8 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
     fn a_bomb_of_aliases_is_stopped() {
         let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for (before, letter) in ('a'..'j').zip('b'..) {
-            text += &format!("{letter}: &{letter} [{}]\n", vec![format!("*{before}"); 9].join(", "));
+            let nine = vec![format!("*{before}"); 9].join(", ");
+            text.extend([&letter.to_string(), ": &", &letter.to_string(), " [", &nine, "]\n"]);
         }
         assert!(report(&text).contains("larger or more deeply nested"));
         assert!(load("t.yaml", &"[".repeat(100_000)).is_err());
@@ -661,11 +663,8 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
 
     #[test]
     fn a_file_of_nothing_but_mistakes_is_cut_short() {
-        let report = load(
-            "t.yaml",
-            &(0..5_000).map(|number| format!("key{number}: 1\n")).collect::<String>(),
-        )
-        .unwrap_err();
+        let lines: Vec<String> = (0..5_000).map(|number| format!("key{number}: 1")).collect();
+        let report = load("t.yaml", &lines.join("\n")).unwrap_err();
         assert!(report.problems.len() < 110, "{}", report.problems.len());
         assert!(report.to_string().contains("only the first 100 problems are shown"));
     }
@@ -836,7 +835,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
     #[test]
     fn each_mistake_is_named_with_its_place_and_remedy() {
         for (more, expected) in WRONG {
-            assert_eq!(problems(more), *expected, "{more}");
+            assert_eq!(told(&format!("{GOOD}{more}\n")), *expected, "{more}");
         }
     }
 
@@ -845,73 +844,73 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "endpoints: []",
             &[
-                "3:48 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
+                "3:31 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
             ],
         ),
         (
             "endpoints: [{}]",
-            &["3:49 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"],
+            &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"],
         ),
         (
             "endpoints: [{ url: \"http://a\", file: b }]",
             &[
-                "3:49 this endpoint is in more than one place -> keep one of `url`, `dns` and `file`, and make the others entries of their own",
+                "3:32 this endpoint is in more than one place -> keep one of `url`, `dns` and `file`, and make the others entries of their own",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\" }, { url: \"http://A:80/\" }]",
-            &["3:76 this endpoint is listed twice in its pool -> keep one: the first is on line 3"],
+            &["3:60 this endpoint is listed twice in its pool -> keep one: the first is on line 3"],
         ),
         (
             "endpoints: [{ dns: \"http://a\", metrics_url: \"http://b\" }]",
             &[
-                "3:83 `metrics_url` would be the same page for every address of the name -> set `path` and `port` under the pool's `metrics` instead",
+                "3:64 `metrics_url` would be the same page for every address of the name -> set `path` and `port` under the pool's `metrics` instead",
             ],
         ),
         (
             "endpoints: [{ dns: \"http://10.0.0.1\" }]",
-            &["3:56 there is nothing to resolve in an IP address -> write `url:` instead of `dns:`"],
+            &["3:39 there is nothing to resolve in an IP address -> write `url:` instead of `dns:`"],
         ),
         (
             "endpoints: [{ file: a }], token_file: t",
             &[
-                "3:74 this does not reach the endpoints that are read from a file -> give it to each entry in that file: `- { url: ..., token_file: ... }`",
+                "3:58 this does not reach the endpoints that are read from a file -> give it to each entry in that file: `- { url: ..., token_file: ... }`",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\" }], engine: custom",
             &[
-                "3:79 a custom engine needs the names of its metrics -> add `metrics: { custom: { waiting: ..., running: ..., kv_cache_usage: ... } }` to this pool, with at least one of the three",
+                "3:62 a custom engine needs the names of its metrics -> add `metrics: { custom: { waiting: ..., running: ..., kv_cache_usage: ... } }` to this pool, with at least one of the three",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\" }], engine: vllm, metrics: { custom: { waiting: w } }",
             &[
-                "3:104 `metrics.custom` is read only for `engine: custom` -> write `engine: custom` in this pool, or remove `custom`",
+                "3:87 `metrics.custom` is read only for `engine: custom` -> write `engine: custom` in this pool, or remove `custom`",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\" }], engine: custom, metrics: { custom: { waiting: \"a b\" } }",
-            &["3:117 `a b` is not a metric -> write a name, or a name with labels: `my_queue_size{queue=\"main\"}`"],
+            &["3:100 `a b` is not a metric -> write a name, or a name with labels: `my_queue_size{queue=\"main\"}`"],
         ),
         (
             "endpoints: [{ url: \"http://a\" }], metrics: { path: metrics, port: 0, interval: 1ms }",
             &[
-                "3:88 `metrics` is not a path -> write one that begins with `/`, such as `/metrics`",
-                "3:103 no pod listens on port 0 -> write a number from 1 to 65535",
-                "3:116 warning: engines renew their gauges about every step, so reading them this often costs much and tells nothing new -> write 50ms or more",
+                "3:71 `metrics` is not a path -> write one that begins with `/`, such as `/metrics`",
+                "3:86 no pod listens on port 0 -> write a number from 1 to 65535",
+                "3:99 warning: engines renew their gauges about every step, so reading them this often costs much and tells nothing new -> write 50ms or more",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\", token_file: t }], forward_authorization: true",
             &[
-                "3:109 warning: a pool's own token replaces the client's Authorization, so both cannot reach the pods -> remove `forward_authorization`, or `token_file`",
+                "3:92 warning: a pool's own token replaces the client's Authorization, so both cannot reach the pods -> remove `forward_authorization`, or `token_file`",
             ],
         ),
         (
             "endpoints: [{ url: \"http://a\" }], ca_file: ca.pem",
             &[
-                "3:80 warning: no endpoint of this pool uses https, so `ca_file` has no effect -> write `https://`, or remove `ca_file`",
+                "3:63 warning: no endpoint of this pool uses https, so `ca_file` has no effect -> write `https://`, or remove `ca_file`",
             ],
         ),
     ];
@@ -919,25 +918,9 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
     #[test]
     fn each_mistake_in_a_pool_is_named_with_its_place_and_remedy() {
         for (fields, expected) in WRONG_POOLS {
-            let text = format!(
-                "listeners: [{{ name: a, address: 127.0.0.1:8081 }}]\n\npools: [                 {{ name: q, {fields} }}]"
-            );
-            let found = match load("t.yaml", &text) {
-                Ok((_, warnings)) => warnings,
-                Err(report) => report.problems,
-            };
-            let line = |problem: &Problem| {
-                let severity = if problem.severity == Severity::Error {
-                    ""
-                } else {
-                    "warning: "
-                };
-                format!(
-                    "{}:{} {severity}{} -> {}",
-                    problem.place.line, problem.place.column, problem.message, problem.remedy
-                )
-            };
-            assert_eq!(found.iter().map(line).collect::<Vec<_>>(), *expected, "{fields}");
+            let text =
+                format!("listeners: [{{ name: a, address: 127.0.0.1:8081 }}]\n\npools: [{{ name: q, {fields} }}]");
+            assert_eq!(told(&text), *expected, "{fields}");
         }
     }
 

@@ -19,12 +19,12 @@ pub(super) const LIMITS: Limits = Limits {
     body: Bytes(32 << 20),
     // 32 of the largest bodies at once, and a quarter of the 4 GiB that such a gateway is usually given.
     buffered_bodies: Bytes(1 << 30),
-    // The usual hard limit of open files (1,048,576) leaves room for the pods' side; a process's 16-bit habit.
+    // Each may hold a second descriptor towards a pod: both fit an eighth of the usual hard limit of 1,048,576.
     connections: 65_536,
     // Real clients send fewer than 30 fields and 8 KiB; header-list bombs need thousands.
     header_fields: 64,
     header_bytes: Bytes(32 << 10),
-    // Envoy's edge recommendation.
+    // Envoy's recommendation for an edge.
     http2_streams: 100,
 };
 

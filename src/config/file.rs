@@ -16,15 +16,14 @@ use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, tree::At, unit
     deny_unknown_fields,
     expecting = "a map that begins with `listeners:` or another section"
 )]
-#[schemars(title = "Tidegate configuration")]
+// Both lists have defaults so that a file without them is still checked for all else.
+#[schemars(title = "Tidegate configuration", extend("required" = ["listeners", "pools"]))]
 pub(super) struct File {
     /// Where clients come in; at least one.
     #[serde(default)]
-    #[schemars(required)]
     pub(super) listeners: At<Vec<ListenerFile>>,
     /// The groups of pods; at least one. A pool's pods serve the same base model.
     #[serde(default)]
-    #[schemars(required)]
     pub(super) pools: At<Vec<PoolFile>>,
     /// The names that clients ask for. Default: none, so that clients use the names that pods report.
     pub(super) models: Option<At<Vec<ModelFile>>>,

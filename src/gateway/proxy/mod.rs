@@ -131,25 +131,25 @@ impl Story<'_> {
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
-        let held = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
+        let read = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
         receipt.read = Some(clock::now());
-        receipt.body_bytes = held.bytes.len();
+        receipt.body_bytes = read.bytes.len();
         if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
-            return self.revisit(&head, held.bytes.clone(), id, receipt).await;
+            return self.revisit(&head, read.bytes.clone(), id, receipt).await;
         }
         let content_type = head
             .headers
             .get(header::CONTENT_TYPE)
             .and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(asked.endpoint, content_type, &held.bytes)?;
+        let ask = Ask::parse(asked.endpoint, content_type, &read.bytes)?;
         let session = head
             .headers
             .get(&config.sessions.header)
             .and_then(|value| value.to_str().ok());
-        let matter = Matter::new(self.house, self.listener, &ask, &held.bytes, session)?;
+        let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session)?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
-        let carry = self.carry(&head, &held.bytes, &ask, &matter, receipt);
+        let carry = self.carry(&head, &read.bytes, &ask, &matter, receipt);
         let total = config.timeouts.total;
         let answered = self.attempts(&carry, &matter, receipt);
         let (answer, pick) = match total {
