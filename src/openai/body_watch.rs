@@ -117,3 +117,85 @@ struct Answer<'a> {
     #[serde(borrow)]
     status: Option<Cow<'a, str>>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> BodyWatch {
+        let mut watch = BodyWatch::new();
+        for chunk in chunks {
+            watch.feed(chunk);
+            assert!(watch.head.len() + watch.tail.len() <= 4 * KEPT_END);
+        }
+        watch.finish();
+        watch
+    }
+
+    fn end_of(body: &str) -> End {
+        watch([body.as_bytes()]).end().clone()
+    }
+
+    #[test]
+    fn a_small_answer_is_read_in_any_chunking() {
+        let body = br#"{"id":"resp_1","error":null,"output":[],"usage":{"input_tokens":7,"output_tokens":2}}"#;
+        for length in 1..body.len() {
+            let watch = watch(body.chunks(length));
+            let expected = Usage {
+                prompt_tokens: Some(7),
+                completion_tokens: Some(2),
+                cached_tokens: None,
+            };
+            assert_eq!(watch.usage(), Some(expected));
+            assert_eq!((watch.end(), watch.response_id()), (&End::Done, Some("resp_1")));
+        }
+    }
+
+    #[test]
+    fn of_a_large_answer_both_ends_are_enough() {
+        for middle in [KEPT_END - 60, KEPT_END, 2 * KEPT_END, 3 * KEPT_END, 20 * KEPT_END] {
+            let body = format!(
+                r#"{{"id":"big","data":"{}","usage":{{"prompt_tokens":7}},"finish_reason":"abort"}}"#,
+                "1,".repeat(middle / 2)
+            );
+            for length in [700, 16 * 1024, body.len()] {
+                let watch = watch(body.as_bytes().chunks(length));
+                assert_eq!(watch.usage().unwrap().prompt_tokens, Some(7), "{middle} {length}");
+                assert_eq!(watch.response_id(), Some("big"));
+                assert_eq!(
+                    watch.end(),
+                    &End::Cut {
+                        reason: "abort".to_owned()
+                    }
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn errors_and_aborts_are_told_from_text_about_them() {
+        let code = Some("404".to_owned());
+        let error = End::Error {
+            message: "no".to_owned(),
+            code,
+        };
+        assert_eq!(end_of(r#"{"error":{"message":"no","code":404}}"#), error);
+        assert_eq!(
+            end_of(r#"{"detail":"Not Found"}"#),
+            End::Error {
+                message: "Not Found".to_owned(),
+                code: None
+            }
+        );
+        assert_eq!(
+            end_of(r#"{"choices":[{"text":"\"error\":1,\"finish_reason\":\"abort\""}]}"#),
+            End::Done
+        );
+        let cancelled = End::Cut {
+            reason: "cancelled".to_owned(),
+        };
+        assert_eq!(end_of(r#"{"id":"resp_1","status":"cancelled"}"#), cancelled);
+        assert_eq!(end_of("not json"), End::Done);
+        assert_eq!(BodyWatch::new().end(), &End::Running);
+    }
+}

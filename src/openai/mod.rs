@@ -26,3 +26,26 @@ pub use splice::{Changes, splice};
 pub use sse::{Event, Frames};
 pub use usage::{Usage, UsageStripper};
 pub use watch::{End, Seen, StreamWatch};
+
+#[cfg(test)]
+mod pieces {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    /// Where to cut, as lengths of pieces that are used in turn.
+    pub(super) fn cuts() -> impl Strategy<Value = Vec<usize>> {
+        prop_oneof![Just(vec![1]), proptest::collection::vec(1_usize..60, 1..20)]
+    }
+
+    pub(super) fn cut(bytes: &[u8], lengths: &[usize]) -> Vec<Bytes> {
+        let mut rest = Bytes::copy_from_slice(bytes);
+        let mut pieces = Vec::new();
+        for length in lengths.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            pieces.push(rest.split_to((*length).min(rest.len())));
+        }
+        pieces
+    }
+}

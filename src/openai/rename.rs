@@ -155,8 +155,7 @@ fn feed_lines(line: &mut Line, json: &mut Json, edits: &mut Edits<'_>) {
 /// else it may make nothing, but never holds or loses more than one string.
 #[derive(Debug)]
 struct Json {
-    /// Whether the name may also be one level down.
-    in_carriers: bool,
+    framing: Framing,
     depth: u32,
     /// Whether the object at depth two may hold the name.
     carrier: bool,
@@ -180,7 +179,7 @@ enum Place {
 impl Json {
     fn new(framing: Framing) -> Self {
         Self {
-            in_carriers: framing == Framing::Events,
+            framing,
             depth: 0,
             carrier: false,
             expects_key: false,
@@ -243,7 +242,7 @@ impl Json {
         if self.depth == 0 {
             self.expects_key = true;
         } else if self.depth == 1 {
-            self.carrier = self.in_carriers && watched && CARRIERS.contains(&self.key.as_slice());
+            self.carrier = self.framing == Framing::Events && watched && CARRIERS.contains(&self.key.as_slice());
             self.expects_key = self.carrier;
         }
         self.depth = self.depth.saturating_add(1);
@@ -301,5 +300,94 @@ impl Json {
             Place::Between | Place::Text | Place::Done => (),
         }
         range.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::openai::pieces;
+
+    fn renamed(framing: Framing, chunks: Vec<Bytes>) -> String {
+        let mut renamer = ModelRenamer::new("my \"m\"", framing);
+        let mut out = Vec::new();
+        for chunk in chunks {
+            out.extend_from_slice(&renamer.push(chunk));
+        }
+        out.extend_from_slice(&renamer.finish());
+        String::from_utf8(out).unwrap()
+    }
+
+    fn whole(body: &'static str) -> String {
+        renamed(Framing::Whole, vec![Bytes::from(body)])
+    }
+
+    fn events(body: &'static str) -> String {
+        renamed(Framing::Events, vec![Bytes::from(body)])
+    }
+
+    const CHAT: &str = concat!(
+        ": keep-alive\n\n",
+        "data: {\"id\":\"c\",\"model\":\"ser\\\"ved\\\\\",\"choices\":[{\"delta\":{\"content\":\"\\\"model\\\":\\\"x\\\"\"}}]}\n\n",
+        "data: {\"choices\":[{\"model\":\"deep\",\"x\":[{\"model\":\"deeper\"}]}], \"model\" : \"served\" }\r\n\r\n",
+        "event: response.created\rdata: {\"response\":{\"id\":\"r\",\"tools\":{\"model\":\"t\"},\"model\":\"served\"}}\r\r",
+        "event: message_start\ndata:{\"message\":\ndata:{\"model\":\"served\",\"usage\":{}}}\n\n",
+        "data: {\"note\":{\"model\":\"other\"},\"model\":null,\"models\":\"no\"}\n\n",
+        "model: \"model\":\"x\"\ndata: [DONE]\n\n",
+    );
+
+    #[test]
+    fn a_whole_answer_gets_the_clients_name_at_its_top_only() {
+        let body = r#"{"id":"1","choices":[{"model":"a","text":"{\"model\":\"b\"}"}],"model":"served","usage":{}}"#;
+        assert_eq!(whole(body), body.replace(r#""served""#, r#""my \"m\"""#));
+        let nested = r#"{"response":{"model":"kept"},"message":{"model":"kept"}}"#;
+        assert_eq!(whole(nested), nested);
+    }
+
+    #[test]
+    fn what_has_no_name_passes_as_it_is() {
+        for body in [
+            r#"{"error":{"message":"m","model":"x"}}"#,
+            r#"["model","model"]"#,
+            r#""model""#,
+            "",
+            "oops",
+            "{{{",
+        ] {
+            let chunk = Bytes::from(body);
+            let sent = ModelRenamer::new("m", Framing::Whole).push(chunk.clone());
+            assert_eq!(sent.as_ptr(), chunk.as_ptr(), "{body} was copied");
+            assert_eq!(sent, chunk);
+        }
+    }
+
+    #[test]
+    fn events_get_the_clients_name_where_their_dialect_has_it() {
+        let expected = CHAT
+            .replace(r#""model":"ser\"ved\\""#, r#""model":"my \"m\"""#)
+            .replace(r#""model" : "served""#, r#""model" : "my \"m\"""#)
+            .replace(r#""model":"served""#, r#""model":"my \"m\"""#);
+        assert_eq!(events(CHAT), expected);
+        assert_eq!(expected.matches("my ").count(), 4);
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_inside_the_name_is_sent_as_far_as_it_came() {
+        assert_eq!(events("data: {\"model\":\"serv"), "data: {\"model\":\"my \\\"m\\\"\"");
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_makes_no_difference(cuts in pieces::cuts()) {
+            prop_assert_eq!(renamed(Framing::Events, pieces::cut(CHAT.as_bytes(), &cuts)), events(CHAT));
+        }
+
+        #[test]
+        fn noise_is_never_lengthened_by_more_than_names(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let sent = ModelRenamer::new("m", Framing::Events).push(Bytes::from(noise.clone()));
+            prop_assert!(sent.len() <= noise.len() * 2);
+        }
     }
 }

@@ -267,4 +267,68 @@ mod tests {
         };
         assert_eq!(Some(first.updated_by(later)), usage(7, 9, Some(3)));
     }
+
+    fn stripped(chunks: Vec<Bytes>) -> String {
+        let (mut stripper, mut out) = (UsageStripper::new(), Vec::new());
+        for chunk in chunks {
+            out.extend_from_slice(&stripper.push(chunk));
+        }
+        out.extend_from_slice(&stripper.finish());
+        String::from_utf8(out).unwrap()
+    }
+
+    const TEXT: &str = r#"data: {"choices":[{"delta":{"content":"\"choices\":[],\"usage\":{}"}}],"usage":null}"#;
+    const FILTER: &str = r#"data: {"choices":[],"prompt_filter_results":[],"usage":null}"#;
+    const TOLD: &str = r#"data: {"id":"1","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}"#;
+
+    /// A stream with the usage chunk and what is left without it.
+    fn stream(end: &str) -> (String, String) {
+        let with = [": hi", "", TEXT, "", FILTER, "", TOLD, "", "data: [DONE]", "", ""].join(end);
+        let without = [": hi", "", TEXT, "", FILTER, "", "data: [DONE]", "", ""].join(end);
+        (with, without)
+    }
+
+    #[test]
+    fn the_usage_chunk_is_taken_out_and_nothing_else() {
+        for end in ["\n", "\r\n", "\r"] {
+            let (with, without) = stream(end);
+            assert_eq!(stripped(vec![Bytes::from(with)]), without, "{end:?}");
+        }
+        let continuous = r#"data: {"choices":[{"index":0}],"usage":{"prompt_tokens":7}}"#.to_owned() + "\n\n";
+        assert_eq!(stripped(vec![Bytes::from(continuous.clone())]), continuous);
+    }
+
+    #[test]
+    fn whole_events_pass_uncopied_and_half_ones_wait() {
+        let mut stripper = UsageStripper::new();
+        let chunk = Bytes::from_static(b"data: {\"choices\":[1]}\r\n\r\n");
+        assert_eq!(stripper.push(chunk.clone()).as_ptr(), chunk.as_ptr());
+        assert_eq!(stripper.push(Bytes::from_static(b"data: a\n\ndata: b")), "data: a\n\n");
+        assert_eq!(stripper.push(Bytes::from_static(b"c\n")), "");
+        assert_eq!(stripper.push(Bytes::from_static(b"\n")), "data: bc\n\n");
+        assert_eq!(stripper.push(Bytes::from_static(b"data: cut")), "");
+        assert_eq!(stripper.finish(), "data: cut");
+    }
+
+    #[test]
+    fn an_event_beyond_the_bound_passes_as_it_comes() {
+        let mut stripper = UsageStripper::new();
+        let half = Bytes::from(vec![b'x'; MAX_EVENT]);
+        assert_eq!(stripper.push(half.clone()), "");
+        assert_eq!(stripper.push(half.clone()).len(), 2 * MAX_EVENT);
+        assert_eq!(stripper.push(half), vec![b'x'; MAX_EVENT]);
+        assert_eq!(stripper.push(Bytes::from_static(b"\n\ndata: y\n\n")), "\n\ndata: y\n\n");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn chunking_makes_no_difference(
+            cuts in crate::openai::pieces::cuts(),
+            end in proptest::sample::select(vec!["\n", "\r\n", "\r"]),
+        ) {
+            let (with, without) = stream(end);
+            let pieces = crate::openai::pieces::cut(with.as_bytes(), &cuts);
+            proptest::prop_assert_eq!(stripped(pieces), without);
+        }
+    }
 }

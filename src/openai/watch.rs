@@ -365,3 +365,188 @@ impl Word {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::openai::pieces;
+
+    const CHAT: &str = concat!(
+        ": keep-alive\n\n",
+        "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a \\\"error\\\": \\\"usage\\\":{\"},\"finish_reason\":null}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":null,\"reasoning_content\":\"b\"}}],\"usage\":null,\"error\":null}\n\n",
+        "data: {\"choices\": [{\"delta\": {\"tool_calls\": [{\"index\": 0}]}}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3,\"total_tokens\":10}}\n\n",
+        "data: [DONE]\n\n",
+    );
+
+    const MESSAGES: &str = concat!(
+        "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"usage\":",
+        "{\"input_tokens\":7,\"output_tokens\":1,\"cache_read_input_tokens\":4}}}\n\n",
+        "event: ping\ndata: {\"type\":\"ping\"}\n\n",
+        "event: content_block_delta\ndata: {\"delta\":{\"type\":\"text_delta\",\"text\":\"hi\"}}\n\n",
+        "data: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"thinking_delta\",\"thinking\":\"x\"}}\n\n",
+        "event: content_block_delta\ndata: {\"delta\":{\"type\":\"signature_delta\",\"signature\":\"s\"}}\n\n",
+        "event: message_delta\ndata: {\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":9}}\n\n",
+        "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+    );
+
+    const RESPONSES: &str = concat!(
+        "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\",\"error\":null}}\n\n",
+        "event: response.output_text.delta\ndata: {\"delta\":\"hi\"}\n\n",
+        "data: {\"item\":{\"type\":\"x\"},\"type\":\"response.reasoning_text.delta\",\"delta\":\"y\"}\n\n",
+        "event: response.completed\ndata: {\"response\":{\"id\":\"resp_1\",\"error\":null,\"usage\":{\"input_tokens\":7,",
+        "\"input_tokens_details\":{\"cached_tokens\":2},\"output_tokens\":2}}}\n\n",
+    );
+
+    /// Tokens, how often one was the first, usage, end and id.
+    type Told = (u32, u32, Option<Usage>, End, Option<String>);
+
+    fn watch(dialect: Dialect, chunks: &[&[u8]]) -> Told {
+        let mut watch = StreamWatch::new(dialect);
+        let mut seen: Vec<Seen> = chunks.iter().map(|chunk| watch.feed(chunk)).collect();
+        seen.push(watch.finish());
+        let tokens = seen.iter().map(|seen| seen.tokens).sum();
+        let firsts = seen.iter().map(|seen| u32::from(seen.first)).sum();
+        (
+            tokens,
+            firsts,
+            watch.usage(),
+            watch.end().clone(),
+            watch.response_id().map(str::to_owned),
+        )
+    }
+
+    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Option<Usage> {
+        Some(Usage {
+            prompt_tokens: Some(prompt),
+            completion_tokens: Some(completion),
+            cached_tokens: cached,
+        })
+    }
+
+    fn end_of(dialect: Dialect, stream: &str) -> End {
+        watch(dialect, &[stream.as_bytes()]).3
+    }
+
+    fn error(message: &str, code: Option<&str>) -> End {
+        End::Error {
+            message: message.to_owned(),
+            code: code.map(str::to_owned),
+        }
+    }
+
+    fn cut(reason: &str) -> End {
+        End::Cut {
+            reason: reason.to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_dialect_tells_its_tokens_usage_and_clean_end() {
+        let chat = watch(Dialect::OpenAi, &[CHAT.as_bytes()]);
+        assert_eq!(chat, (3, 1, usage(7, 3, None), End::Done, None));
+        let messages = watch(Dialect::Anthropic, &[MESSAGES.as_bytes()]);
+        assert_eq!(messages, (2, 1, usage(7, 9, Some(4)), End::Done, None));
+        let responses = watch(Dialect::Responses, &[RESPONSES.as_bytes()]);
+        assert_eq!(
+            responses,
+            (2, 1, usage(7, 2, Some(2)), End::Done, Some("resp_1".to_owned()))
+        );
+    }
+
+    #[test]
+    fn completions_carry_text() {
+        let stream = "data: {\"choices\":[{\"text\":\"\"}]}\n\ndata: {\"choices\":[{\"text\":\"x\"}]}\n\n";
+        assert_eq!(
+            watch(Dialect::OpenAi, &[stream.as_bytes()]),
+            (1, 1, None, End::Running, None)
+        );
+    }
+
+    #[test]
+    fn a_keep_alive_is_no_token() {
+        assert_eq!(
+            StreamWatch::new(Dialect::OpenAi).feed(b": keep-alive\n\n: keep-alive\n\n"),
+            Seen::default()
+        );
+    }
+
+    #[test]
+    fn an_error_inside_is_no_clean_end_even_if_done_follows() {
+        let vllm = "data: {\"error\": {\"message\": \"EngineCore died\", \"type\": \"InternalServerError\", \
+                    \"param\": null, \"code\": 500}}\n\ndata: [DONE]\n\n";
+        assert_eq!(end_of(Dialect::OpenAi, vllm), error("EngineCore died", Some("500")));
+        assert_eq!(
+            end_of(Dialect::OpenAi, "data: {\"error\":\"broken\"}\n\n"),
+            error("broken", None)
+        );
+        assert_eq!(end_of(Dialect::OpenAi, "event: error\ndata: oops\n\n"), error("", None));
+        let anthropic =
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"m\"}}\n\n";
+        assert_eq!(end_of(Dialect::Anthropic, anthropic), error("m", None));
+        let responses = "event: response.failed\ndata: {\"response\":{\"error\":{\"code\":\"server_error\",\"message\":\"m\"}}}\n\n";
+        assert_eq!(end_of(Dialect::Responses, responses), error("m", Some("server_error")));
+        let typed = "data: {\"type\":\"error\",\"code\":\"c\",\"message\":\"m\"}\n\n";
+        assert_eq!(end_of(Dialect::Responses, typed), error("m", Some("c")));
+    }
+
+    #[test]
+    fn an_aborted_answer_is_cut_even_if_done_follows() {
+        let chat = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"abort\"}]}\n\ndata: [DONE]\n\n";
+        assert_eq!(end_of(Dialect::OpenAi, chat), cut("abort"));
+        let text = "data: {\"choices\":[{\"text\":\"\\\"finish_reason\\\":\\\"abort\\\"\",\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+        assert_eq!(end_of(Dialect::OpenAi, text), End::Done);
+        assert_eq!(
+            end_of(Dialect::Responses, "event: response.cancelled\ndata: {}\n\n"),
+            cut("cancelled")
+        );
+    }
+
+    #[test]
+    fn our_own_error_events_are_understood() {
+        let body = crate::openai::ErrorBody {
+            message: "gone",
+            kind: "server_error",
+            param: None,
+            code: Some("x"),
+        };
+        for dialect in [Dialect::OpenAi, Dialect::Anthropic, Dialect::Responses] {
+            let event = body.to_sse_event(dialect);
+            let End::Error { message, .. } = watch(dialect, &[&event]).3 else {
+                panic!("{dialect:?}")
+            };
+            assert_eq!(message, "gone");
+        }
+    }
+
+    #[test]
+    fn a_nested_error_field_is_no_error() {
+        let stream = "data: {\"choices\":[{\"timings\":{\"error\":0.5}}]}\n\ndata: [DONE]\n\n";
+        assert_eq!(end_of(Dialect::OpenAi, stream), End::Done);
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_makes_no_difference(cuts in pieces::cuts()) {
+            for (dialect, stream) in
+                [(Dialect::OpenAi, CHAT), (Dialect::Anthropic, MESSAGES), (Dialect::Responses, RESPONSES)]
+            {
+                let pieces = pieces::cut(stream.as_bytes(), &cuts);
+                let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+                prop_assert_eq!(watch(dialect, &pieces), watch(dialect, &[stream.as_bytes()]));
+            }
+        }
+
+        #[test]
+        fn noise_does_not_upset_it(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for dialect in [Dialect::OpenAi, Dialect::Anthropic, Dialect::Responses] {
+                watch(dialect, &[b"data: ", &noise, b"\n\n"]);
+            }
+        }
+    }
+}
