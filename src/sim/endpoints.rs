@@ -18,7 +18,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
@@ -217,7 +217,10 @@ async fn tell_whole(mut telling: Telling, pod: &Inside) -> Response {
                 return error(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", message);
             }
             // Some bytes, then nothing: the worst place to break a whole answer.
-            Next::Cut => return Response::new(Body::from_stream(stream::iter([Ok(Bytes::from("{")), cut()]))),
+            Next::Cut => {
+                let begun = stream::iter([Ok(Bytes::from("{"))]);
+                return Response::new(Body::from_stream(begun.chain(stream::once(cut()))));
+            }
         }
     }
 }
@@ -255,7 +258,7 @@ async fn frame(telling: Option<Telling>) -> Option<(io::Result<Bytes>, Option<Te
         }
         Next::End(finish) => Some((Ok(Bytes::from(answer.closing(telling.told, cached, finish))), None)),
         Next::Broken => Some((Ok(Bytes::from(answer.broken())), None)),
-        Next::Cut => Some((cut(), None)),
+        Next::Cut => Some((cut().await, None)),
     }
 }
 

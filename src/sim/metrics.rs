@@ -176,7 +176,9 @@ impl Page<'_> {
         };
         out.process();
         out.now();
-        out.counted();
+        out.cached();
+        out.tokens();
+        out.outcomes();
         out.requests();
         out.latencies();
         out.info();
@@ -256,10 +258,9 @@ impl Text<'_> {
         );
     }
 
-    fn counted(&mut self) {
+    fn cached(&mut self) {
         let totals = self.page.shown.totals;
         let (queries, hits) = (totals.prefix_queries as f64, totals.prefix_hits as f64);
-        let prompt = totals.prompt_tokens as f64;
         self.counter(
             "prefix_cache_queries",
             "Prefix cache queries, in terms of number of queried tokens.",
@@ -282,6 +283,11 @@ impl Text<'_> {
         );
         self.counter("mm_cache_queries", "Multi-modal cache queries, in items.", 0.0);
         self.counter("mm_cache_hits", "Multi-modal cache hits, in items.", 0.0);
+    }
+
+    fn tokens(&mut self) {
+        let totals = self.page.shown.totals;
+        let (prompt, hits) = (totals.prompt_tokens as f64, totals.prefix_hits as f64);
         let preemptions = totals.preemptions as f64;
         self.counter(
             "num_preemptions",
@@ -308,6 +314,9 @@ impl Text<'_> {
         );
         let generated = totals.generation_tokens as f64;
         self.counter("generation_tokens", "Number of generation tokens processed.", generated);
+    }
+
+    fn outcomes(&mut self) {
         let seen = &self.page.shown.seen;
         let (stop, length) = (seen.stopped as f64, seen.limited as f64);
         // A client that goes away is not counted as "abort" by vLLM either.

@@ -311,3 +311,554 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
         () = work => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use serde_json::{Value, json};
+
+    use super::{asked::answer_text, *};
+
+    /// A pod that lives a hundred times as fast as a real one.
+    async fn pod(config: PodConfig) -> (RunningPod, Tasks, reqwest::Client) {
+        // reqwest is built without a TLS provider of its own and wants one even for plain HTTP.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let tasks = Tasks::new();
+        let pod = Pod::start(config.time_scale(0.01), (Ipv4Addr::LOCALHOST, 0).into(), &tasks)
+            .await
+            .unwrap();
+        (pod, tasks, reqwest::Client::builder().no_proxy().build().unwrap())
+    }
+
+    fn chat(max_tokens: u32, stream: bool) -> Value {
+        json!({"model": "m", "max_tokens": max_tokens, "stream": stream, "stream_options": {"include_usage": true},
+               "messages": [{"role": "user", "content": "What is a tide? ".repeat(20)}]})
+    }
+
+    async fn post(client: &reqwest::Client, pod: &RunningPod, path: &str, body: &Value) -> reqwest::Response {
+        client
+            .post(format!("{}{path}", pod.url()))
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap()
+    }
+
+    fn expected(body: &Value, tokens: u32) -> String {
+        let asked = asked::Asked::parse(asked::Dialect::Chat, body.to_string().as_bytes()).unwrap();
+        answer_text(asked.seed(), tokens)
+    }
+
+    fn events(text: &str) -> Vec<Value> {
+        let frames = text.split("\n\n").filter_map(|frame| frame.split("data: ").nth(1));
+        frames.filter_map(|data| serde_json::from_str(data).ok()).collect()
+    }
+
+    async fn eventually(what: &str, done: impl Fn() -> bool) {
+        let waited = tokio::time::timeout(Duration::from_secs(10), async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{what} did not happen"));
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_says_the_expected_words_and_its_usage() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let body = chat(20, false);
+        let first: Value = post(&client, &pod, "/v1/chat/completions", &body)
+            .await
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(first["choices"][0]["message"]["content"], expected(&body, 20));
+        assert_eq!(first["choices"][0]["finish_reason"], "length");
+        assert_eq!(first["usage"]["completion_tokens"], 20);
+        assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+        let second: Value = post(&client, &pod, "/v1/chat/completions", &body)
+            .await
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], 80);
+        assert_eq!(pod.state().served, 2);
+    }
+
+    #[tokio::test]
+    async fn a_stream_begins_with_a_role_and_ends_with_usage_and_done() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let body = chat(12, true);
+        let response = post(&client, &pod, "/v1/chat/completions", &body).await;
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        let text = response.text().await.unwrap();
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        let events = events(&text);
+        assert_eq!(events.len(), 1 + 12 + 1 + 1);
+        assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+        let said: String = events
+            .iter()
+            .filter_map(|it| it["choices"][0]["delta"]["content"].as_str())
+            .collect();
+        assert_eq!(said, expected(&body, 12));
+        assert_eq!(events[13]["choices"][0]["finish_reason"], "length");
+        assert_eq!(events[14]["choices"], json!([]));
+        assert_eq!(events[14]["usage"]["completion_tokens"], 12);
+    }
+
+    #[tokio::test]
+    async fn responses_and_messages_come_as_typed_events() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let body =
+            json!({"model": "m", "max_tokens": 3, "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+        let text = post(&client, &pod, "/v1/messages", &body).await.text().await.unwrap();
+        let kinds: Vec<String> = events(&text)
+            .iter()
+            .map(|it| it["type"].as_str().unwrap().to_owned())
+            .collect();
+        let delta = "content_block_delta";
+        let between = [
+            "message_start",
+            "content_block_start",
+            delta,
+            delta,
+            delta,
+            "content_block_stop",
+        ];
+        assert_eq!(kinds, [between.as_slice(), &["message_delta", "message_stop"]].concat());
+        let body = json!({"model": "m", "max_output_tokens": 3, "stream": true, "input": "hi"});
+        let text = post(&client, &pod, "/v1/responses", &body).await.text().await.unwrap();
+        let all = events(&text);
+        assert_eq!(all.first().unwrap()["type"], "response.created");
+        assert_eq!(all.last().unwrap()["type"], "response.incomplete");
+        let numbers: Vec<u64> = all.iter().map(|it| it["sequence_number"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (0..11).collect::<Vec<_>>());
+        let id = all.last().unwrap()["response"]["id"].as_str().unwrap();
+        let url = format!("{}/v1/responses/{id}", pod.url());
+        let again: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
+        assert_eq!(again["output"], all.last().unwrap()["response"]["output"]);
+        assert_eq!(client.get(url + "x").send().await.unwrap().status(), 404);
+    }
+
+    #[tokio::test]
+    async fn unknown_paths_and_models_are_refused_in_vllms_words() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m").adapters(&["a"])).await;
+        let unknown = post(
+            &client,
+            &pod,
+            "/v1/chat/completions",
+            &json!({"model": "x", "messages": []}),
+        )
+        .await;
+        assert_eq!(unknown.status(), 404);
+        let body: Value = unknown.json().await.unwrap();
+        assert_eq!(
+            (&body["error"]["code"], &body["error"]["type"]),
+            (&json!(404), &json!("NotFoundError"))
+        );
+        let nowhere: Value = client
+            .get(pod.url() + "/nope")
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(nowhere, json!({"detail": "Not Found"}));
+        let models: Value = client
+            .get(pod.url() + "/v1/models")
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(
+            (&models["data"][0]["id"], &models["data"][0]["parent"]),
+            (&json!("m"), &Value::Null)
+        );
+        assert_eq!(
+            (&models["data"][1]["id"], &models["data"][1]["parent"]),
+            (&json!("a"), &json!("m"))
+        );
+    }
+
+    #[tokio::test]
+    async fn clients_that_leave_are_aborted_streaming_or_not_and_nothing_is_left() {
+        let (pod, tasks, client) = pod(PodConfig::new("m")).await;
+        let mut streams = Vec::new();
+        for _ in 0..5 {
+            let mut response = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
+            response.chunk().await.unwrap().unwrap();
+            streams.push(response);
+        }
+        let (whole_body, url) = (chat(20_000, false), format!("{}/v1/chat/completions", pod.url()));
+        let whole = tasks.spawn(client.post(url).body(whole_body.to_string()).send());
+        eventually("six at once", || pod.state().live == 6).await;
+        drop(streams);
+        whole.abort();
+        eventually("six aborts", || pod.state().aborts == 6).await;
+        eventually("idle gauges", || (pod.state().running, pod.state().live) == (0, 0)).await;
+        assert!(pod.state().kv_usage.abs() < 1e-9);
+        assert_eq!(pod.state().served, 0);
+    }
+
+    #[tokio::test]
+    async fn metrics_have_vllms_names_labels_and_size() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m").adapters(&["a", "b"])).await;
+        let page = || async {
+            client
+                .get(pod.url() + "/metrics")
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap()
+        };
+        assert!(
+            !page().await.contains("lora_requests_info"),
+            "none before the first adapter request"
+        );
+        let mut body = chat(20_000, true);
+        body["model"] = json!("b");
+        let mut response = post(&client, &pod, "/v1/chat/completions", &body).await;
+        response.chunk().await.unwrap().unwrap();
+        let text = page().await;
+        assert!((30_000..80_000).contains(&text.len()), "{}", text.len());
+        for line in [
+            r#"vllm:num_requests_running{engine="0",model_name="m"} 1.0"#,
+            r#"vllm:num_requests_waiting{engine="0",model_name="m"} 0.0"#,
+            r#"vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="awake"} 1.0"#,
+            r#"vllm:request_success_total{engine="0",finished_reason="abort",model_name="m"} 0.0"#,
+            r#"vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="m"} 1.0"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} is missing in\n{text}");
+        }
+        assert!(text.contains(r#"block_size="16""#) && text.contains(r#"num_gpu_blocks="26391""#));
+        let running = r#"vllm:lora_requests_info{max_lora="4",running_lora_adapters="b",waiting_lora_adapters="b"} 1."#;
+        assert!(text.contains(running), "{text}");
+        drop(response);
+        eventually("idle", || pod.state().running == 0).await;
+        assert!(
+            page().await.contains(r#"running_lora_adapters="",waiting"#),
+            "the empty set is a series too"
+        );
+    }
+
+    /// Every family of a recorded page that a gateway could read is here, in the same order.
+    #[tokio::test]
+    async fn the_page_has_a_real_pages_families_in_its_order() {
+        let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let recorded = recorded.join("../shared/fixtures/metrics/vllm-0.32.0-metrics-load1.txt");
+        let Ok(recorded) = std::fs::read_to_string(recorded) else {
+            return;
+        };
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let ours = client
+            .get(pod.url() + "/metrics")
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let families = |page: &str| -> Vec<String> {
+            page.lines()
+                .filter(|line| line.starts_with("# TYPE vllm:"))
+                .map(str::to_owned)
+                .collect()
+        };
+        assert_eq!(families(&ours), families(&recorded));
+    }
+
+    #[tokio::test]
+    async fn embeddings_rerank_score_and_audio_answer_in_shape() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let ask =
+            async |path: &str, body: Value| -> Value { post(&client, &pod, path, &body).await.json().await.unwrap() };
+        let plain = ask("/v1/embeddings", json!({"model": "m", "input": ["one", "two"]})).await;
+        assert_eq!(plain["data"][1]["embedding"].as_array().unwrap().len(), 16);
+        let packed = ask(
+            "/v1/embeddings",
+            json!({"model": "m", "input": "one", "encoding_format": "base64"}),
+        )
+        .await;
+        assert_eq!(
+            packed["data"][0]["embedding"].as_str().unwrap().len(),
+            88,
+            "64 bytes in base64"
+        );
+        let ranked = ask(
+            "/rerank",
+            json!({"model": "m", "query": "q", "documents": ["a", "b", "c"], "top_n": 2}),
+        )
+        .await;
+        let score = |at: usize| ranked["results"][at]["relevance_score"].as_f64().unwrap();
+        assert!(score(0) >= score(1) && ranked["results"].as_array().unwrap().len() == 2);
+        let scored = ask("/score", json!({"model": "m", "text_1": "q", "text_2": ["a", "b"]})).await;
+        assert_eq!(scored["data"].as_array().unwrap().len(), 2);
+        let counted = ask("/tokenize", json!({"model": "m", "prompt": "12345678"})).await;
+        assert_eq!(counted["count"], 2);
+        let form = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nother\r\n--x--\r\n";
+        let audio = client
+            .post(pod.url() + "/v1/audio/transcriptions")
+            .body(form)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(audio.status(), 404, "the model field is read");
+        let form = form.replace("other", "m");
+        let audio = client
+            .post(pod.url() + "/v1/audio/transcriptions")
+            .body(form)
+            .send()
+            .await
+            .unwrap();
+        assert!(audio.json::<Value>().await.unwrap()["text"].is_string());
+    }
+
+    #[tokio::test]
+    async fn a_forced_tool_is_called_with_arguments_that_parse() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let mut body = chat(6, true);
+        body["tools"] = json!([{"type": "function", "function": {"name": "clock"}}]);
+        body["tool_choice"] = json!("required");
+        let text = post(&client, &pod, "/v1/chat/completions", &body)
+            .await
+            .text()
+            .await
+            .unwrap();
+        let events = events(&text);
+        let call = |event: &Value| event["choices"][0]["delta"]["tool_calls"][0]["function"].clone();
+        let name: String = events
+            .iter()
+            .filter_map(|it| call(it)["name"].as_str().map(str::to_owned))
+            .collect();
+        let arguments: String = events
+            .iter()
+            .filter_map(|it| call(it)["arguments"].as_str().map(str::to_owned))
+            .collect();
+        assert_eq!(name, "clock");
+        let arguments: Value = serde_json::from_str(&arguments).unwrap();
+        body["stream"] = json!(false);
+        let whole: Value = post(&client, &pod, "/v1/chat/completions", &body)
+            .await
+            .json()
+            .await
+            .unwrap();
+        let call = &whole["choices"][0]["message"]["tool_calls"][0]["function"];
+        assert_eq!(
+            serde_json::from_str::<Value>(call["arguments"].as_str().unwrap()).unwrap(),
+            arguments
+        );
+        assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
+    }
+
+    #[tokio::test]
+    async fn faults_strike_where_they_say() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let set = async |faults: Value| {
+            assert_eq!(post(&client, &pod, "/sim/faults", &faults).await.status(), 200);
+        };
+        let ask = async |stream: bool| post(&client, &pod, "/v1/chat/completions", &chat(30, stream)).await;
+        set(json!({"status": 503})).await;
+        assert_eq!(ask(false).await.status(), 503);
+        set(json!({"error_rate": 1.0})).await;
+        assert_eq!(ask(false).await.status(), 500);
+        set(json!({"cut_mid_stream": 5})).await;
+        let cut = ask(true).await;
+        assert_eq!(cut.status(), 200);
+        let pieces: Vec<Result<_, _>> = futures_util::StreamExt::collect(cut.bytes_stream()).await;
+        let (said, broken): (Vec<_>, Vec<_>) = pieces.into_iter().partition(Result::is_ok);
+        let said: Vec<u8> = said.into_iter().flat_map(|it| it.unwrap().to_vec()).collect();
+        assert_eq!(
+            events(&String::from_utf8(said).unwrap()).len(),
+            1 + 5,
+            "the tokens before the cut arrive"
+        );
+        assert_eq!(broken.len(), 1, "and then the body breaks off");
+        assert!(ask(false).await.text().await.is_err());
+        set(json!({"error_event": 5})).await;
+        let text = ask(true).await.text().await.unwrap();
+        assert!(text.contains("\"error\"") && text.ends_with("[DONE]\n\n"));
+        set(json!({"finish_abort": 5})).await;
+        let text = ask(true).await.text().await.unwrap();
+        assert!(text.contains("\"finish_reason\":\"abort\"") && text.ends_with("[DONE]\n\n"));
+        set(json!({})).await;
+        assert_eq!(ask(true).await.text().await.unwrap().matches("data: ").count(), 34);
+        assert_eq!(
+            post(&client, &pod, "/sim/faults", &json!({"typo": 1})).await.status(),
+            400
+        );
+    }
+
+    #[tokio::test]
+    async fn a_dead_engine_breaks_its_streams_and_shows_what_it_showed() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let mut response = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
+        response.chunk().await.unwrap().unwrap();
+        pod.faults().change(|faults| faults.engine_dead = true);
+        let rest = response.text().await.unwrap();
+        assert!(rest.contains("\"code\":500") && rest.ends_with("[DONE]\n\n"));
+        let get = async |path: &str| client.get(pod.url() + path).send().await.unwrap();
+        assert_eq!(get("/health").await.status(), 503);
+        let page = get("/metrics").await;
+        assert_eq!(page.status(), 200);
+        let running = r#"vllm:num_requests_running{engine="0",model_name="m"} 1.0"#;
+        assert!(page.text().await.unwrap().contains(running), "stale");
+        assert_eq!(
+            post(&client, &pod, "/v1/chat/completions", &chat(1, false))
+                .await
+                .status(),
+            500
+        );
+        pod.faults().heal();
+        assert_eq!(
+            post(&client, &pod, "/v1/chat/completions", &chat(1, false))
+                .await
+                .status(),
+            200
+        );
+        eventually("true gauges", || pod.state().running == 0).await;
+    }
+
+    #[tokio::test]
+    async fn an_asleep_pod_is_healthy_and_computes_nothing_until_it_wakes() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        pod.faults().change(|faults| faults.sleep = true);
+        let get = async |path: &str| client.get(pod.url() + path).send().await.unwrap();
+        assert_eq!(get("/health").await.status(), 200);
+        assert!(
+            get("/metrics")
+                .await
+                .text()
+                .await
+                .unwrap()
+                .contains(r#"sleep_state="awake"} 0.0"#)
+        );
+        let body = chat(2, false);
+        let answer = post(&client, &pod, "/v1/chat/completions", &body);
+        tokio::pin!(answer);
+        tokio::select! {
+            _ = &mut answer => panic!("an asleep pod answered"),
+            () = eventually("it waits", || pod.state().live == 1) => pod.faults().heal(),
+        }
+        assert_eq!(answer.await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_refuses_connections_comes_back_on_the_same_port() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        pod.faults().change(|faults| faults.refuse_connections = true);
+        let address = pod.addr();
+        eventually("refusal", || std::net::TcpStream::connect(address).is_err()).await;
+        assert!(client.get(pod.url() + "/health").send().await.unwrap_err().is_connect());
+        pod.faults().heal();
+        eventually("return", || std::net::TcpStream::connect(address).is_ok()).await;
+        assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 200);
+        pod.stop().await;
+        assert!(
+            std::net::TcpStream::connect(address).is_err(),
+            "stopped means nobody listens"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_warming_pod_becomes_ready_by_itself() {
+        let faults = Faults {
+            warm_up: true,
+            for_ms: Some(50),
+            ..Faults::default()
+        };
+        let (pod, _tasks, client) = pod(PodConfig {
+            faults,
+            ..PodConfig::new("m")
+        })
+        .await;
+        assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 503);
+        eventually("readiness", || !pod.faults().now().warm_up).await;
+        assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 200);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_after_the_keep_alive() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let keep_alive = Duration::from_millis(80);
+        let (pod, _tasks, _) = pod(PodConfig {
+            keep_alive,
+            ..PodConfig::new("m")
+        })
+        .await;
+        let mut stream = tokio::net::TcpStream::connect(pod.addr()).await.unwrap();
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut all = Vec::new();
+        let asked = clock::now();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert!(all.starts_with(b"HTTP/1.1 200") && !String::from_utf8_lossy(&all).contains("408"));
+        assert!((keep_alive..Duration::from_secs(5)).contains(&clock::now().duration_since(asked)));
+    }
+
+    #[tokio::test]
+    async fn a_full_line_answers_503_and_counts_it() {
+        let engine = EngineConfig {
+            max_num_seqs: 1,
+            ..PodConfig::new("m").engine
+        };
+        let (pod, _tasks, client) = pod(PodConfig {
+            engine,
+            max_queued: Some(1),
+            ..PodConfig::new("m")
+        })
+        .await;
+        let mut running = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
+        running.chunk().await.unwrap().unwrap();
+        let waiting = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
+        eventually("one waits", || pod.state().waiting == 1).await;
+        assert_eq!(
+            post(&client, &pod, "/v1/chat/completions", &chat(5, false))
+                .await
+                .status(),
+            503
+        );
+        let page = client
+            .get(pod.url() + "/metrics")
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        assert!(
+            page.contains(r#"admission_rejections_total{engine="0",model_name="m",reason="max_num_queued_reqs"} 1.0"#)
+        );
+        drop((running, waiting));
+    }
+
+    #[tokio::test]
+    async fn what_came_in_is_kept_for_tests_and_ids_are_echoed() {
+        let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
+        let request = client
+            .post(pod.url() + "/v1/chat/completions")
+            .header("x-request-id", "r-7");
+        let response = request.body(chat(2, false).to_string()).send().await.unwrap();
+        assert_eq!(response.headers()["x-request-id"], "r-7");
+        assert_eq!(response.json::<Value>().await.unwrap()["id"], "chatcmpl-r-7");
+        let state = client
+            .get(pod.url() + "/sim/state")
+            .send()
+            .await
+            .unwrap()
+            .json::<Value>()
+            .await
+            .unwrap();
+        assert_eq!(state["received"]["/v1/chat/completions"], 1);
+        let last = pod.state().last.pop().unwrap();
+        assert_eq!(last.header("x-request-id"), Some("r-7"));
+        assert_eq!(last.body, chat(2, false).to_string());
+    }
+}

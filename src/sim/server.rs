@@ -42,6 +42,9 @@ const COUNTED_PATHS: usize = 64;
 /// How long to wait before asking for the port again when somebody else took it meanwhile.
 const REBIND_AFTER: Duration = Duration::from_millis(20);
 
+/// How long bytes get to leave before a connection is cut: hyper drops what it has not written yet.
+const LEAVING: Duration = Duration::from_millis(5);
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What came in, for tests; bounded.
@@ -331,7 +334,8 @@ pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
     response
 }
 
-/// The breaking of a connection in the middle of a body.
-pub(super) fn cut() -> io::Result<Bytes> {
+/// The breaking of a connection in the middle of a body, once what was said before has left.
+pub(super) async fn cut() -> io::Result<Bytes> {
+    tokio::time::sleep(LEAVING).await;
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"))
 }
