@@ -93,7 +93,7 @@ impl Matter {
             if policy.table.serves_reported() {
                 unknown
                     .served
-                    .extend(house.reported_models().into_iter().map(|(name, _)| name.to_string()));
+                    .extend(house.reported_models().into_keys().map(|name| name.to_string()));
                 unknown.served.dedup();
             }
             Rejection::UnknownModel(unknown)

@@ -58,8 +58,15 @@ struct Story<'a> {
 
 /// Who has the answer.
 enum Told {
-    ByPod(upstream::Answer, Box<Pick>, Sent),
+    ByPod(Box<Brought>),
     ByUs(Bytes),
+}
+
+/// A pod's answer, the place it comes from and what was asked.
+struct Brought {
+    answer: upstream::Answer,
+    pick: Pick,
+    sent: Sent,
 }
 
 /// What the answer's way back needs to know of the request.
@@ -99,7 +106,7 @@ impl Desk {
         };
         let mut dialect = Dialect::OpenAi;
         Ok(match story.tell(request, &mut receipt, &mut dialect).await {
-            Ok(Told::ByPod(answer, pick, sent)) => story.relay(answer, pick, sent, receipt),
+            Ok(Told::ByPod(brought)) => story.relay(*brought, receipt),
             Ok(Told::ByUs(body)) => {
                 receipt.status = Some(200);
                 receipt.outcome = Outcome::Complete;
@@ -166,7 +173,7 @@ impl Story<'_> {
             dialect: *dialect,
             inject_usage,
         };
-        Ok(Told::ByPod(answer, Box::new(pick), sent))
+        Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 
     /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has come before.
@@ -244,7 +251,8 @@ impl Story<'_> {
         }
     }
 
-    fn relay(&self, answer: upstream::Answer, pick: Box<Pick>, sent: Sent, mut receipt: Receipt) -> Response<Answer> {
+    fn relay(&self, brought: Brought, mut receipt: Receipt) -> Response<Answer> {
+        let Brought { answer, pick, sent } = brought;
         let status = answer.head.status;
         receipt.status = Some(status.as_u16());
         receipt.sent = Some(answer.sent);
@@ -254,7 +262,7 @@ impl Story<'_> {
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
         let decision = self.policy.config.api.decision_headers.then(|| decision(&pick));
         let pod = pick.verdict.pod.address();
-        let relay = Relay::new(self, (answer.body, status, response.headers()), *pick, sent, receipt);
+        let relay = Relay::new(self, (answer.body, status, response.headers()), pick, sent, receipt);
         headers::to_client(response.headers_mut(), &request_id, relay.rewrites());
         let headers = response.headers_mut();
         if let Some(decision) = decision {
@@ -301,7 +309,7 @@ impl Story<'_> {
             dialect: Dialect::Responses,
             inject_usage: false,
         };
-        Ok(Told::ByPod(answer, Box::new(pick), sent))
+        Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 
     fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
