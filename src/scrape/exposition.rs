@@ -1,0 +1,205 @@
+//! A page of metrics in Prometheus' text format -> the few samples that somebody wants, borrowing from the page.
+//!
+//! A vLLM page has 600 lines of which 20 matter, so lines are told apart by their name before anything is parsed. The
+//! sample line itself is read by `prometheus-parse`, but only what follows the labels: its expression for names
+//! rejects the `:` of engines' names, and its labels end at the first `}` and are cut at every comma, also inside
+//! quotes (`running_lora_adapters="a,b"`). Names and labels are therefore split here, with respect for quotes.
+//!
+//! What this will not do: types, help, histograms as such, timestamps.
+
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr2, memchr3};
+use prometheus_parse::LineInfo;
+
+/// The wanted samples of one page, in the page's order.
+#[derive(Debug, Default)]
+pub(super) struct Page<'a> {
+    samples: Vec<Sample<'a>>,
+    /// Lines that have a wanted name but could not be read.
+    pub(super) unparsed_lines: u32,
+}
+
+/// One series and its value.
+#[derive(Debug)]
+pub(super) struct Sample<'a> {
+    pub(super) name: &'a str,
+    pub(super) labels: Labels<'a>,
+    pub(super) value: f64,
+}
+
+/// The labels of one sample, as written between the braces.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Labels<'a>(&'a str);
+
+impl<'a> Page<'a> {
+    /// Reads the lines of `text` whose metric is one of `wanted`.
+    pub(super) fn read(text: &'a [u8], wanted: &[&str]) -> Self {
+        let mut page = Self::default();
+        let mut line_buffer = String::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = memchr(b'\n', rest).unwrap_or(rest.len());
+            let (line, tail) = rest.split_at_checked(end).unwrap_or((rest, &[]));
+            rest = tail.get(1..).unwrap_or_default();
+            if is_wanted(line, wanted) {
+                match Sample::parse(line, &mut line_buffer) {
+                    Some(sample) => page.samples.push(sample),
+                    None => page.unparsed_lines = page.unparsed_lines.saturating_add(1),
+                }
+            }
+        }
+        page
+    }
+
+    /// Whether nothing wanted was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// Every series of a metric.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &Sample<'a>> {
+        self.samples.iter().filter(move |sample| sample.name == name)
+    }
+}
+
+/// Whether a line is a sample of a wanted metric, told from its name alone.
+fn is_wanted(line: &[u8], wanted: &[&str]) -> bool {
+    let line = match line.first() {
+        None | Some(b'#') => return false,
+        Some(b' ' | b'\t') => line.trim_ascii_start(),
+        Some(_) => line,
+    };
+    let name = memchr3(b'{', b' ', b'\t', line).map_or(line, |end| line.get(..end).unwrap_or(line));
+    let name = name.strip_suffix(b"\r").unwrap_or(name);
+    wanted.iter().any(|it| it.as_bytes() == name)
+}
+
+impl<'a> Sample<'a> {
+    fn parse(line: &'a [u8], buffer: &mut String) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?.trim_ascii();
+        let (name, rest) = line.split_at_checked(line.find(['{', ' ', '\t'])?)?;
+        let rest = rest.trim_ascii_start();
+        let (labels, rest) = match rest.strip_prefix('{') {
+            Some(inside) => Labels::split_off(inside)?,
+            None => (Labels::default(), rest),
+        };
+        let value = value(rest, buffer)?;
+        Some(Self { name, labels, value })
+    }
+}
+
+/// What stands after name and labels: value, perhaps a timestamp, perhaps an exemplar.
+fn value(rest: &str, buffer: &mut String) -> Option<f64> {
+    buffer.clear();
+    buffer.push_str("sample ");
+    buffer.push_str(rest);
+    match LineInfo::parse(buffer) {
+        LineInfo::Sample { value, .. } => value.parse().ok(),
+        _ => None,
+    }
+}
+
+impl<'a> Labels<'a> {
+    /// The value of a label, unescaped.
+    pub(super) fn get(self, name: &str) -> Option<Cow<'a, str>> {
+        let (_, raw) = self.raw().find(|(key, _)| *key == name)?;
+        Some(unescape(raw))
+    }
+
+    /// Every label with its unescaped value.
+    pub(super) fn iter(self) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
+        self.raw().map(|(key, raw)| (key, unescape(raw)))
+    }
+
+    fn raw(self) -> impl Iterator<Item = Label<'a>> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let (label, tail) = next_label(rest)?;
+            rest = tail;
+            label
+        })
+    }
+
+    /// Splits `inside` (what follows an opening brace) at the brace that closes it; `None` if there is none or if what
+    /// is between them are no labels.
+    pub(super) fn split_off(inside: &'a str) -> Option<(Self, &'a str)> {
+        let mut rest = inside;
+        while let Some((label, tail)) = next_label(rest) {
+            label?;
+            rest = tail;
+        }
+        let after = rest.trim_ascii_start().strip_prefix('}')?;
+        let length = inside.len().checked_sub(rest.len())?;
+        Some((Self(inside.get(..length)?), after))
+    }
+}
+
+/// A label's name, its value as written between the quotes.
+type Label<'a> = (&'a str, &'a str);
+
+/// The next label and what follows it and its comma. `None` at the end of the labels; `Some((None, _))` if what stands
+/// there is no label.
+fn next_label(text: &str) -> Option<(Option<Label<'_>>, &str)> {
+    let text = text.trim_ascii_start();
+    if text.is_empty() || text.starts_with('}') {
+        return None;
+    }
+    let label = || {
+        let (name, rest) = text.split_once('=')?;
+        let rest = rest.trim_ascii_start().strip_prefix('"')?;
+        let end = closing_quote(rest)?;
+        let (raw, rest) = (rest.get(..end)?, rest.get(end + 1..)?.trim_ascii_start());
+        let rest = match rest.strip_prefix(',') {
+            Some(rest) => rest,
+            None if rest.starts_with('}') || rest.is_empty() => rest,
+            None => return None,
+        };
+        is_label_name(name.trim_ascii_end()).then(|| ((name.trim_ascii_end(), raw), rest))
+    };
+    Some(match label() {
+        Some((label, rest)) => (Some(label), rest),
+        None => (None, text),
+    })
+}
+
+fn is_label_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Where the quote that is not escaped stands.
+fn closing_quote(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut from = 0;
+    loop {
+        let at = from + memchr2(b'"', b'\\', bytes.get(from..)?)?;
+        if bytes.get(at) == Some(&b'"') {
+            return Some(at);
+        }
+        // Whatever follows a backslash is part of the value.
+        from = at + 2;
+    }
+}
+
+/// `\\`, `\"` and `\n` mean what they say, any other backslash is itself.
+fn unescape(raw: &str) -> Cow<'_, str> {
+    if !raw.contains('\\') {
+        return Cow::Borrowed(raw);
+    }
+    let mut text = String::with_capacity(raw.len());
+    let mut chars = raw.chars().peekable();
+    while let Some(c) = chars.next() {
+        let meant = match (c, chars.peek()) {
+            ('\\', Some('n')) => '\n',
+            ('\\', Some('\\')) => '\\',
+            ('\\', Some('"')) => '"',
+            _ => {
+                text.push(c);
+                continue;
+            }
+        };
+        chars.next();
+        text.push(meant);
+    }
+    Cow::Owned(text)
+}

@@ -1,0 +1,99 @@
+//! When a pod is asked how it is. A vLLM whose engine died still answers `/metrics`, with gauges that no longer move;
+//! only `/health` tells. Pure: time comes in.
+
+use std::time::{Duration, Instant};
+
+use crate::fleet::{Condition, Reading};
+
+/// A pod is not asked more often than this, however many of its requests fail; an ejected one is asked this often, so
+/// that it returns soon.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// Nothing on the page moved for this long while requests are there: no engine step takes 5 s (the slowest seen on
+/// GPUs, a full prefill batch, stays below 1 s).
+const STILL_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether and when one pod's health is asked.
+#[derive(Debug, Default)]
+pub(super) struct HealthWatch {
+    asked: Option<Instant>,
+    doubted: bool,
+    out: bool,
+    stillness: Stillness,
+}
+
+impl HealthWatch {
+    /// Somebody has reason to doubt.
+    pub(super) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// A page was read while `in_flight` of our requests were there.
+    pub(super) fn note(&mut self, reading: &Reading, in_flight: u64, now: Instant) {
+        self.doubted |= self.stillness.note(reading, in_flight, now);
+    }
+
+    /// Whether to ask now.
+    pub(super) fn is_due(&self, condition: Condition, now: Instant) -> bool {
+        let wanted = self.doubted || condition == Condition::Ejected;
+        let rested = self
+            .asked
+            .is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
+        wanted && rested && !self.out
+    }
+
+    /// Somebody went to ask.
+    pub(super) fn left(&mut self, now: Instant) {
+        self.asked = Some(now);
+        self.doubted = false;
+        self.out = true;
+    }
+
+    /// They are back.
+    pub(super) fn returned(&mut self) {
+        self.out = false;
+    }
+}
+
+/// What would have moved if the engine had done anything.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Trace {
+    running: Option<u32>,
+    waiting: Option<u32>,
+    kv_usage: Option<f64>,
+    prompt_tokens: Option<u64>,
+    generation_tokens: Option<u64>,
+}
+
+/// Since when nothing moved.
+#[derive(Debug, Default)]
+struct Stillness {
+    last: Option<(Trace, Instant)>,
+}
+
+impl Stillness {
+    /// Whether the page has now stood still for long enough, with requests there all the time. Says so once, then
+    /// again only after as long.
+    fn note(&mut self, reading: &Reading, in_flight: u64, now: Instant) -> bool {
+        let trace = Trace::of(reading);
+        let since = match self.last {
+            Some((last, since)) if in_flight > 0 && last == trace => since,
+            _ => now,
+        };
+        let still = now.saturating_duration_since(since) >= STILL_AFTER;
+        self.last = Some((trace, if still { now } else { since }));
+        still
+    }
+}
+
+impl Trace {
+    fn of(reading: &Reading) -> Self {
+        Self {
+            running: reading.running,
+            waiting: reading.waiting,
+            kv_usage: reading.kv_usage,
+            prompt_tokens: reading.prompt_tokens_total,
+            generation_tokens: reading.generation_tokens_total,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What `/v1/models` says, and when it is asked.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use serde::Deserialize;
+
+use super::rhythm::jittered;
+use crate::fleet::ReportedModel;
+
+/// How often a pod is asked: adapters are loaded by hand or by a rollout, and a request for one may wait this long to
+/// be known.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// How soon again if it could not be asked.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// When one pod's models are asked for.
+#[derive(Debug)]
+pub(super) struct ModelsTurn {
+    due: Instant,
+    out: bool,
+}
+
+impl ModelsTurn {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { due: now, out: false }
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        !self.out && now >= self.due
+    }
+
+    /// The pod has just become usable: what it serves may have changed.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.due = now;
+    }
+
+    pub(super) fn left(&mut self, now: Instant, rng: &mut impl Rng) {
+        self.due = now + jittered(ASK_EVERY, rng);
+        self.out = true;
+    }
+
+    pub(super) fn returned(&mut self, answered: bool, now: Instant, rng: &mut impl Rng) {
+        self.out = false;
+        if !answered {
+            self.due = self.due.min(now + jittered(RETRY_AFTER, rng));
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    id: Arc<str>,
+    #[serde(default)]
+    parent: Option<Arc<str>>,
+}
+
+/// The models in the body of `/v1/models`; `None` if it is no such list.
+pub(super) fn parse(body: &[u8]) -> Option<Vec<ReportedModel>> {
+    let list: List = serde_json::from_slice(body).ok()?;
+    let models = list.data.into_iter().map(|entry| ReportedModel {
+        name: entry.id,
+        parent: entry.parent,
+    });
+    Some(models.collect())
+}
