@@ -32,6 +32,7 @@ struct Sums {
     cached_tokens: u64,
     first_token: Samples,
     gaps: Samples,
+    last_token: Option<Instant>,
     last_error: Option<String>,
 }
 
@@ -56,6 +57,8 @@ pub struct Figures {
     pub first_token: [Option<f64>; 3],
     /// Time between tokens: p50, p99.
     pub gap: [Option<f64>; 2],
+    /// When the last token came.
+    pub last_token: Option<Instant>,
     /// What the last failure said.
     pub last_error: Option<String>,
 }
@@ -97,6 +100,7 @@ impl Tally {
             cached_tokens: sums.cached_tokens,
             first_token: sums.first_token.quantiles([0.5, 0.9, 0.99]),
             gap: sums.gaps.quantiles([0.5, 0.99]),
+            last_token: sums.last_token,
             last_error: sums.last_error.clone(),
         }
     }
@@ -120,6 +124,9 @@ impl Open {
     pub fn saw(&mut self, seen: openai::Seen, now: Instant) {
         let mut sums = self.tally.sums();
         sums.tokens += u64::from(seen.tokens);
+        if seen.tokens > 0 {
+            sums.last_token = Some(now);
+        }
         if seen.first {
             sums.first_token
                 .add(now.saturating_duration_since(self.sent).as_secs_f64());
