@@ -2,8 +2,9 @@
 //! told before anything runs.
 
 use std::{
+    collections::BTreeMap,
+    io,
     net::SocketAddr,
-    path::Path,
     sync::{Arc, atomic::AtomicUsize},
 };
 
@@ -11,18 +12,20 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use http::Request;
 use hyper::body::Incoming;
+use rustls::ClientConfig;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-use super::{Running, StartError, bind};
+use super::{Running, StartError, bind, senses::{self, Ears}};
 use crate::{
     admin::{self, Office},
     clock,
-    config::Config,
+    config::{Config, Pool},
     edge::{self, Door, Stage},
     fleet::{Fleet, Pod},
     gateway::{BodyBudget, CurrentPolicy, Desk, House, Policy, ResponseHomes},
     prefix,
+    scrape::{self, Scraper},
     tasks::Tasks,
     telemetry::{Metrics, Name, PodRow},
     upstream::{Connector, RetryBudget, Upstream, client_tls},
@@ -83,14 +86,21 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
 fn house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> {
     let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
-    let authorities: Vec<&Path> = config.pools.iter().filter_map(|pool| pool.ca_file.as_deref()).collect();
-    let tls = client_tls(&authorities)?;
+    let mut tls = BTreeMap::new();
+    for pool in &config.pools {
+        tls.insert(Arc::clone(&pool.name), Arc::new(client_tls(pool.ca_file.as_deref())?));
+    }
     let rows = Arc::clone(&fleet);
     let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
-    let scraper = super::senses::Scraper;
+    let prefix = Arc::new(prefix::Index::default());
+    let ears = Ears { metrics: Arc::clone(&metrics), prefix: Arc::clone(&prefix), fleet: Arc::clone(&fleet) };
+    let ears: Arc<dyn scrape::Report> = Arc::new(ears);
+    #[expect(clippy::indexing_slicing, reason = "filled from these very pools above")]
+    let tls_of = |pool: &Pool| ClientConfig::clone(&tls[&pool.name]);
+    let scraper = Scraper::start(&fleet, tasks, &tls_of, &ears).map_err(io::Error::other)?;
     let limit = config.limits.buffered_bodies.0;
     let house = Arc::new(House {
-        prefix: prefix::Index::default(),
+        prefix,
         upstream: Upstream::new(Connector::new(tls, tasks.clone())),
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(limit, metrics.buffered.clone())),
@@ -102,7 +112,7 @@ fn house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> 
     });
     let (pruned, limit) = (Arc::clone(&house), config.timeouts.pool_idle);
     tasks.spawn_until_stop(async move { pruned.upstream.prune_forever(limit).await });
-    super::senses::discover(config, &house, tasks);
+    senses::discover(config, &house, tasks);
     Ok(house)
 }
 

@@ -36,7 +36,7 @@ pub struct House {
     /// The pods and all that is known of them.
     pub fleet: Arc<Fleet>,
     /// Which pod likely holds which prompt.
-    pub prefix: prefix::Index,
+    pub prefix: Arc<prefix::Index>,
     /// The hands.
     pub upstream: Upstream,
     /// What is told.
