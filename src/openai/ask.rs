@@ -34,7 +34,7 @@ pub struct Ask {
     pub stream_options: Option<Range<usize>>,
     /// The values that make the prompt, in the order in which chat templates use them.
     pub prompt: SmallVec<[Range<usize>; 4]>,
-    /// The length of all of them together.
+    /// The length of all of them together. Images inside count as the bytes that they are, not as tokens.
     pub prompt_bytes: usize,
     /// The most tokens to generate, if the client said.
     pub max_tokens: Option<u32>,
