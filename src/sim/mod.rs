@@ -4,17 +4,18 @@
 //! thin rim that runs the same engine in real time. It imitates what a gateway can see of vLLM, not what vLLM says:
 //! answers are made of nonsense words that a test can predict.
 
-mod answers;
-pub mod asked;
+mod batch;
 pub mod cache;
 mod driver;
-mod endpoints;
 pub mod engine;
+mod exposition;
 pub mod faults;
+mod histograms;
+mod http;
 mod metrics;
 pub mod profiles;
-mod server;
 pub mod step;
+pub mod terms;
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +29,16 @@ use serde::Serialize;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::{driver::LiveEngine, endpoints::Shelf, profiles::PROFILES, server::Journal, step::StepModel};
+use self::{
+    driver::LiveEngine,
+    http::{Journal, Shelf},
+    profiles::PROFILES,
+    step::StepModel,
+};
 pub use self::{
-    engine::EngineConfig,
     faults::{FaultSwitch, Faults},
+    http::asked,
+    terms::EngineConfig,
 };
 use crate::{clock, tasks::Tasks};
 
@@ -126,8 +133,8 @@ impl Pod {
         let stop = CancellationToken::new();
         let steps = Arc::clone(&inside.engine).run();
         tasks.spawn_until_stop(until(stop.clone(), steps));
-        tasks.spawn_until_stop(until(stop.clone(), server::heal_in_time(Arc::clone(&inside))));
-        let doors = server::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
+        tasks.spawn_until_stop(until(stop.clone(), http::heal_in_time(Arc::clone(&inside))));
+        let doors = http::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
         let doors = tasks.spawn_until_stop(until(stop.clone(), doors));
         Ok(RunningPod {
             address,
@@ -833,9 +840,7 @@ mod tests {
             .text()
             .await
             .unwrap();
-        assert!(
-            page.contains(r#"admission_rejections_total{engine="0",model_name="m",reason="max_num_queued_reqs"} 1.0"#)
-        );
+        assert!(page.contains(r#"admission_rejections_total{model_name="m",reason="max_num_queued_reqs"} 1.0"#));
         drop((running, waiting));
     }
 

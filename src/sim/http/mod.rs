@@ -1,7 +1,14 @@
 //! The doors of a simulated pod: accepting, uvicorn's habits, what happens to every request before it is understood
 //! (it is written down, and faults may strike), and the paths that tell about the pod itself.
 //!
-//! HTTP/1.1 only and without compression, like uvicorn. The paths that ask for work are in `endpoints.rs`.
+//! HTTP/1.1 only and without compression, like uvicorn. The paths that ask for work are in `generate.rs` and
+//! `pooling.rs`.
+
+mod answers;
+pub mod asked;
+mod generate;
+mod pooling;
+mod refusals;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +35,9 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Faults, Inside, Received, endpoints, metrics::Page, until};
+pub(super) use self::generate::Shelf;
+use self::refusals::{engine_died, error};
+use super::{Faults, Inside, Received, metrics::Page, until};
 use crate::{clock, tasks::Tasks};
 
 /// Bodies above this are refused: far above what any test sends (a 1M-token prompt is 4 MB).
@@ -155,7 +164,8 @@ fn router(inside: Arc<Inside>) -> Router {
     let not_found = async || json_response(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"}));
     let not_allowed = async || json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
     let version = async || json_response(StatusCode::OK, &json!({"version": "0.32.0"})); // the one imitated
-    endpoints::routes()
+    generate::routes()
+        .merge(pooling::routes())
         .route("/v1/models", get(models))
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
@@ -220,11 +230,7 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
         .map(|now| now.clone())
         .unwrap_or_default();
     if now.engine_dead || inside.faults.next_fails() {
-        return Err(error(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalServerError",
-            "EngineCore encountered an issue.",
-        ));
+        return Err(engine_died());
     }
     if now.warm_up {
         return Err(error(
@@ -317,15 +323,8 @@ async fn set_faults(State(inside): State<Arc<Inside>>, body: Bytes) -> Response 
     }
 }
 
-/// An error in vLLM's shape: unlike in the original API, `code` is a number.
-pub(super) fn error(status: StatusCode, kind: &str, message: &str) -> Response {
-    let param = (status == StatusCode::NOT_FOUND).then_some("model");
-    let body = json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}});
-    json_response(status, &body)
-}
-
 /// A whole JSON answer.
-pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
+fn json_response(status: StatusCode, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
     response
@@ -335,7 +334,7 @@ pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
 }
 
 /// The breaking of a connection in the middle of a body, once what was said before has left.
-pub(super) async fn cut() -> io::Result<Bytes> {
+async fn cut() -> io::Result<Bytes> {
     tokio::time::sleep(LEAVING).await;
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"))
 }
