@@ -108,6 +108,9 @@ impl Exposition<'_> {
 /// A number as the Python client writes it: `13.0`, and `1.7952171e+09` from a million on.
 pub(super) fn number(value: f64) -> String {
     let plain = format!("{value:?}");
+    if let Some((digits, exponent)) = plain.split_once("e-") {
+        return format!("{digits}e-{exponent:0>2}");
+    }
     let Some((whole, fraction)) = plain
         .split_once('.')
         .filter(|(whole, _)| value > 0.0 && whole.len() > 6)
@@ -129,6 +132,7 @@ mod tests {
         for (value, text) in [
             (13.0, "13.0"),
             (0.25, "0.25"),
+            (0.000_075, "7.5e-05"),
             (0.0, "0.0"),
             (123_456.5, "123456.5"),
             (10_000_000.0, "1e+07"),

@@ -221,6 +221,9 @@ pub struct PodState {
     pub served: u64,
     /// Requests whose client left before that.
     pub aborts: u64,
+    /// Requests for work that have no answer yet, not even a head; those that hang in a fault are here and not in
+    /// `live`.
+    pub unanswered: usize,
     /// Tokens generated so far.
     pub generation_tokens: u64,
     /// Prompt tokens found in the cache so far.
@@ -262,6 +265,7 @@ impl Inside {
             kv_usage: shown.gauges.kv_usage,
             served: shown.totals.finished,
             aborts: self.engine.left_early(),
+            unanswered: self.journal.unanswered(),
             generation_tokens: shown.totals.generation_tokens,
             cached_tokens: shown.totals.prefix_hits,
             preemptions: shown.totals.preemptions,
@@ -729,6 +733,21 @@ mod tests {
             200
         );
         eventually("true gauges", || pod.state().running == 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_hanging_pod_lets_go_of_a_client_that_leaves_and_answers_when_healed() {
+        let (pod, tasks, client) = pod(PodConfig::new("m")).await;
+        pod.faults().change(|faults| faults.hang_before_headers = true);
+        let url = format!("{}/v1/chat/completions", pod.url());
+        let send = || tasks.spawn(client.post(&url).body(chat(3, false).to_string()).send());
+        let (leaves, stays) = (send(), send());
+        eventually("both hang", || pod.state().unanswered == 2).await;
+        leaves.abort();
+        eventually("one left", || pod.state().unanswered == 1).await;
+        pod.faults().heal();
+        assert_eq!(stays.await.unwrap().unwrap().status(), 200);
+        assert_eq!((pod.state().unanswered, pod.state().served), (0, 1));
     }
 
     #[tokio::test]

@@ -64,6 +64,16 @@ pub(super) struct Journal(Mutex<Entries>);
 struct Entries {
     by_path: BTreeMap<String, u64>,
     last: VecDeque<Received>,
+    unanswered: usize,
+}
+
+/// A request that has no answer yet, not even a head.
+struct Unanswered<'a>(&'a Journal);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered -= 1;
+    }
 }
 
 impl Journal {
@@ -71,6 +81,16 @@ impl Journal {
     pub(super) fn read(&self) -> (BTreeMap<String, u64>, Vec<Received>) {
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (entries.by_path.clone(), entries.last.iter().cloned().collect())
+    }
+
+    /// How many requests have no answer yet.
+    pub(super) fn unanswered(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered
+    }
+
+    fn open(&self) -> Unanswered<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered += 1;
+        Unanswered(self)
     }
 
     fn count(&self, path: &str) {
@@ -185,6 +205,7 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     inside.journal.count(request.uri().path());
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = if is_inference(&request) {
+        let _unanswered = inside.journal.open();
         match strike_or_keep(&inside, request).await {
             Ok(request) => next.run(request).await,
             Err(struck) => struck,
