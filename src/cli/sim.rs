@@ -15,7 +15,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Flags of `tidegate sim`.
+/// Start simulated vLLM pods: real HTTP, metrics and failures, no GPU.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = after_help())]
 pub(super) struct Args {
