@@ -263,3 +263,111 @@ fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, 
         holders.remove(&hash);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A prompt of which each letter is one block.
+    fn prompt(letters: &str) -> Blocks {
+        Blocks::of("m", "", letters.bytes().map(|letter| [letter; BLOCK_BYTES]))
+    }
+
+    #[test]
+    fn each_pod_is_found_with_the_part_it_holds() {
+        let index = Index::default();
+        index.insert(7, &prompt("abcd"));
+        index.insert(3, &prompt("abxy"));
+        index.insert(5, &prompt("a"));
+        let hits = index.longest(&prompt("abcdef"));
+        assert_eq!([7, 3, 5, 9].map(|slot| hits.blocks(slot)), [4, 2, 1, 0]);
+        assert_eq!((hits.bytes(7), hits.asked(), hits.longest()), (4 * BLOCK_BYTES, 6, 4));
+        assert!(index.longest(&prompt("zabcd")).is_empty());
+    }
+
+    #[test]
+    fn the_end_of_the_oldest_prompt_goes_first() {
+        let index = Index::default();
+        index.set_capacity(1, 6);
+        index.insert(1, &prompt("abcd"));
+        index.insert(1, &prompt("wxyz"));
+        assert_eq!(index.longest(&prompt("abcd")).blocks(1), 2);
+        assert_eq!(index.longest(&prompt("wxyz")).blocks(1), 4);
+        // Used again, it is the younger one.
+        index.insert(1, &prompt("ab"));
+        index.insert(1, &prompt("mn"));
+        assert_eq!(index.longest(&prompt("abcd")).blocks(1), 2);
+        assert_eq!(index.longest(&prompt("wxyz")).blocks(1), 2);
+    }
+
+    #[test]
+    fn a_prompt_larger_than_the_cache_keeps_its_beginning() {
+        let index = Index::default();
+        index.set_capacity(1, 3);
+        index.insert(1, &prompt("abcdef"));
+        assert_eq!((index.longest(&prompt("abcdef")).blocks(1), index.held(1)), (3, 3));
+        index.set_capacity(1, 1);
+        assert_eq!((index.longest(&prompt("abcdef")).blocks(1), index.held(1)), (1, 1));
+    }
+
+    #[test]
+    fn a_forgotten_pod_leaves_nothing_behind() {
+        let index = Index::default();
+        index.insert(1, &prompt("abc"));
+        index.insert(2, &prompt("ab"));
+        index.forget(1);
+        index.forget(2);
+        assert!(index.longest(&prompt("abc")).is_empty());
+        assert!(index.write().holders.is_empty());
+    }
+
+    #[test]
+    fn a_prompt_repeated_for_ever_takes_no_more_room() {
+        let index = Index::default();
+        for _ in 0..10_000 {
+            index.insert(1, &prompt("abcdefgh"));
+        }
+        assert!(index.write().pods[&1].touches.len() <= 72);
+        assert_eq!(index.longest(&prompt("abcdefgh")).blocks(1), 8);
+    }
+
+    proptest! {
+        /// Against a slow model: per pod a list of (block, last touch), the oldest evicted.
+        #[test]
+        fn it_holds_what_a_plain_lru_list_holds(
+            steps in prop::collection::vec((0u32..3, "[ab]{0,3}[abc]{0,5}", 0u8..20), 1..80),
+            capacity in 1usize..12,
+            asked in "[ab]{0,3}[abc]{0,5}",
+        ) {
+            let index = Index::default();
+            let mut model: [Vec<u64>; 3] = Default::default();
+            (0..3).for_each(|slot| index.set_capacity(slot, capacity));
+            for (slot, letters, chance) in steps {
+                let list = &mut model[slot as usize];
+                if chance == 0 {
+                    index.forget(slot);
+                    index.set_capacity(slot, capacity);
+                    list.clear();
+                    continue;
+                }
+                let blocks = prompt(&letters);
+                index.insert(slot, &blocks);
+                for hash in blocks.hashes().iter().take(capacity).rev() {
+                    list.retain(|it| it != hash);
+                    list.push(*hash);
+                }
+                let over = list.len().saturating_sub(capacity);
+                list.drain(..over);
+                prop_assert_eq!(index.held(slot), list.len());
+            }
+            let asked = prompt(&asked);
+            let hits = index.longest(&asked);
+            for (slot, list) in (0u32..).zip(&model) {
+                let held = asked.hashes().iter().take_while(|hash| list.contains(hash)).count();
+                prop_assert_eq!(hits.blocks(slot), held);
+            }
+        }
+    }
+}

@@ -75,10 +75,9 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
         Admission::Warming(share) => Standing::In { share, adapter },
         // A request that failed once already is not the one to find out with.
         Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, adapter },
-        Admission::Probe => Standing::Out(Reason::Ejected),
         Admission::No(Condition::Asleep) => Standing::Out(Reason::Asleep),
         Admission::No(Condition::Draining) => Standing::Out(Reason::Draining),
-        Admission::No(_) => Standing::Out(Reason::Ejected),
+        Admission::Probe | Admission::No(_) => Standing::Out(Reason::Ejected),
     }
 }
 
