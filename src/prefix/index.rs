@@ -48,6 +48,14 @@ impl Hits {
             .map_or(0, |(_, blocks)| *blocks as usize)
     }
 
+    /// For asking about many slots in their order.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk {
+            found: &self.found,
+            at: 0,
+        }
+    }
+
     /// The same in bytes.
     pub fn bytes(&self, slot: u32) -> usize {
         self.blocks(slot) * BLOCK_BYTES
@@ -66,6 +74,28 @@ impl Hits {
     /// The longest match of any pod, in blocks.
     pub fn longest(&self) -> usize {
         self.found.iter().map(|(_, blocks)| *blocks as usize).max().unwrap_or(0)
+    }
+}
+
+/// Hits read in the order of slots, or nearly: a step where a search would be a dozen.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    found: &'a [(u32, u32)],
+    at: usize,
+}
+
+impl Walk<'_> {
+    /// Leading blocks that the pod in `slot` holds.
+    pub fn blocks(&mut self, slot: u32) -> usize {
+        let behind = |it: Option<&(u32, u32)>| it.is_some_and(|(at, _)| *at < slot);
+        if self.at > 0 && !behind(self.found.get(self.at - 1)) {
+            self.at = 0;
+        }
+        while behind(self.found.get(self.at)) {
+            self.at += 1;
+        }
+        let here = self.found.get(self.at).filter(|(at, _)| *at == slot);
+        here.map_or(0, |(_, blocks)| *blocks as usize)
     }
 }
 
@@ -285,6 +315,25 @@ mod tests {
         assert_eq!([7, 3, 5, 9].map(|slot| hits.blocks(slot)), [4, 2, 1, 0]);
         assert_eq!((hits.bytes(7), hits.asked(), hits.longest()), (4 * BLOCK_BYTES, 6, 4));
         assert!(index.longest(&prompt("zabcd")).is_empty());
+    }
+
+    #[test]
+    fn a_walk_finds_the_same_in_any_order() {
+        let index = Index::default();
+        for (slot, letters) in [
+            (2, "ab"),
+            (3, "abc"),
+            (5, "abcde"),
+            (8, "abcdefgh"),
+            (13, "abcdefghijklm"),
+        ] {
+            index.insert(slot, &prompt(letters));
+        }
+        let hits = index.longest(&prompt("abcdefghijklmn"));
+        let mut walk = hits.walk();
+        for slot in [0, 1, 2, 2, 3, 4, 8, 5, 13, 14, 13, 0, 8] {
+            assert_eq!(walk.blocks(slot), hits.blocks(slot), "{slot}");
+        }
     }
 
     #[test]

@@ -71,7 +71,12 @@ impl Stage {
         Arc::clone(&self.pods()[n])
     }
 
+    fn ago(&self, millis: u64) -> Instant {
+        self.now.checked_sub(Duration::from_millis(millis)).unwrap()
+    }
+
     fn read(&self, pod: &Pod, reading: Reading, began: Instant) {
+        assert!(began <= self.now);
         pod.store_load(PodLoad {
             began,
             sent_mark: pod.ledger.sent(),
@@ -297,7 +302,7 @@ fn a_slow_pod_gets_little_as_soon_as_its_answers_show_it() {
 fn others_traffic_is_seen_and_counts_less_as_its_reading_ages() {
     let stage = Stage::idle(2);
     let cost = |age: u64| {
-        stage.read(&stage.pod(0), told(8, 4), stage.now - Duration::from_secs(age));
+        stage.read(&stage.pod(0), told(8, 4), stage.ago(age * 1_000));
         let told = stage.explain(&Scheduler::LeastCost, &stage.ask(500));
         let total = |n: usize| told.candidates[n].total.unwrap();
         (total(0) - total(1), told.candidates[0].reading_trust)
@@ -395,12 +400,8 @@ fn a_warming_pod_gets_about_its_share_under_every_policy_that_spreads() {
         .set("pool", &(0..4).map(target).collect::<Vec<_>>(), stage.now);
     for pod in stage.pods().iter().skip(1) {
         // Only the first is a newcomer; the others are asked to have finished warming up.
-        pod.health
-            .note(Evidence::ScrapeOk { asleep: true }, stage.now - Duration::from_secs(40));
-        pod.health.note(
-            Evidence::ScrapeOk { asleep: false },
-            stage.now - Duration::from_secs(35),
-        );
+        pod.health.note(Evidence::ScrapeOk { asleep: true }, stage.ago(40_000));
+        pod.health.note(Evidence::ScrapeOk { asleep: false }, stage.ago(35_000));
     }
     stage.now += Duration::from_secs(6); // a fifth of its 30 s
     for pod in stage.pods().iter() {
@@ -633,11 +634,7 @@ fn arrange(stage: &Stage, likes: &[Like]) -> (Tried, Vec<Reservation>) {
             _ => {}
         }
         if let Some(age) = age {
-            stage.read(
-                pod,
-                told(*load_there, load_there / 3),
-                stage.now - Duration::from_millis(*age),
-            );
+            stage.read(pod, told(*load_there, load_there / 3), stage.ago(*age));
         }
         held.extend((0..load_there % 5).map(|_| load(pod, 100 * load_there)));
         if *was_tried {
