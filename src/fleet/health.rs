@@ -158,6 +158,11 @@ impl Health {
         }
     }
 
+    /// The instant from which this pod's times are counted.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     /// What it is now.
     pub fn condition(&self, now: Instant) -> Condition {
         let condition = Condition::of(self.condition.load(Relaxed));

@@ -27,20 +27,23 @@ pub struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// What sending this request to the pod in `slot` means for its ledger. At least one token is always computed:
-    /// engines never take the last one from their cache.
+    /// What sending this request to the pod in `slot` means for its ledger.
     pub(super) fn send(&self, slot: u32) -> Send {
+        Send {
+            prompt_tokens: self.prompt_tokens,
+            uncached_tokens: self.uncached(self.hits.blocks(slot)),
+        }
+    }
+
+    /// Prompt tokens to compute where `blocks` are cached. At least one: engines never take the last from their cache.
+    pub(super) fn uncached(&self, blocks: usize) -> u32 {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "saturates, never negative"
         )]
-        let cached = (self.hits.blocks(slot) as f32 * self.block_tokens) as u32;
-        let uncached = self.prompt_tokens.saturating_sub(cached).max(1);
-        Send {
-            prompt_tokens: self.prompt_tokens,
-            uncached_tokens: uncached,
-        }
+        let cached = (blocks as f32 * self.block_tokens) as u32;
+        self.prompt_tokens.saturating_sub(cached).max(1)
     }
 }
 

@@ -8,9 +8,7 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::{
-    NoPod, Question, Scene, Sight, Term, Tried,
-    belief::Belief,
-    choice,
+    NoPod, Question, Scene, Sight, Term, Tried, choice,
     filters::{Field, Standing, standing},
     policies::Judge,
 };
@@ -108,7 +106,7 @@ impl Explanation {
             let belief = judge.beliefs().and_then(|it| it.list.get(place));
             let price = judge.price(place);
             told.excluded = None;
-            told.streams = belief.map(Belief::streams);
+            told.streams = belief.map(|it| f64::from(it.streams()));
             told.total = Some(price.total());
             told.unit = price.unit();
             told.terms = price.terms().to_vec();

@@ -60,12 +60,37 @@ impl Reason {
     }
 }
 
+/// What the served model is to pods, remembered by what they report: pods of one pool mostly report the same.
+#[derive(Debug)]
+struct Menus<'a> {
+    model: &'a str,
+    last: Option<(u64, Serving)>,
+}
+
+impl Menus<'_> {
+    fn serving(&mut self, pod: &Pod) -> Serving {
+        let menu = pod.menu();
+        match self.last {
+            Some((last, serving)) if last == menu => serving,
+            _ => {
+                let serving = pod.serving(self.model);
+                self.last = Some((menu, serving));
+                serving
+            }
+        }
+    }
+}
+
 /// Whether `pod` may be chosen.
 pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tried: &Tried) -> Standing {
+    stands(pod, scene, pod.serving(question.served_model), tried)
+}
+
+fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Standing {
     if tried.contains(pod) {
         return Standing::Out(Reason::Tried);
     }
-    let adapter = match pod.serving(question.served_model) {
+    let adapter = match serving {
         Serving::No => return Standing::Out(Reason::NotServed),
         Serving::Adapter => true,
         Serving::Base | Serving::Unknown => false,
@@ -75,10 +100,9 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
         Admission::Warming(share) => Standing::In { share, adapter },
         // A request that failed once already is not the one to find out with.
         Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, adapter },
-        Admission::Probe => Standing::Out(Reason::Ejected),
         Admission::No(Condition::Asleep) => Standing::Out(Reason::Asleep),
         Admission::No(Condition::Draining) => Standing::Out(Reason::Draining),
-        Admission::No(_) => Standing::Out(Reason::Ejected),
+        Admission::Probe | Admission::No(_) => Standing::Out(Reason::Ejected),
     }
 }
 
@@ -91,8 +115,12 @@ impl<'a> Field<'a> {
             adapter: false,
             failed_open: false,
         };
+        let mut menus = Menus {
+            model: question.served_model,
+            last: None,
+        };
         for (at, pod) in scene.pods.iter().enumerate() {
-            if let Standing::In { share, adapter } = standing(pod, scene, question, tried) {
+            if let Standing::In { share, adapter } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, share });
                 field.adapter |= adapter;
             }

@@ -4,10 +4,10 @@
 //! backlog weighs exactly as long as it takes. Speeds are each pod's own, as it has shown them.
 
 use crate::{
-    fleet::Pace,
+    fleet::{AdapterState, Pace},
     scheduler::{
         Cost, Price,
-        belief::{Adapter, Belief, Beliefs},
+        belief::{Belief, Beliefs},
         filters::Field,
     },
 };
@@ -63,7 +63,7 @@ impl<'a> LeastCost<'a> {
         let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
         let priced = known.and_then(|(candidate, belief)| {
             let pod = self.field.pod(*candidate)?;
-            let uncached = f64::from(self.field.question.send(pod.slot).uncached_tokens);
+            let uncached = f64::from(self.field.question.uncached(belief.blocks as usize));
             Some(self.cost(belief, pod.speed.pace(self.pool), uncached, candidate.share))
         });
         Price::Cost(priced.unwrap_or(Cost::NEVER))
@@ -71,11 +71,11 @@ impl<'a> LeastCost<'a> {
 
     fn cost(&self, belief: &Belief, pace: Pace, uncached: f64, share: f64) -> Cost {
         let output = f64::from(self.field.question.expected_output_tokens);
-        let streams = belief.streams();
-        let others_tokens = belief.others_waiting * others_prompt(belief);
+        let streams = f64::from(belief.streams());
+        let others_tokens = f64::from(belief.others_waiting) * others_prompt(belief);
         let own_ms = uncached * pace.ms_per_token;
         Cost {
-            wait_ms: (belief.prefill_tokens + others_tokens) * pace.ms_per_token,
+            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) * pace.ms_per_token,
             prefill_ms: pace.base_ms + own_ms,
             delay_ms: own_ms * INTERFERENCE * streams,
             decode_ms: output * pace.itl_ms * (OWN_DECODE + BATCH_SLOPE * streams),
@@ -93,15 +93,17 @@ pub(super) fn tolerance(best: &Cost) -> f64 {
 
 /// Mean prompt of others' waiting requests: the guess, outweighed by what ours are like as they come.
 fn others_prompt(belief: &Belief) -> f64 {
-    (belief.prefill_tokens + OTHERS_PROMPT * OTHERS_SAMPLES) / (belief.unstarted + OTHERS_SAMPLES)
+    let ours = f64::from(belief.prefill_tokens);
+    (ours + OTHERS_PROMPT * OTHERS_SAMPLES) / (f64::from(belief.unstarted) + OTHERS_SAMPLES)
 }
 
 /// What does not fit is recomputed once, by us or by whom we push out; and to free a part of the cache takes that part
 /// of a stream's lifetime. Nothing while all fits: a fuller cache is no slower.
 fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
-    let ours = belief.kv_since.max(belief.prefill_tokens);
-    let needed = belief.kv_usage * belief.kv_capacity + ours + coming;
-    let over = needed - belief.kv_capacity;
+    let capacity = f64::from(belief.kv_capacity);
+    let ours = f64::from(belief.kv_since.max(belief.prefill_tokens));
+    let needed = f64::from(belief.kv_usage) * capacity + ours + coming;
+    let over = needed - capacity;
     if over <= 0.0 {
         return 0.0;
     }
@@ -109,10 +111,10 @@ fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
 }
 
 /// A page that speaks of no adapters yet has most likely loaded none.
-fn adapter_ms(adapter: Adapter) -> f64 {
+fn adapter_ms(adapter: AdapterState) -> f64 {
     match adapter {
-        Adapter::Held => 0.0,
-        Adapter::Room | Adapter::Wanted | Adapter::Untold => ADAPTER_LOAD_MS,
-        Adapter::Full => ADAPTER_SWAP_MS,
+        AdapterState::Held => 0.0,
+        AdapterState::Room | AdapterState::Wanted | AdapterState::Untold => ADAPTER_LOAD_MS,
+        AdapterState::Full => ADAPTER_SWAP_MS,
     }
 }

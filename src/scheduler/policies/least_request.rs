@@ -20,7 +20,7 @@ impl<'a> LeastRequest<'a> {
         let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
         // This request is counted in, so that a warming pod's share matters while it is idle, too.
         Price::Requests(known.map_or(f64::INFINITY, |(candidate, belief)| {
-            (belief.streams() + 1.0) / candidate.share
+            (f64::from(belief.streams()) + 1.0) / candidate.share
         }))
     }
 }
