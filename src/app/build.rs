@@ -1,34 +1,22 @@
 //! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
 //! told before anything runs.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use http::Request;
 use hyper::body::Incoming;
-use rustls::ClientConfig;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-use super::{Running, StartError, bind, senses::{self, Ears}};
+use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, Office},
-    clock,
-    config::{Config, Pool},
+    config::Config,
     edge::{self, Door, Stage},
-    fleet::{Fleet, Pod},
-    gateway::{BodyBudget, CurrentPolicy, Desk, House, Policy, ResponseHomes},
-    prefix,
-    scrape::{self, Scraper},
+    gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
-    telemetry::{Metrics, Name, PodRow},
-    upstream::{Connector, RetryBudget, Upstream, client_tls},
 };
 
 /// Starts a gateway for `config`.

@@ -12,8 +12,8 @@ pub(super) struct Table {
 
 impl Table {
     /// A table with these headings.
-    pub(super) fn new<'a>(head: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { head: head.into_iter().map(ToOwned::to_owned).collect(), rows: Vec::new() }
+    pub(super) fn new<S: Into<String>>(head: impl IntoIterator<Item = S>) -> Self {
+        Self { head: head.into_iter().map(Into::into).collect(), rows: Vec::new() }
     }
 
     /// One more row; a `strong` one stands out.

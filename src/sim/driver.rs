@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     engine::Engine,
     faults::FaultSwitch,
-    histograms::{Finished, Seen},
+    metrics::{Finished, Seen},
     terms::{Emitted, EngineConfig, Gauges, PromptBlocks, SimRequest, TooLong, Totals},
 };
 use crate::clock;

@@ -23,13 +23,13 @@ const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 
 /// One histogram.
 #[derive(Clone, Debug)]
-pub(super) struct Histogram {
+pub(in crate::sim) struct Histogram {
     /// Upper bounds, in order.
-    pub(super) bounds: &'static [f64],
+    pub(in crate::sim) bounds: &'static [f64],
     /// Observations at or below each bound and above the one before; the last is everything beyond.
-    pub(super) counts: Vec<u64>,
+    pub(in crate::sim) counts: Vec<u64>,
     /// Of everything observed.
-    pub(super) sum: f64,
+    pub(in crate::sim) sum: f64,
 }
 
 impl Histogram {
@@ -52,26 +52,26 @@ impl Histogram {
 
 /// What requests were like, for the histograms.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
-    pub(super) prompt_tokens: Histogram,
-    pub(super) output_tokens: Histogram,
-    pub(super) step_tokens: Histogram,
-    pub(super) n: Histogram,
-    pub(super) max_tokens: Histogram,
-    pub(super) ttft: Histogram,
-    pub(super) inter_token: Histogram,
-    pub(super) per_token: Histogram,
-    pub(super) e2e: Histogram,
-    pub(super) queued: Histogram,
-    pub(super) inference: Histogram,
-    pub(super) prefill: Histogram,
-    pub(super) decode: Histogram,
-    pub(super) preemptions: Histogram,
-    pub(super) computed: Histogram,
-    pub(super) stopped: u64,
-    pub(super) limited: u64,
+pub(in crate::sim) struct Seen {
+    pub(in crate::sim) prompt_tokens: Histogram,
+    pub(in crate::sim) output_tokens: Histogram,
+    pub(in crate::sim) step_tokens: Histogram,
+    pub(in crate::sim) n: Histogram,
+    pub(in crate::sim) max_tokens: Histogram,
+    pub(in crate::sim) ttft: Histogram,
+    pub(in crate::sim) inter_token: Histogram,
+    pub(in crate::sim) per_token: Histogram,
+    pub(in crate::sim) e2e: Histogram,
+    pub(in crate::sim) queued: Histogram,
+    pub(in crate::sim) inference: Histogram,
+    pub(in crate::sim) prefill: Histogram,
+    pub(in crate::sim) decode: Histogram,
+    pub(in crate::sim) preemptions: Histogram,
+    pub(in crate::sim) computed: Histogram,
+    pub(in crate::sim) stopped: u64,
+    pub(in crate::sim) limited: u64,
     /// Requests refused because the line was full.
-    pub(super) rejected: u64,
+    pub(in crate::sim) rejected: u64,
 }
 
 impl Default for Seen {
@@ -101,34 +101,34 @@ impl Default for Seen {
 
 /// One request that ran to its end.
 #[derive(Clone, Debug)]
-pub(super) struct Finished {
-    pub(super) prompt_tokens: u32,
-    pub(super) output_tokens: u32,
-    pub(super) cached_tokens: u32,
-    pub(super) limited: bool,
-    pub(super) queued_s: f64,
-    pub(super) prefill_s: f64,
-    pub(super) decode_s: f64,
+pub(in crate::sim) struct Finished {
+    pub(in crate::sim) prompt_tokens: u32,
+    pub(in crate::sim) output_tokens: u32,
+    pub(in crate::sim) cached_tokens: u32,
+    pub(in crate::sim) limited: bool,
+    pub(in crate::sim) queued_s: f64,
+    pub(in crate::sim) prefill_s: f64,
+    pub(in crate::sim) decode_s: f64,
 }
 
 impl Seen {
     /// A step computed this many tokens.
-    pub(super) fn step(&mut self, tokens: u32) {
+    pub(in crate::sim) fn step(&mut self, tokens: u32) {
         self.step_tokens.observe(f64::from(tokens));
     }
 
     /// A first token came after this long.
-    pub(super) fn first_token(&mut self, seconds: f64) {
+    pub(in crate::sim) fn first_token(&mut self, seconds: f64) {
         self.ttft.observe(seconds);
     }
 
     /// Another token came after this long.
-    pub(super) fn next_token(&mut self, seconds: f64) {
+    pub(in crate::sim) fn next_token(&mut self, seconds: f64) {
         self.inter_token.observe(seconds);
     }
 
     /// A request ended by itself.
-    pub(super) fn finished(&mut self, request: &Finished) {
+    pub(in crate::sim) fn finished(&mut self, request: &Finished) {
         let output = f64::from(request.output_tokens);
         self.prompt_tokens.observe(f64::from(request.prompt_tokens));
         self.output_tokens.observe(output);

@@ -3,11 +3,12 @@
 //! A gateway's parser should meet here what it meets in production, so the page has the families a gateway reads and
 //! those it must step over, and is about as long as a real one. What has no meaning without a GPU is there as zero.
 
-use super::{
-    driver::Shown,
-    exposition::{Exposition, number},
-    terms::EngineConfig,
-};
+mod exposition;
+mod histograms;
+
+use self::exposition::{Exposition, number};
+pub(super) use self::histograms::{Finished, Seen};
+use super::{driver::Shown, terms::EngineConfig};
 
 /// Everything a page is made of.
 pub(super) struct Page<'a> {
