@@ -13,10 +13,11 @@ use super::{Adapters, PodLoad, load, slate::Slate};
 /// defaults to 1). A pod with more is looked up in its whole reading.
 const ADAPTERS: usize = 5;
 
+/// Counts, then names.
+const WORDS: usize = 1 + ADAPTERS;
+
 /// What the epoch is in microseconds: a reading taken over from a saved state can be older than its pod, by 12 days.
 const EPOCH: u64 = 1 << 40;
-
-const WORDS: usize = 7 + ADAPTERS;
 
 /// The numbers of one reading.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +38,6 @@ pub struct Glance {
     pub kv_usage: f32,
     /// KV-cache capacity in tokens, where it is told.
     pub kv_capacity: Option<f32>,
-    adapters: Slots,
 }
 
 /// How ready a pod is for an adapter.
@@ -74,12 +74,13 @@ impl<'a> Name<'a> {
     }
 }
 
-/// The slate of one pod.
+/// The slates of one pod: load for every pick, adapters for those that ask for one.
 #[derive(Debug)]
 pub(super) struct Board {
-    slate: Slate<WORDS>,
+    load: Slate<6>,
+    adapters: Slate<WORDS>,
     epoch: Instant,
-    /// One over the age in microseconds at which a reading is stale.
+    /// One over the age in microseconds at which a reading is stale. (An age of more than 71 minutes counts as that.)
     fading: f64,
 }
 
@@ -87,7 +88,8 @@ impl Board {
     /// For a pod scraped every `interval`.
     pub(super) fn new(epoch: Instant, interval: Duration) -> Self {
         Self {
-            slate: Slate::default(),
+            load: Slate::default(),
+            adapters: Slate::default(),
             epoch,
             fading: 1.0 / load::stale_after(interval).as_secs_f64() / 1e6,
         }
@@ -95,56 +97,53 @@ impl Board {
 
     pub(super) fn write(&self, load: &PodLoad) {
         let reading = &load.reading;
+        self.adapters.write(Slots::of(reading.adapters.as_ref()).words());
         let Some(streams) = reading.streams() else {
             // A page without gauges tells nothing, however new it is.
-            return self.slate.write([0; WORDS]);
+            return self.load.write([0; 6]);
         };
         let running = reading.running.unwrap_or(0);
         let usage = reading.kv_usage.unwrap_or(0.0).clamp(0.0, 1.0);
-        let slots = Slots::of(reading.adapters.as_ref());
-        let mut words = [
+        self.load.write([
             self.micros(load.began),
             load.sent_mark,
             load.ended_mark,
             pair(streams, streams.saturating_sub(running)),
             pair(running, single(usage).to_bits()),
             reading.kv_capacity().map_or(0, |tokens| tokens.max(1)),
-            slots.counts(),
-            0,
-            0,
-            0,
-            0,
-            0,
-        ];
-        for (word, hash) in words.iter_mut().skip(WORDS - ADAPTERS).zip(slots.names) {
-            *word = hash;
-        }
-        self.slate.write(words);
+        ]);
     }
 
     /// `None` if the pod was never read or its page has no gauges.
+    #[inline]
     pub(super) fn read(&self, now: Instant) -> Option<Glance> {
-        let [began, sent_mark, ended_mark, queue, work, capacity, counts, names @ ..] = self.slate.read();
+        let [began, sent_mark, ended_mark, queue, work, capacity] = self.load.read();
         if began == 0 {
             return None;
         }
-        let age = self.micros(now).saturating_sub(began);
+        let age = u32::try_from(self.micros(now).saturating_sub(began)).unwrap_or(u32::MAX);
         let (streams, waiting) = halves(queue);
         let (running, usage) = halves(work);
         Some(Glance {
-            trust: single((1.0 - age as f64 * self.fading).max(0.0)),
+            trust: single((1.0 - f64::from(age) * self.fading).max(0.0)),
             sent_mark,
             ended_mark,
             streams,
             waiting,
             running,
             kv_usage: f32::from_bits(usage),
-            kv_capacity: (capacity > 0).then_some(capacity as f32),
-            adapters: Slots::from(counts, names),
+            kv_capacity: (capacity > 0).then_some(u32::try_from(capacity).unwrap_or(u32::MAX) as f32),
         })
     }
 
+    /// How ready the pod is for an adapter; `None` if it has too many for the slate.
+    pub(super) fn adapter(&self, name: Name<'_>) -> Option<AdapterState> {
+        let [counts, names @ ..] = self.adapters.read();
+        Slots::from(counts, names).state(name.hash)
+    }
+
     /// Never 0, which means that nothing was written.
+    #[inline]
     fn micros(&self, at: Instant) -> u64 {
         let whole = |span: Duration| span.as_secs() * 1_000_000 + u64::from(span.subsec_micros());
         match at.checked_duration_since(self.epoch) {
@@ -153,13 +152,6 @@ impl Board {
                 .saturating_sub(whole(self.epoch.saturating_duration_since(at)))
                 .max(1),
         }
-    }
-}
-
-impl Glance {
-    /// How ready the pod is for an adapter; `None` if it has too many for this glance.
-    pub fn adapter(&self, name: Name<'_>) -> Option<AdapterState> {
-        self.adapters.state(name.hash)
     }
 }
 
@@ -195,8 +187,16 @@ impl Slots {
         slots
     }
 
-    fn counts(&self) -> u64 {
-        u64::from(self.told) | u64::from(self.room) << 1 | u64::from(self.running) << 8 | u64::from(self.waiting) << 16
+    fn words(&self) -> [u64; WORDS] {
+        let counts = u64::from(self.told)
+            | u64::from(self.room) << 1
+            | u64::from(self.running) << 8
+            | u64::from(self.waiting) << 16;
+        let mut words = [counts; WORDS];
+        for (word, name) in words.iter_mut().skip(1).zip(self.names) {
+            *word = name;
+        }
+        words
     }
 
     fn from(counts: u64, names: [u64; ADAPTERS]) -> Self {
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!((glance.sent_mark, glance.ended_mark), (7, 3));
         assert_eq!((glance.streams, glance.waiting, glance.running), (7, 3, 4));
         assert_eq!((glance.kv_usage, glance.kv_capacity), (0.5, Some(1_600.0)));
-        assert_eq!(glance.adapter(Name::new("a")), Some(AdapterState::Untold));
+        assert_eq!(board.adapter(Name::new("a")), Some(AdapterState::Untold));
         board.write(&load(epoch, Reading::default()));
         assert_eq!(board.read(epoch), None);
     }
@@ -337,7 +337,7 @@ mod tests {
             let said = adapters.state(&asked);
             let reading = Reading { running: Some(1), adapters: Some(adapters), ..Reading::default() };
             board.write(&load(crate::clock::now(), reading));
-            let glance = board.read(crate::clock::now()).unwrap().adapter(Name::new(&asked));
+            let glance = board.adapter(Name::new(&asked));
             prop_assert!(glance.is_none_or(|it| it == said), "{glance:?} {said:?}");
             prop_assert!(glance.is_some() || running.len() + waiting.len() > ADAPTERS);
         }

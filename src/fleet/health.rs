@@ -175,6 +175,7 @@ impl Health {
     }
 
     /// Whether a request may go there now.
+    #[inline]
     pub fn admits(&self, now: Instant) -> Admission {
         match Condition::of(self.condition.load(Relaxed)) {
             Condition::Ready | Condition::Unknown => Admission::Yes,

@@ -135,13 +135,14 @@ impl Pod {
     }
 
     /// What a pick wants to know of the last reading; `None` if there is none or it told no load.
+    #[inline]
     pub fn glance(&self, now: Instant) -> Option<Glance> {
         self.board.read(now)
     }
 
-    /// How ready it is for an adapter, in full where the glance was too short.
-    pub fn adapter(&self, glance: &Glance, name: Name<'_>) -> AdapterState {
-        glance.adapter(name).unwrap_or_else(|| {
+    /// How ready it is for an adapter, as its last reading says.
+    pub fn adapter(&self, name: Name<'_>) -> AdapterState {
+        self.board.adapter(name).unwrap_or_else(|| {
             let load = self.load.load();
             let adapters = load.as_ref().and_then(|load| load.reading.adapters.as_ref());
             adapters.map_or(AdapterState::Untold, |adapters| adapters.state(name.text))
@@ -211,6 +212,7 @@ impl Pod {
     }
 
     /// Whether a request may go there now.
+    #[inline]
     pub fn admits(&self, now: Instant) -> Admission {
         self.health.admits(now)
     }

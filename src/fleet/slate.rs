@@ -41,6 +41,7 @@ impl<const N: usize> Slate<N> {
     }
 
     /// All numbers, as they were at one moment unless that took too long.
+    #[inline]
     pub(super) fn read(&self) -> [u64; N] {
         for _ in 0..TRIES {
             if let Some(words) = self.read_whole() {
@@ -52,6 +53,7 @@ impl<const N: usize> Slate<N> {
     }
 
     /// All numbers as they were at one moment; `None` if they were just being replaced.
+    #[inline]
     fn read_whole(&self) -> Option<[u64; N]> {
         let before = self.version.load(Acquire);
         let words = self.read_any();
@@ -60,6 +62,7 @@ impl<const N: usize> Slate<N> {
         whole.then_some(words)
     }
 
+    #[inline]
     fn read_any(&self) -> [u64; N] {
         std::array::from_fn(|at| self.words.get(at).map_or(0, |cell| cell.load(Relaxed)))
     }

@@ -31,12 +31,12 @@ impl Question<'_> {
     pub(super) fn send(&self, slot: u32) -> Send {
         Send {
             prompt_tokens: self.prompt_tokens,
-            uncached_tokens: self.uncached(self.hits.blocks(slot)),
+            uncached_tokens: self.uncached(u32::try_from(self.hits.blocks(slot)).unwrap_or(u32::MAX)),
         }
     }
 
     /// Prompt tokens to compute where `blocks` are cached. At least one: engines never take the last from their cache.
-    pub(super) fn uncached(&self, blocks: usize) -> u32 {
+    pub(super) fn uncached(&self, blocks: u32) -> u32 {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -74,6 +74,7 @@ impl Tried {
     }
 
     /// Whether it was sent there.
+    #[inline]
     pub fn contains(&self, pod: &Pod) -> bool {
         self.0.contains(&pod.slot)
     }

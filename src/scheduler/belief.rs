@@ -62,7 +62,8 @@ pub(super) struct Beliefs {
 }
 
 impl Beliefs {
-    pub(super) fn gather(field: &Field<'_>) -> Self {
+    /// `adapters`: whether it matters how ready the pods are for the served model as an adapter.
+    pub(super) fn gather(field: &Field<'_>, adapters: bool) -> Self {
         let mut beliefs = Self {
             list: SmallVec::with_capacity(field.candidates.len()),
             adapter: false,
@@ -71,7 +72,10 @@ impl Beliefs {
         let mut hits = field.question.hits.walk();
         let mut told = Means::default();
         for (_, pod) in field.pods() {
-            let mut belief = of_pod(pod, field.scene.now, model);
+            let mut belief = of_pod(pod, field.scene.now);
+            if adapters {
+                belief.adapter = pod.adapter(model);
+            }
             belief.blocks = u32::try_from(hits.blocks(pod.slot)).unwrap_or(u32::MAX);
             beliefs.adapter |= matches!(belief.adapter, AdapterState::Held | AdapterState::Wanted);
             told.add(&belief);
@@ -94,27 +98,28 @@ impl Beliefs {
     }
 }
 
-fn of_pod(pod: &Pod, now: Instant, model: Name<'_>) -> Belief {
+#[inline]
+fn of_pod(pod: &Pod, now: Instant) -> Belief {
     let ledger = &pod.ledger;
     let mut belief = Belief {
-        own: ledger.in_flight() as f32,
-        unstarted: ledger.unstarted() as f32,
-        prefill_tokens: ledger.prefill_tokens() as f32,
+        own: count(ledger.in_flight()),
+        unstarted: count(ledger.unstarted()),
+        prefill_tokens: count(ledger.prefill_tokens()),
         kv_capacity: KV_TOKENS,
-        kv_since: ledger.kv_tokens() as f32,
+        kv_since: count(ledger.kv_tokens()),
         ..Belief::default()
     };
     if let Some(glance) = pod.glance(now) {
-        belief.adapter = pod.adapter(&glance, model);
         belief.look(&glance, ledger);
     }
     belief
 }
 
 impl Belief {
+    #[inline]
     fn look(&mut self, glance: &Glance, ledger: &Ledger) {
-        let sent = ledger.sent().saturating_sub(glance.sent_mark) as f32;
-        let ended = ledger.ended().saturating_sub(glance.ended_mark) as f32;
+        let sent = count(ledger.sent().saturating_sub(glance.sent_mark));
+        let ended = count(ledger.ended().saturating_sub(glance.ended_mark));
         let since = sent - ended;
         let (said, waiting) = (glance.streams as f32, glance.waiting as f32);
         self.trust = glance.trust;
@@ -129,6 +134,11 @@ impl Belief {
         // Of what our requests hold, the part of those sent since.
         self.kv_since *= since.clamp(0.0, self.own) / self.own.max(1.0);
     }
+}
+
+/// By way of 32 bits, because the processor has no instruction for unsigned 64.
+fn count(n: u64) -> f32 {
+    u32::try_from(n).unwrap_or(u32::MAX) as f32
 }
 
 /// Means over what readings tell, each weighted by how much it counts.

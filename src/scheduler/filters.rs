@@ -26,6 +26,8 @@ pub(super) struct Field<'a> {
     pub(super) candidates: SmallVec<[Candidate; 16]>,
     /// Whether a pod says that the served model is an adapter.
     pub(super) adapter: bool,
+    /// Whether one says that it is a model of its own.
+    pub(super) base: bool,
     pub(super) failed_open: bool,
 }
 
@@ -33,7 +35,7 @@ pub(super) struct Field<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Standing {
     /// It may be chosen, at this share.
-    In { share: f64, adapter: bool },
+    In { share: f64, serving: Serving },
     /// It may not.
     Out(Reason),
 }
@@ -68,6 +70,7 @@ struct Menus<'a> {
 }
 
 impl Menus<'_> {
+    #[inline]
     fn serving(&mut self, pod: &Pod) -> Serving {
         let menu = pod.menu();
         match self.last {
@@ -86,20 +89,19 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
     stands(pod, scene, pod.serving(question.served_model), tried)
 }
 
+#[inline]
 fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Standing {
     if tried.contains(pod) {
         return Standing::Out(Reason::Tried);
     }
-    let adapter = match serving {
-        Serving::No => return Standing::Out(Reason::NotServed),
-        Serving::Adapter => true,
-        Serving::Base | Serving::Unknown => false,
-    };
+    if serving == Serving::No {
+        return Standing::Out(Reason::NotServed);
+    }
     match pod.admits(scene.now) {
-        Admission::Yes => Standing::In { share: 1.0, adapter },
-        Admission::Warming(share) => Standing::In { share, adapter },
+        Admission::Yes => Standing::In { share: 1.0, serving },
+        Admission::Warming(share) => Standing::In { share, serving },
         // A request that failed once already is not the one to find out with.
-        Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, adapter },
+        Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, serving },
         Admission::No(Condition::Asleep) => Standing::Out(Reason::Asleep),
         Admission::No(Condition::Draining) => Standing::Out(Reason::Draining),
         Admission::Probe | Admission::No(_) => Standing::Out(Reason::Ejected),
@@ -113,6 +115,7 @@ impl<'a> Field<'a> {
             question,
             candidates: SmallVec::new(),
             adapter: false,
+            base: false,
             failed_open: false,
         };
         let mut menus = Menus {
@@ -120,9 +123,10 @@ impl<'a> Field<'a> {
             last: None,
         };
         for (at, pod) in scene.pods.iter().enumerate() {
-            if let Standing::In { share, adapter } = stands(pod, scene, menus.serving(pod), tried) {
+            if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, share });
-                field.adapter |= adapter;
+                field.adapter |= serving == Serving::Adapter;
+                field.base |= serving == Serving::Base;
             }
         }
         if field.candidates.is_empty() {

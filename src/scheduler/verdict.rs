@@ -160,7 +160,7 @@ impl Cost {
     /// The whole price.
     pub fn total_ms(&self) -> f64 {
         let sum = self.wait_ms + self.prefill_ms + self.delay_ms + self.decode_ms + self.kv_ms + self.adapter_ms;
-        sum / self.share
+        if self.share < 1.0 { sum / self.share } else { sum }
     }
 
     fn terms(&self) -> [(&'static str, f64); 7] {

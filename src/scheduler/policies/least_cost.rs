@@ -50,7 +50,7 @@ pub(in crate::scheduler) struct LeastCost<'a> {
 
 impl<'a> LeastCost<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
-        let beliefs = Beliefs::gather(field);
+        let beliefs = Beliefs::gather(field, !field.base);
         Self {
             adapter: field.adapter || beliefs.adapter,
             pool: field.scene.pool.pace(),
@@ -59,20 +59,22 @@ impl<'a> LeastCost<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn price(&self, place: usize) -> Price {
         let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
         let priced = known.and_then(|(candidate, belief)| {
             let pod = self.field.pod(*candidate)?;
-            let uncached = f64::from(self.field.question.uncached(belief.blocks as usize));
+            let uncached = f64::from(self.field.question.uncached(belief.blocks));
             Some(self.cost(belief, pod.speed.pace(self.pool), uncached, candidate.share))
         });
         Price::Cost(priced.unwrap_or(Cost::NEVER))
     }
 
+    #[inline]
     fn cost(&self, belief: &Belief, pace: Pace, uncached: f64, share: f64) -> Cost {
         let output = f64::from(self.field.question.expected_output_tokens);
         let streams = f64::from(belief.streams());
-        let others_tokens = f64::from(belief.others_waiting) * others_prompt(belief);
+        let others_tokens = others_tokens(belief);
         let own_ms = uncached * pace.ms_per_token;
         Cost {
             wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) * pace.ms_per_token,
@@ -91,10 +93,14 @@ pub(super) fn tolerance(best: &Cost) -> f64 {
     TIE * (best.prefill_ms + best.decode_ms) / best.share
 }
 
-/// Mean prompt of others' waiting requests: the guess, outweighed by what ours are like as they come.
-fn others_prompt(belief: &Belief) -> f64 {
+/// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours are like as they come.
+fn others_tokens(belief: &Belief) -> f64 {
+    if belief.others_waiting <= 0.0 {
+        return 0.0;
+    }
     let ours = f64::from(belief.prefill_tokens);
-    (ours + OTHERS_PROMPT * OTHERS_SAMPLES) / (f64::from(belief.unstarted) + OTHERS_SAMPLES)
+    let each = (ours + OTHERS_PROMPT * OTHERS_SAMPLES) / (f64::from(belief.unstarted) + OTHERS_SAMPLES);
+    f64::from(belief.others_waiting) * each
 }
 
 /// What does not fit is recomputed once, by us or by whom we push out; and to free a part of the cache takes that part

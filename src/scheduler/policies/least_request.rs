@@ -11,7 +11,7 @@ pub(in crate::scheduler) struct LeastRequest<'a> {
 impl<'a> LeastRequest<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
         Self {
-            beliefs: Beliefs::gather(field),
+            beliefs: Beliefs::gather(field, false),
             field,
         }
     }

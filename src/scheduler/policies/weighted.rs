@@ -25,7 +25,7 @@ pub(in crate::scheduler) struct Weighted<'a> {
 
 impl<'a> Weighted<'a> {
     pub(super) fn new(scorers: &'a [WeightedScorer], field: &'a Field<'a>) -> Self {
-        let beliefs = Beliefs::gather(field);
+        let beliefs = Beliefs::gather(field, true);
         let waiting = Range::over(beliefs.list.iter().map(|it| f64::from(it.waiting)));
         let running = Range::over(beliefs.list.iter().map(|it| f64::from(it.running)));
         Self {
