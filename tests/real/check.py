@@ -111,6 +111,7 @@ def answers(client, raw):
 
 def aborts(raw, engines, stream):
     kind = "streamed" if stream else "whole"
+    running = lambda: sum(engine.metric("num_requests_running") for engine in engines)
     body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": stream}
 
     async def leave():
@@ -121,14 +122,13 @@ def aborts(raw, engines, stream):
                         pass
 
             tasks = [asyncio.create_task(ask()) for _ in range(4)]
-            while sum(engine.metric("num_requests_running") for engine in engines) < 4:
-                await asyncio.sleep(0.05)
+            while await asyncio.to_thread(running) < 4:
+                await asyncio.sleep(0.02)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(leave())
-    running = lambda: sum(engine.metric("num_requests_running") for engine in engines)
     took = until("running to fall to 0", 5, lambda: running() == 0)
     check(f"four {kind} answers whose clients left: running back to 0", took is not None and took <= 0.5, f"{took} s")
     before = [engine.metric("generation_tokens_total") for engine in engines]
