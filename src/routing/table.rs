@@ -42,7 +42,8 @@ pub struct UnknownModel {
 pub struct Table {
     entries: HashMap<Arc<str>, Entry>,
     names: Vec<Arc<str>>,
-    reported: Reported,
+    /// Whether names that only pods report may be asked for.
+    serves_reported: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -53,13 +54,6 @@ struct Entry {
     sticky: Sticky,
     rewrite_response_model: bool,
     criticality: Criticality,
-}
-
-/// Which names that only pods report may be asked for.
-#[derive(Clone, Debug)]
-enum Reported {
-    All,
-    None,
 }
 
 impl Table {
@@ -78,11 +72,7 @@ impl Table {
             entries: HashMap::new(),
             names: Vec::new(),
             // A listener that names its models serves those and no others.
-            reported: if config.api.serve_reported_models && only.is_none() {
-                Reported::All
-            } else {
-                Reported::None
-            },
+            serves_reported: config.api.serve_reported_models && only.is_none(),
         };
         for model in &config.models {
             let repointed = match only.map(|only| only.get(&model.name)) {
@@ -123,7 +113,7 @@ impl Table {
 
     /// Whether a name that only pods report may be asked for here.
     pub fn serves_reported(&self) -> bool {
-        matches!(self.reported, Reported::All)
+        self.serves_reported
     }
 
     /// The pools that this table can lead to by configuration; one may come several times.

@@ -425,7 +425,7 @@ fn a_session_stays_and_a_pod_that_leaves_moves_only_its_own() {
     let mut rng = rng();
     let mut place = |session: u64| {
         let ask = Question {
-            session: Some(crate::routing::key_of(&session.to_le_bytes())),
+            session: Some(xxhash_rust::xxh3::xxh3_64(&session.to_le_bytes())),
             ..stage.ask(10)
         };
         stage.pick(&Scheduler::SessionHash, &ask, &mut rng).pod.slot
