@@ -6,7 +6,7 @@ use crate::{
     config::{self, Config},
     discovery,
     fleet::{Changes, Condition, Fleet, Pod},
-    gateway::House,
+    gateway::{House, tell_turn},
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
@@ -57,20 +57,11 @@ impl Report for Ears {
     }
 
     fn turned(&self, pod: &Pod, condition: Condition) {
-        note_turn(&self.metrics, pod, condition);
+        tell_turn(&self.metrics, pod, condition);
         if condition == Condition::Warming {
             // It was away; whatever it had cached is likely gone.
             self.prefix.forget(pod.slot);
         }
-    }
-}
-
-/// A pod's condition changed: an operator should know of the bad turns.
-fn note_turn(metrics: &Metrics, pod: &Pod, condition: Condition) {
-    metrics.conditions.get_or_create(&Ears::labels(pod, condition.name())).inc();
-    match condition {
-        Condition::Ejected => tracing::warn!(pod = %pod.id, "pod ejected: it failed, or nobody answers there"),
-        other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
     }
 }
 

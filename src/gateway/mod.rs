@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod health;
 mod homes;
 mod models;
 mod proxy;
@@ -18,6 +19,7 @@ use arc_swap::ArcSwap;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
+pub use health::tell_turn;
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};

@@ -165,7 +165,7 @@ def follows_gauges(raw, admin, engines):
             for turn in range(10):
                 question = [{"role": "user", "content": f"Question number {turn}: what may I copy?"}]
                 small = {"model": "tiny", "messages": question, "max_tokens": 2}
-                answer = await client.post(f"{raw.base_url}v1/chat/completions", json=small)
+                answer = await client.post(raw.base_url.join("/v1/chat/completions"), json=small)
                 pods.append(answer.headers.get("x-tidegate-pod"))
             for task in tasks:
                 task.cancel()

@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::{Sent, Story, answer::BrokeOff};
 use crate::{
     clock,
-    fleet::{Evidence, Pace},
+    fleet::Pace,
     gateway::{
         House,
         decide::{Matter, Pick},
@@ -288,8 +288,7 @@ impl Relay {
             reason: why,
         };
         self.house.metrics.cuts.get_or_create(&labels).inc();
-        pod.health.note(Evidence::RequestFailed, clock::now());
-        (self.house.doubt)(&pod.id);
+        self.house.pod_failed(pod);
     }
 
     /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
@@ -330,11 +329,8 @@ impl Relay {
         let pod = &self.pick.verdict.pod;
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
-            status if status.is_server_error() => {
-                pod.health.note(Evidence::RequestFailed, clock::now());
-                (self.house.doubt)(&pod.id);
-            }
-            _ => _ = pod.health.note(Evidence::RequestOk, clock::now()),
+            status if status.is_server_error() => self.house.pod_failed(pod),
+            _ => self.house.pod_answered(pod),
         }
     }
 
