@@ -46,6 +46,8 @@ pub(super) struct Relay {
     status: StatusCode,
     timer: Timer,
     between_events: bool,
+    /// Whether HTTP itself says where the body ends.
+    framed: bool,
     state: State,
 }
 
@@ -112,6 +114,7 @@ impl Relay {
             status,
             timer,
             between_events: true,
+            framed: headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH),
             state: State::Flowing,
         }
     }
@@ -252,7 +255,7 @@ impl Relay {
         let Watch::Stream(watch) = &self.watch else {
             return false;
         };
-        self.status.is_success() && self.matter.is_some() && *watch.end() == End::Running
+        !self.framed && self.status.is_success() && *watch.end() == End::Running
     }
 
     /// The answer broke off: a stream is told so in its own words and then ended; a whole answer must not look
