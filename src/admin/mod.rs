@@ -19,7 +19,7 @@ use axum::{
     routing::{get, post},
 };
 
-pub use explain::ExplainAnswer;
+pub use explain::{ExplainAnswer, Problem, explain_request};
 
 use crate::{
     clock,

@@ -16,8 +16,10 @@ use crate::config::{self, Config};
 mod check;
 mod completions;
 mod demo;
+mod explain;
 mod serve;
 mod sim;
+mod table;
 
 /// Everything worked.
 const OK: u8 = 0;
@@ -44,6 +46,7 @@ enum Verb {
     Serve(serve::Args),
     Check(check::Args),
     Sim(sim::Args),
+    Explain(explain::Args),
     Completions(completions::Args),
 }
 
@@ -54,6 +57,7 @@ impl Verb {
             Self::Serve(args) => serve::run(&args),
             Self::Sim(args) => sim::run(args),
             Self::Check(args) => check::run(&args),
+            Self::Explain(args) => explain::run(&args),
             Self::Completions(args) => completions::run(&args),
         }
     }

@@ -15,10 +15,10 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Flags of `tidegate sim`.
+/// Start simulated vLLM pods: real HTTP, metrics and failures, no GPU.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = after_help())]
-pub struct Args {
+pub(super) struct Args {
     /// How many pods to start, on consecutive ports
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pods: u16,
@@ -55,7 +55,7 @@ pub struct Args {
 }
 
 /// Starts the pods and waits for Ctrl-C.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(serve(args))
 }

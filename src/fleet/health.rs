@@ -132,6 +132,8 @@ struct Record {
     ejections: u32,
     ejected_at: Option<Instant>,
     unreachable: bool,
+    /// Its own word was the last to say that it is not well.
+    self_reported: bool,
 }
 
 impl Health {
@@ -158,6 +160,11 @@ impl Health {
         }
     }
 
+    /// The instant from which this pod's times are counted.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     /// What it is now.
     pub fn condition(&self, now: Instant) -> Condition {
         let condition = Condition::of(self.condition.load(Relaxed));
@@ -168,6 +175,7 @@ impl Health {
     }
 
     /// Whether a request may go there now.
+    #[inline]
     pub fn admits(&self, now: Instant) -> Admission {
         match Condition::of(self.condition.load(Relaxed)) {
             Condition::Ready | Condition::Unknown => Admission::Yes,
@@ -228,13 +236,24 @@ impl Health {
                     _ => before,
                 }
             }
-            Evidence::HealthOk if before == Condition::Ejected && !record.unreachable => {
-                // It says it is well: let one request find out now.
-                self.turns_at_ms.store(self.millis(now), Relaxed);
+            Evidence::HealthOk => {
+                // It takes back its own word: let one request find out now. A pod whose requests fail sits out its
+                // time, however well it says it is.
+                if std::mem::take(&mut record.self_reported) && before == Condition::Ejected && !record.unreachable {
+                    self.turns_at_ms.store(self.millis(now), Relaxed);
+                }
                 before
             }
-            Evidence::HealthOk => before,
-            Evidence::HealthBad => self.eject(record, now, false),
+            Evidence::HealthBad => {
+                record.self_reported = true;
+                if before == Condition::Ejected {
+                    // Nothing new: no request need find out soon, and its time out does not double each time it is
+                    // asked.
+                    self.turns_at_ms.fetch_max(self.millis(now + EJECTION), Relaxed);
+                    return before;
+                }
+                self.eject(record, now, false)
+            }
             Evidence::RequestFailed => {
                 record.failures += 1;
                 let failed_probe = before == Condition::Ejected && self.probing.load(Relaxed);
@@ -270,6 +289,7 @@ impl Health {
         record.failures = 0;
         record.refused = 0;
         record.unreachable = false;
+        record.self_reported = false;
         self.warm_up(now)
     }
 
@@ -386,6 +406,41 @@ mod tests {
         assert_eq!(health.admits(t), Admission::No(Condition::Ejected));
         health.note(Evidence::HealthOk, t);
         assert_eq!(health.admits(t), Admission::Probe);
+    }
+
+    #[test]
+    fn a_pod_asked_every_second_how_it_is_returns_as_soon_as_it_is_well() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for second in 0..60 {
+            health.note(Evidence::HealthBad, t + seconds(second));
+            assert_eq!(
+                health.admits(t + seconds(second)),
+                Admission::No(Condition::Ejected),
+                "{second}"
+            );
+        }
+        health.note(Evidence::HealthOk, t + seconds(60));
+        assert_eq!(health.admits(t + seconds(60)), Admission::Probe);
+        assert_eq!(
+            health.note(Evidence::RequestOk, t + seconds(60)),
+            Some(Condition::Warming)
+        );
+        // The sixty answers were one ejection, so the next is the second.
+        health.note(Evidence::HealthBad, t + seconds(61));
+        assert_eq!(health.admits(t + seconds(61 + 20)), Admission::Probe);
+    }
+
+    #[test]
+    fn a_pod_whose_requests_fail_does_not_talk_itself_back_in() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for _ in 0..5 {
+            health.note(Evidence::RequestFailed, t);
+        }
+        health.note(Evidence::HealthOk, t + seconds(1));
+        assert_eq!(health.admits(t + seconds(1)), Admission::No(Condition::Ejected));
+        assert_eq!(health.admits(t + seconds(10)), Admission::Probe);
     }
 
     #[test]

@@ -49,7 +49,8 @@ impl PodLoad {
     }
 }
 
-fn stale_after(interval: Duration) -> Duration {
+/// The age at which a reading of a pod scraped every `interval` is stale.
+pub(super) fn stale_after(interval: Duration) -> Duration {
     STALE_FLOOR.max(interval * STALE_INTERVALS)
 }
 

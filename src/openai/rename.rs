@@ -223,7 +223,6 @@ impl Json {
             Some(b'"') => self.place = Place::Text,
             Some(b'{') => self.open(watched),
             Some(b'[') => {
-                self.carrier &= self.depth != 1;
                 self.depth = self.depth.saturating_add(1);
                 self.done_if(self.depth == 1);
             }

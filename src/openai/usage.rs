@@ -221,27 +221,27 @@ fn tells_usage_alone(block: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Option<Usage> {
-        Some(Usage {
+    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Usage {
+        Usage {
             prompt_tokens: Some(prompt),
             completion_tokens: Some(completion),
             cached_tokens: cached,
-        })
+        }
     }
 
     #[test]
     fn every_dialect_is_read() {
         let chat = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,
             "prompt_tokens_details":{"cached_tokens":4}}"#;
-        assert_eq!(Usage::read(chat), usage(7, 2, Some(4)));
+        assert_eq!(Usage::read(chat), Some(usage(7, 2, Some(4))));
         let plain = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,"prompt_tokens_details":null}"#;
-        assert_eq!(Usage::read(plain), usage(7, 2, None));
+        assert_eq!(Usage::read(plain), Some(usage(7, 2, None)));
         let responses = r#"{"input_tokens":7,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,
             "output_tokens_details":{"reasoning_tokens":1},"total_tokens":9}"#;
-        assert_eq!(Usage::read(responses), usage(7, 2, Some(0)));
+        assert_eq!(Usage::read(responses), Some(usage(7, 2, Some(0))));
         let messages = r#"{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5,
             "cache_creation_input_tokens":null}"#;
-        assert_eq!(Usage::read(messages), usage(7, 2, Some(5)));
+        assert_eq!(Usage::read(messages), Some(usage(7, 2, Some(5))));
     }
 
     #[test]
@@ -265,7 +265,7 @@ mod tests {
             completion_tokens: Some(9),
             ..Usage::default()
         };
-        assert_eq!(Some(first.updated_by(later)), usage(7, 9, Some(3)));
+        assert_eq!(Some(first.updated_by(later)), Some(usage(7, 9, Some(3))));
     }
 
     fn stripped(chunks: Vec<Bytes>) -> String {

@@ -421,12 +421,12 @@ mod tests {
         )
     }
 
-    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Option<Usage> {
-        Some(Usage {
+    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Usage {
+        Usage {
             prompt_tokens: Some(prompt),
             completion_tokens: Some(completion),
             cached_tokens: cached,
-        })
+        }
     }
 
     fn end_of(dialect: Dialect, stream: &str) -> End {
@@ -449,13 +449,13 @@ mod tests {
     #[test]
     fn each_dialect_tells_its_tokens_usage_and_clean_end() {
         let chat = watch(Dialect::OpenAi, &[CHAT.as_bytes()]);
-        assert_eq!(chat, (3, 1, usage(7, 3, None), End::Done, None));
+        assert_eq!(chat, (3, 1, Some(usage(7, 3, None)), End::Done, None));
         let messages = watch(Dialect::Anthropic, &[MESSAGES.as_bytes()]);
-        assert_eq!(messages, (2, 1, usage(7, 9, Some(4)), End::Done, None));
+        assert_eq!(messages, (2, 1, Some(usage(7, 9, Some(4))), End::Done, None));
         let responses = watch(Dialect::Responses, &[RESPONSES.as_bytes()]);
         assert_eq!(
             responses,
-            (2, 1, usage(7, 2, Some(2)), End::Done, Some("resp_1".to_owned()))
+            (2, 1, Some(usage(7, 2, Some(2))), End::Done, Some("resp_1".to_owned()))
         );
     }
 

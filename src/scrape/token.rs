@@ -13,7 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// One pod's token.
 #[derive(Debug)]
-pub(super) struct Token {
+pub struct Token {
     file: PathBuf,
     known: Mutex<Known>,
 }
@@ -26,7 +26,8 @@ struct Known {
 }
 
 impl Token {
-    pub(super) fn new(file: &Path) -> Self {
+    /// The token in `file`; nothing is read yet.
+    pub fn new(file: &Path) -> Self {
         Self {
             file: file.into(),
             known: Mutex::default(),
@@ -34,7 +35,7 @@ impl Token {
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
-    pub(super) async fn header(&self, now: Instant) -> Option<HeaderValue> {
+    pub async fn header(&self, now: Instant) -> Option<HeaderValue> {
         let known = self.known().clone();
         if known
             .looked

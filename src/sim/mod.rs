@@ -4,17 +4,16 @@
 //! thin rim that runs the same engine in real time. It imitates what a gateway can see of vLLM, not what vLLM says:
 //! answers are made of nonsense words that a test can predict.
 
-mod answers;
-pub mod asked;
+mod batch;
 pub mod cache;
 mod driver;
-mod endpoints;
 pub mod engine;
 pub mod faults;
+mod http;
 mod metrics;
 pub mod profiles;
-mod server;
 pub mod step;
+pub mod terms;
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +27,16 @@ use serde::Serialize;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::{driver::LiveEngine, endpoints::Shelf, profiles::PROFILES, server::Journal, step::StepModel};
+use self::{
+    driver::LiveEngine,
+    http::{Journal, Shelf},
+    profiles::PROFILES,
+    step::StepModel,
+};
 pub use self::{
-    engine::EngineConfig,
     faults::{FaultSwitch, Faults},
+    http::asked,
+    terms::EngineConfig,
 };
 use crate::{clock, tasks::Tasks};
 
@@ -126,8 +131,8 @@ impl Pod {
         let stop = CancellationToken::new();
         let steps = Arc::clone(&inside.engine).run();
         tasks.spawn_until_stop(until(stop.clone(), steps));
-        tasks.spawn_until_stop(until(stop.clone(), server::heal_in_time(Arc::clone(&inside))));
-        let doors = server::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
+        tasks.spawn_until_stop(until(stop.clone(), http::heal_in_time(Arc::clone(&inside))));
+        let doors = http::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
         let doors = tasks.spawn_until_stop(until(stop.clone(), doors));
         Ok(RunningPod {
             address,
@@ -214,6 +219,9 @@ pub struct PodState {
     pub served: u64,
     /// Requests whose client left before that.
     pub aborts: u64,
+    /// Requests for work that have no answer yet, not even a head; those that hang in a fault are here and not in
+    /// `live`.
+    pub unanswered: usize,
     /// Tokens generated so far.
     pub generation_tokens: u64,
     /// Prompt tokens found in the cache so far.
@@ -255,6 +263,7 @@ impl Inside {
             kv_usage: shown.gauges.kv_usage,
             served: shown.totals.finished,
             aborts: self.engine.left_early(),
+            unanswered: self.journal.unanswered(),
             generation_tokens: shown.totals.generation_tokens,
             cached_tokens: shown.totals.prefix_hits,
             preemptions: shown.totals.preemptions,
@@ -725,6 +734,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_hanging_pod_lets_go_of_a_client_that_leaves_and_answers_when_healed() {
+        let (pod, tasks, client) = pod(PodConfig::new("m")).await;
+        pod.faults().change(|faults| faults.hang_before_headers = true);
+        let url = format!("{}/v1/chat/completions", pod.url());
+        let send = || tasks.spawn(client.post(&url).body(chat(3, false).to_string()).send());
+        let (leaves, stays) = (send(), send());
+        eventually("both hang", || pod.state().unanswered == 2).await;
+        leaves.abort();
+        eventually("one left", || pod.state().unanswered == 1).await;
+        pod.faults().heal();
+        assert_eq!(stays.await.unwrap().unwrap().status(), 200);
+        assert_eq!((pod.state().unanswered, pod.state().served), (0, 1));
+    }
+
+    #[tokio::test]
     async fn an_asleep_pod_is_healthy_and_computes_nothing_until_it_wakes() {
         let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
         pod.faults().change(|faults| faults.sleep = true);
@@ -833,9 +857,7 @@ mod tests {
             .text()
             .await
             .unwrap();
-        assert!(
-            page.contains(r#"admission_rejections_total{engine="0",model_name="m",reason="max_num_queued_reqs"} 1.0"#)
-        );
+        assert!(page.contains(r#"admission_rejections_total{model_name="m",reason="max_num_queued_reqs"} 1.0"#));
         drop((running, waiting));
     }
 

@@ -76,11 +76,11 @@ impl Upstream {
     /// # Errors
     /// A [`Failure`] if no head of an answer came.
     pub async fn attempt(&self, pod: &Pod, carry: &Carry, timeouts: &Timeouts) -> Result<Answer, Failure> {
-        let request = self.request(pod, carry)?;
+        let request = self.request(pod, carry).await?;
         let (mut live, reused) = match self.idle.take(&pod.id, clock::now(), timeouts.pool_idle) {
             Some(live) => (live, true),
             None => (
-                self.connector.connect(&pod.target.origin, timeouts.connect).await?,
+                self.connector.connect(pod, timeouts.connect).await?,
                 false,
             ),
         };
@@ -120,7 +120,7 @@ impl Upstream {
         }
     }
 
-    fn request(&self, pod: &Pod, carry: &Carry) -> Result<Request<Full<Bytes>>, Failure> {
+    async fn request(&self, pod: &Pod, carry: &Carry) -> Result<Request<Full<Bytes>>, Failure> {
         let unbuildable = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unbuildable, what);
         let target = &pod.target;
         let uri = if target.base_path.is_empty() {
@@ -135,10 +135,8 @@ impl Upstream {
         let host = HeaderValue::try_from(target.origin.authority()).map_err(|error| unbuildable(&error))?;
         headers.insert(header::HOST, host);
         if let Some(file) = &target.token_file {
-            let bearer = self
-                .credentials
-                .bearer(file, clock::now())
-                .map_err(|error| unbuildable(&format!("{}: {error}", file.display())))?;
+            let missing = || unbuildable(&format!("no token in {}", file.display()));
+            let bearer = self.credentials.bearer(file, clock::now()).await.ok_or_else(missing)?;
             headers.insert(header::AUTHORIZATION, bearer);
         }
         *request.headers_mut() = headers;

@@ -56,9 +56,14 @@ impl Scene {
 
     /// Closes everything; what is still open is cut after `grace`.
     pub(super) async fn stop(self, grace: Duration) {
-        self.gateway.stop(Duration::ZERO, grace, std::future::pending()).await;
-        self.pods.stop();
-        self.pods.wait().await;
+        let gateway = self.gateway.stop(Duration::ZERO, grace, std::future::pending());
+        // The pods go as soon as nothing is open any more: the gateway keeps idle connections to them until then.
+        let pods = async {
+            tokio::time::sleep(grace).await;
+            self.pods.stop();
+            self.pods.wait().await;
+        };
+        tokio::join!(gateway, pods);
     }
 
     async fn first_reading(&self) {
@@ -158,17 +163,20 @@ pub(super) fn shape(length: Duration) -> Shape {
         turns,
         pause: 3.0..=6.0,
     };
+    let t: u32 = std::env::var("TURNS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+    let m: u32 = std::env::var("ANS").ok().and_then(|v| v.parse().ok()).unwrap_or(60);
+    let a = 16..=m;
     Shape {
         length,
-        per_second: RATE,
+        per_second: std::env::var("RATE").ok().and_then(|v| v.parse().ok()).unwrap_or(RATE),
         period: Duration::from_secs(3),
         burst: Duration::from_millis(400),
         burst_share: 0.5,
         instructions: vec![1_200, 800, 400],
         kinds: vec![
-            kind(6, 60..=400, 30..=90, 1..=4),
-            kind(4, 800..=1_800, 30..=90, 1..=3),
-            kind(2, 4_000..=7_000, 30..=90, 1..=3),
+            kind(6, 60..=400, a.clone(), 1..=t+1),
+            kind(4, 800..=1_800, a.clone(), 1..=t),
+            kind(2, 4_000..=7_000, a.clone(), 1..=t),
         ],
     }
 }

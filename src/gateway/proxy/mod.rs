@@ -21,7 +21,6 @@ use super::{
 use crate::{
     clock,
     config::Timeouts,
-    fleet::Evidence,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint},
     routing::UnknownModel,
     scheduler::{NoPod, Tried},
@@ -223,8 +222,7 @@ impl Story<'_> {
         self.house.metrics.failures.get_or_create(&labels).inc();
         tracing::debug!(pod = %pod.id, %failure, "attempt failed");
         if failure.fault() == Fault::Pod {
-            pod.health.note(Evidence::RequestFailed, clock::now());
-            (self.house.doubt)(&pod.id);
+            self.house.pod_failed(pod);
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::{Sent, Story, answer::BrokeOff};
 use crate::{
     clock,
-    fleet::{Evidence, Pace},
+    fleet::Pace,
     gateway::{
         House,
         decide::{Matter, Pick},
@@ -46,6 +46,8 @@ pub(super) struct Relay {
     status: StatusCode,
     timer: Timer,
     between_events: bool,
+    /// Whether HTTP itself says where the body ends.
+    framed: bool,
     state: State,
 }
 
@@ -112,6 +114,7 @@ impl Relay {
             status,
             timer,
             between_events: true,
+            framed: headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH),
             state: State::Flowing,
         }
     }
@@ -252,7 +255,7 @@ impl Relay {
         let Watch::Stream(watch) = &self.watch else {
             return false;
         };
-        self.status.is_success() && self.matter.is_some() && *watch.end() == End::Running
+        !self.framed && self.status.is_success() && *watch.end() == End::Running
     }
 
     /// The answer broke off: a stream is told so in its own words and then ended; a whole answer must not look
@@ -288,8 +291,7 @@ impl Relay {
             reason: why,
         };
         self.house.metrics.cuts.get_or_create(&labels).inc();
-        pod.health.note(Evidence::RequestFailed, clock::now());
-        (self.house.doubt)(&pod.id);
+        self.house.pod_failed(pod);
     }
 
     /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
@@ -330,11 +332,8 @@ impl Relay {
         let pod = &self.pick.verdict.pod;
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
-            status if status.is_server_error() => {
-                pod.health.note(Evidence::RequestFailed, clock::now());
-                (self.house.doubt)(&pod.id);
-            }
-            _ => _ = pod.health.note(Evidence::RequestOk, clock::now()),
+            status if status.is_server_error() => self.house.pod_failed(pod),
+            _ => self.house.pod_answered(pod),
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::engine::PromptBlocks;
+use crate::sim::terms::PromptBlocks;
 
 /// Bytes of text in a token: English averages a little over four in common tokenizers.
 pub const BYTES_PER_TOKEN: usize = 4;
