@@ -83,14 +83,7 @@ pub struct Answer {
 impl Timeline {
     /// Of a request that leaves now.
     pub fn sent(now: Instant) -> Self {
-        Self {
-            sent: now,
-            first: None,
-            gaps: Vec::new(),
-            ended: now,
-            usage: None,
-            last: None,
-        }
+        Self { sent: now, first: None, gaps: Vec::new(), ended: now, usage: None, last: None }
     }
 
     fn note(&mut self, seen: Seen, now: Instant) {
@@ -109,11 +102,7 @@ impl Timeline {
 impl Client {
     /// A client of the gateway at `address`, whose connections run on `tasks`.
     pub fn new(address: SocketAddr, tasks: Tasks) -> Self {
-        Self {
-            address,
-            tasks,
-            idle: Mutex::default(),
-        }
+        Self { address, tasks, idle: Mutex::default() }
     }
 
     /// Sends a streamed chat request and reads its answer to the end; `each` hears of tokens as they come.
@@ -134,11 +123,7 @@ impl Client {
         };
         timeline.ended = clock::now();
         timeline.usage = usage;
-        Answer {
-            timeline,
-            outcome,
-            text: text_of(&raw),
-        }
+        Answer { timeline, outcome, text: text_of(&raw) }
     }
 
     async fn exchange(&self, body: Bytes, each: &mut impl FnMut(&[u8], Seen)) -> Result<Option<Usage>, String> {
@@ -304,9 +289,7 @@ mod tests {
         let pod = pod(&tasks).await;
         let client = Client::new(pod.addr(), tasks.clone());
         let answer = client.chat(question("nobody"), |_, _| {}).await;
-        let Outcome::Failed(why) = answer.outcome else {
-            panic!("{answer:?}")
-        };
+        let Outcome::Failed(why) = answer.outcome else { panic!("{answer:?}") };
         assert!(why.starts_with("404 Not Found: {"), "{why}");
         assert_eq!(answer.timeline.first, None);
     }

@@ -84,11 +84,7 @@ impl Plan {
     /// The plan that `seed` draws.
     pub fn draw(seed: u64, shape: &Shape) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let instructions: Vec<String> = shape
-            .instructions
-            .iter()
-            .map(|&tokens| text(tokens, &mut rng))
-            .collect();
+        let instructions: Vec<String> = shape.instructions.iter().map(|&tokens| text(tokens, &mut rng)).collect();
         let mut deck = Deck::default();
         let begins = begins(shape, &mut rng);
         let conversation = |begins: Duration| {
@@ -99,9 +95,7 @@ impl Plan {
                 turns: turns(kind, begins, shape.length, &mut rng),
             })
         };
-        Self {
-            conversations: begins.into_iter().map_while(conversation).collect(),
-        }
+        Self { conversations: begins.into_iter().map_while(conversation).collect() }
     }
 
     /// How many requests it will take.
@@ -160,10 +154,7 @@ struct Deck(Vec<usize>);
 impl Deck {
     fn deal<'a>(&mut self, kinds: &'a [Kind], rng: &mut impl Rng) -> Option<&'a Kind> {
         if self.0.is_empty() {
-            let cards = kinds
-                .iter()
-                .enumerate()
-                .flat_map(|(at, kind)| std::iter::repeat_n(at, kind.cards));
+            let cards = kinds.iter().enumerate().flat_map(|(at, kind)| std::iter::repeat_n(at, kind.cards));
             self.0.extend(cards);
             self.0.shuffle(rng);
         }

@@ -83,14 +83,8 @@ mod tests {
         let tasks = Tasks::new();
         let config = PodConfig::new("m").time_scale(0.01);
         let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
-        let kind = Kind {
-            cards: 1,
-            question: 320..=320,
-            follow_up: 16..=16,
-            answer: 32..=32,
-            turns: 2..=2,
-            pause: 0.1..=0.2,
-        };
+        let kind =
+            Kind { cards: 1, question: 320..=320, follow_up: 16..=16, answer: 32..=32, turns: 2..=2, pause: 0.1..=0.2 };
         let shape = Shape {
             length: Duration::from_secs(1),
             per_second: 3.0,

@@ -79,12 +79,7 @@ impl Tally {
     /// A request leaves now.
     pub fn begin(self: &Arc<Self>, now: Instant) -> Open {
         self.sums().sent += 1;
-        Open {
-            tally: Arc::clone(self),
-            sent: now,
-            waiting: true,
-            closed: false,
-        }
+        Open { tally: Arc::clone(self), sent: now, waiting: true, closed: false }
     }
 
     /// The figures as they are.
@@ -128,8 +123,7 @@ impl Open {
             sums.last_token = Some(now);
         }
         if seen.first {
-            sums.first_token
-                .add(now.saturating_duration_since(self.sent).as_secs_f64());
+            sums.first_token.add(now.saturating_duration_since(self.sent).as_secs_f64());
             self.waiting = false;
         }
     }
@@ -191,10 +185,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(4)).await;
         drop(given_up);
         let figures = tally.figures();
-        assert_eq!(
-            (figures.sent, figures.done, figures.failed, figures.given_up, figures.open()),
-            (3, 1, 1, 1, 0)
-        );
+        assert_eq!((figures.sent, figures.done, figures.failed, figures.given_up, figures.open()), (3, 1, 1, 1, 0));
         assert_eq!(figures.last_error.as_deref(), Some("503"));
         // The one that was given up had waited four seconds without a token, and that counts.
         assert_eq!(figures.first_token, [Some(0.25), Some(4.0), Some(4.0)]);

@@ -102,11 +102,7 @@ impl Args {
             Some(0) => [0; 3],
             Some(base) => [base, base + 1, base + 2],
         };
-        [
-            self.port_classic.unwrap_or(classic),
-            self.port_openai.unwrap_or(openai),
-            self.port_admin.unwrap_or(admin),
-        ]
+        [self.port_classic.unwrap_or(classic), self.port_openai.unwrap_or(openai), self.port_admin.unwrap_or(admin)]
     }
 
     fn length(&self) -> Duration {
@@ -190,11 +186,7 @@ async fn show(args: &Args, scene: &Scene, screen: &mut Screen) -> anyhow::Result
     playing.wait().await;
     connections.stop();
     stage.draw(screen)?;
-    Ok(Outcome {
-        figures: tallies.map(|tally| tally.figures()),
-        start,
-        planned: plan.requests(),
-    })
+    Ok(Outcome { figures: tallies.map(|tally| tally.figures()), start, planned: plan.requests() })
 }
 
 /// What is looked at during the show.

@@ -72,11 +72,7 @@ fn progress(frame: &Frame, width: usize) -> Line {
     };
     let seed = format!("   seed {}", frame.seed);
     let line = Line::new().plain(full).with(Tone::Faint, rest).plain(now);
-    if line.width() + seed.len() <= width {
-        line.with(Tone::Faint, seed)
-    } else {
-        line
-    }
+    if line.width() + seed.len() <= width { line.with(Tone::Faint, seed) } else { line }
 }
 
 fn panel(side: &Side, width: usize) -> Vec<Line> {
@@ -84,9 +80,7 @@ fn panel(side: &Side, width: usize) -> Vec<Line> {
     let title = Line::new().with(Tone::Strong, side.policy);
     let place = format!("http://{}", side.address);
     let used = title.width() + place.len();
-    let title = title
-        .with(Tone::Faint, format!(" {} ", "─".repeat(width.saturating_sub(used + 2))))
-        .plain(place);
+    let title = title.with(Tone::Faint, format!(" {} ", "─".repeat(width.saturating_sub(used + 2)))).plain(place);
     let mut ttft = Line::new().with(Tone::Faint, "TTFT ");
     for (name, value) in ["p50 ", "  p90 ", "  p99 "].iter().zip(figures.first_token) {
         let tone = value.map_or(Tone::Faint, |value| Tone::of(value, NOTICED, ANNOYING));
@@ -109,7 +103,7 @@ fn panel(side: &Side, width: usize) -> Vec<Line> {
 }
 
 fn row(pod: &PodRow, width: usize) -> Line {
-    let name = format!(":{}{}", pod.port, if pod.slow { " half" } else { "" });
+    let name = format!(":{}{}", pod.port, if pod.slow { " ½ speed" } else { "" });
     let count = |value: Option<u32>| value.map_or("-".to_owned(), |value| value.to_string());
     let waiting = pod.waiting.map_or(Tone::Faint, |value| Tone::of(f64::from(value), QUEUE, LONG_QUEUE));
     let line = Line::new()
@@ -121,9 +115,7 @@ fn row(pod: &PodRow, width: usize) -> Line {
     };
     // The number takes five columns.
     let (full, rest) = bar(usage, width.saturating_sub(line.width() + 5).min(24));
-    line.with(Tone::of(usage, FILLING, FULL), full)
-        .with(Tone::Faint, rest)
-        .plain(format!("{:>4.0}%", usage * 100.0))
+    line.with(Tone::of(usage, FILLING, FULL), full).with(Tone::Faint, rest).plain(format!("{:>4.0}%", usage * 100.0))
 }
 
 /// The number that the verdict will be about, as bars of one scale.
@@ -131,9 +123,7 @@ fn comparison(sides: &[Side; 2], width: usize) -> Vec<Line> {
     let p90 = |side: &Side| side.figures.first_token.get(1).copied().flatten();
     let longest = sides.iter().filter_map(p90).fold(0.0, f64::max);
     let line = |side: &Side| {
-        let line = Line::new()
-            .with(Tone::Faint, "p90 TTFT ")
-            .plain(format!("{:<16}", side.policy));
+        let line = Line::new().with(Tone::Faint, "p90 TTFT ").plain(format!("{:<16}", side.policy));
         let Some(value) = p90(side) else { return line };
         // The number takes nine columns.
         let (full, _) = bar(value / longest, width.saturating_sub(line.width() + 9));
@@ -213,7 +203,7 @@ pub(super) mod tests {
     fn pressure_has_a_colour_and_what_was_never_read_no_number() {
         let text: Vec<String> = panel(&frame().sides[0], 60).iter().map(|line| line.render(60, true)).collect();
         assert!(text[4].contains("\x1b[32m     0"), "{:?}", text[4]);
-        assert!(text[5].contains("\x1b[31m     7") && text[5].contains(":40002 half"), "{:?}", text[5]);
+        assert!(text[5].contains("\x1b[31m     7") && text[5].contains(":40002 ½ speed"), "{:?}", text[5]);
         assert!(text[6].contains("not read"), "{:?}", text[6]);
     }
 

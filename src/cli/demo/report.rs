@@ -50,9 +50,7 @@ impl Outcome {
     fn table(&self) -> Vec<Line> {
         let [classic, aware] = &self.figures;
         let row = |name: &str, of: &dyn Fn(&Figures) -> String| {
-            Line::new()
-                .with(Tone::Faint, format!("{name:<26}"))
-                .plain(format!("{:>14}{:>18}", of(classic), of(aware)))
+            Line::new().with(Tone::Faint, format!("{name:<26}")).plain(format!("{:>14}{:>18}", of(classic), of(aware)))
         };
         let at = |list: &[Option<f64>], nth: usize| seconds(list.get(nth).copied().flatten());
         let millis = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{:.0} ms", value * 1_000.0));
@@ -86,7 +84,8 @@ impl Outcome {
             let [left, right] = [aware, classic].map(|it| seconds(it.first_token.get(nth).copied().flatten()));
             format!("{name} {} against {}", left.trim(), right.trim())
         };
-        let against = format!("p90 TTFT {} against {} round robin", seconds(Some(ours)).trim(), seconds(Some(theirs)).trim());
+        let against =
+            format!("p90 TTFT {} against {} round robin", seconds(Some(ours)).trim(), seconds(Some(theirs)).trim());
         let rest = format!(" ({}; {}), {}", pair(0, "p50"), pair(2, "p99"), self.how_many());
         if self.is_better() {
             let factor = format!("{:.1}x sooner", theirs / ours);
@@ -103,10 +102,9 @@ impl Outcome {
         let missing = |it: &Figures| it.failed + it.given_up + (self.planned as u64).saturating_sub(it.sent);
         match (missing(classic), missing(aware)) {
             (0, 0) => format!("{} requests each, 0 errors", self.planned),
-            (theirs, ours) => format!(
-                "{} requests each, unanswered: {theirs} round robin, {ours} inference-aware",
-                self.planned
-            ),
+            (theirs, ours) => {
+                format!("{} requests each, unanswered: {theirs} round robin, {ours} inference-aware", self.planned)
+            }
         }
     }
 }

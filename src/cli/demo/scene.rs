@@ -46,9 +46,7 @@ impl Scene {
         for _ in SIDES {
             sets.push(start_set(&pods).await.context("cannot start the simulated pods")?);
         }
-        let gateway = app::start(configuration(args, &sets)?)
-            .await
-            .map_err(|error| explain(error, args))?;
+        let gateway = app::start(configuration(args, &sets)?).await.map_err(|error| explain(error, args))?;
         let scene = Self { gateway, pods };
         scene.first_reading().await;
         Ok(scene)
@@ -86,10 +84,7 @@ async fn start_set(tasks: &Tasks) -> io::Result<Vec<String>> {
     let profile = profiles::find(PROFILE).unwrap_or(default);
     let mut urls = Vec::new();
     for speed in SPEEDS {
-        let config = PodConfig {
-            engine: EngineConfig::new(StepModel::new(profile, speed)),
-            ..PodConfig::new(MODEL)
-        };
+        let config = PodConfig { engine: EngineConfig::new(StepModel::new(profile, speed)), ..PodConfig::new(MODEL) };
         let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), tasks).await?;
         urls.push(pod.url());
     }
@@ -155,34 +150,27 @@ fn explain(error: StartError, args: &Args) -> anyhow::Error {
 /// The traffic: a chat service with a few assistants. Lengths in tokens; rates chosen so that a set is busy to about
 /// three quarters when its caches help as they can.
 pub(super) fn shape(length: Duration) -> Shape {
-    let kind = |cards, question, answer, turns| Kind {
+    let kind = |cards, question, turns| Kind {
         cards,
         question,
         follow_up: 40..=160,
-        answer,
+        answer: 16..=48,
         turns,
         pause: 3.0..=6.0,
     };
-    let t: u32 = std::env::var("TURNS").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
-    let m: u32 = std::env::var("ANS").ok().and_then(|v| v.parse().ok()).unwrap_or(60);
-    let a = 16..=m;
     Shape {
         length,
-        per_second: std::env::var("RATE").ok().and_then(|v| v.parse().ok()).unwrap_or(RATE),
+        per_second: RATE,
         period: Duration::from_secs(3),
         burst: Duration::from_millis(400),
         burst_share: 0.5,
         instructions: vec![1_200, 800, 400],
-        kinds: vec![
-            kind(6, 60..=400, a.clone(), 1..=t+1),
-            kind(4, 800..=1_800, a.clone(), 1..=t),
-            kind(2, 4_000..=7_000, a.clone(), 1..=t),
-        ],
+        kinds: vec![kind(6, 60..=400, 1..=3), kind(4, 800..=1_800, 1..=2), kind(2, 4_000..=7_000, 1..=2)],
     }
 }
 
 /// Conversations that begin in a second; measured, see [`shape`].
-const RATE: f64 = 10.0;
+const RATE: f64 = 13.0;
 
 #[cfg(test)]
 mod tests {

@@ -44,12 +44,7 @@ impl Screen {
     pub(super) fn new() -> Self {
         let out = io::stdout();
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        Self {
-            coloured: colour(&out),
-            live: out.is_terminal() && !dumb,
-            drawn: None,
-            out,
-        }
+        Self { coloured: colour(&out), live: out.is_terminal() && !dumb, drawn: None, out }
     }
 
     /// How often it wants a frame.
@@ -87,7 +82,9 @@ impl Screen {
         // The cursor needs a row of its own; what does not fit would scroll away and could not be drawn over.
         lines.truncate(size.1.saturating_sub(1).max(1));
         for line in &lines {
-            writeln!(text, "{}\x1b[K", line.render(size.0, self.coloured)).map_err(io::Error::other)?;
+            // In a full row the cursor stands on the last character, which must not be cleared.
+            let clear = if line.width() < size.0 { "\x1b[K" } else { "" };
+            writeln!(text, "{}{clear}", line.render(size.0, self.coloured)).map_err(io::Error::other)?;
         }
         text += "\x1b[J";
         self.drawn = Some((lines.len(), size));

@@ -67,13 +67,7 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(policy: &'static str, address: String, pool: &'static str, tally: Arc<Tally>) -> Self {
-        Self {
-            policy,
-            address,
-            pool,
-            tally,
-            history: VecDeque::new(),
-        }
+        Self { policy, address, pool, tally, history: VecDeque::new() }
     }
 
     /// What is to be seen of it now.
@@ -91,22 +85,14 @@ impl Watched {
 
     fn rate(&mut self, tokens: u64, now: Instant) -> f64 {
         self.history.push_back((now, tokens));
-        while self
-            .history
-            .front()
-            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > RATE_OVER)
-        {
+        while self.history.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > RATE_OVER) {
             self.history.pop_front();
         }
         let Some((from, before)) = self.history.front() else {
             return 0.0;
         };
         let seconds = now.saturating_duration_since(*from).as_secs_f64();
-        if seconds > 0.0 {
-            tokens.saturating_sub(*before) as f64 / seconds
-        } else {
-            0.0
-        }
+        if seconds > 0.0 { tokens.saturating_sub(*before) as f64 / seconds } else { 0.0 }
     }
 }
 
