@@ -3,15 +3,14 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Headers that belong to one connection (RFC 9110, 7.6.1) and never pass, in either direction; besides those that
-/// `Connection` names.
-const HOP_BY_HOP: [&str; 9] = [
+/// `Connection` names. `Trailer` is none of them any more: without it, trailers are lost on the way to HTTP/1.1 clients.
+const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
     "proxy-connection",
     "te",
-    "trailer",
     "transfer-encoding",
     "upgrade",
 ];
@@ -149,10 +148,11 @@ mod tests {
             ("connection", "close"),
             ("content-length", "5"),
             ("content-type", "application/json"),
+            ("trailer", "x-cost"),
             ("x-request-id", "theirs"),
         ]);
         to_client(&mut pod, &HeaderValue::from_static("ours"), false);
-        assert_eq!(pod.len(), 3);
+        assert_eq!(pod.len(), 4);
         assert_eq!(
             (&pod["x-request-id"], &pod["content-length"]),
             (&"ours".parse().unwrap(), &"5".parse().unwrap())

@@ -326,7 +326,9 @@ impl Story<'_> {
 
 /// What no engine should have to interpret.
 fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
-    if headers.contains_key(header::UPGRADE) {
+    // Other offers may be ignored: Java's client and `curl --http2` send `Upgrade: h2c` and take a plain answer.
+    let websocket = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket");
+    if headers.get_all(header::UPGRADE).iter().any(websocket) {
         return Err(Rejection::Upgrade);
     }
     let encoding = headers
