@@ -70,11 +70,7 @@ impl<R: Into<Rejection>> From<R> for Problem {
 fn answer(office: &Office, place: &Place, headers: &HeaderMap, body: &Bytes) -> Result<ExplainAnswer, Problem> {
     let policy = office.policy.load_full();
     let named = |name: &String| policy.listeners.iter().position(|it| *it.name.0 == **name);
-    let at = place
-        .listener
-        .as_ref()
-        .map_or(Some(0), named)
-        .ok_or(Problem::NoListener)?;
+    let at = place.listener.as_ref().map_or(Some(0), named).ok_or(Problem::NoListener)?;
     let listener = policy.listeners.get(at).ok_or(Problem::NoListener)?;
     let asked = openai::classify(&Method::POST, &place.path, &policy.config.api.extra_paths)?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());

@@ -16,13 +16,7 @@ pub(super) fn discover(config: &Arc<Config>, house: &Arc<House>, _tasks: &Tasks)
         let targets: Vec<_> = pool
             .endpoints
             .iter()
-            .filter_map(|e| {
-                if let Endpoint::Fixed(t) = e {
-                    Some(t.clone())
-                } else {
-                    None
-                }
-            })
+            .filter_map(|e| if let Endpoint::Fixed(t) = e { Some(t.clone()) } else { None })
             .collect();
         house.fleet.set(&pool.name, &targets, clock::now());
     }

@@ -70,11 +70,7 @@ impl Ask {
         };
         ask.stream_options = top.raw("stream_options").map(|raw| top.span(raw));
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
-        ask.prompt = prompt_keys(endpoint)
-            .iter()
-            .filter_map(|key| top.get(key))
-            .map(|raw| top.span(raw))
-            .collect();
+        ask.prompt = prompt_keys(endpoint).iter().filter_map(|key| top.get(key)).map(|raw| top.span(raw)).collect();
         ask.prompt_bytes = ask.prompt.iter().map(ExactSizeIterator::len).sum();
         let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
@@ -99,14 +95,9 @@ impl Ask {
                 continue;
             };
             if text.starts_with('[') && self.endpoint.generates() {
-                let mut turns = Turns {
-                    body,
-                    opening: SmallVec::new(),
-                };
+                let mut turns = Turns { body, opening: SmallVec::new() };
                 // It stops by an error once it has seen enough, so that a long conversation is not read to its end.
-                serde_json::Deserializer::from_str(text)
-                    .deserialize_seq(&mut turns)
-                    .ok();
+                serde_json::Deserializer::from_str(text).deserialize_seq(&mut turns).ok();
                 opening.extend(turns.opening);
             } else {
                 opening.push(span.clone());
@@ -123,10 +114,7 @@ impl Ask {
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
         let form = multipart::read(content_type, body)?;
         let model = valid_model(form.model_name.to_owned())?;
-        Ok(Self {
-            stream: form.stream,
-            ..Self::naming(endpoint, model, form.model_span)
-        })
+        Ok(Self { stream: form.stream, ..Self::naming(endpoint, model, form.model_span) })
     }
 
     fn naming(endpoint: Endpoint, model: String, model_span: Range<usize>) -> Self {
@@ -173,9 +161,7 @@ fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
 }
 
 fn model_name(raw: &RawValue) -> Result<String, Malformed> {
-    serde_json::from_str(raw.get())
-        .map_err(|_| Malformed::ModelInvalid)
-        .and_then(valid_model)
+    serde_json::from_str(raw.get()).map_err(|_| Malformed::ModelInvalid).and_then(valid_model)
 }
 
 fn valid_model(name: String) -> Result<String, Malformed> {
@@ -219,19 +205,13 @@ impl<'a> Top<'a> {
                 Err(problem) => Err(not_json(problem)),
             };
         }
-        let mut walk = Walk {
-            entries: Entries::new(),
-            refused: None,
-        };
+        let mut walk = Walk { entries: Entries::new(), refused: None };
         let mut json = serde_json::Deserializer::from_str(text);
         let outcome = json.deserialize_map(&mut walk).and_then(|()| json.end());
         match (walk.refused, outcome) {
             (Some(refused), _) => Err(refused),
             (None, Err(problem)) => Err(not_json(problem)),
-            (None, Ok(())) => Ok(Self {
-                body,
-                entries: walk.entries,
-            }),
+            (None, Ok(())) => Ok(Self { body, entries: walk.entries }),
         }
     }
 

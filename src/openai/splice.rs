@@ -27,13 +27,8 @@ impl Changes<'_> {
 
 /// The body with `changes` made. `ask` must have been parsed from this very body.
 pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
-    let model = changes
-        .model
-        .filter(|model| *model != ask.model)
-        .map(|model| model_edit(ask, model));
-    let usage = (changes.include_usage && ask.lacks_usage())
-        .then(|| usage_edit(body, ask))
-        .flatten();
+    let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
+    let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
     let mut edits: Vec<Edit> = model.into_iter().chain(usage).collect();
     edits.sort_by_key(|edit| edit.at.start);
 
@@ -55,15 +50,8 @@ struct Edit {
 }
 
 fn model_edit(ask: &Ask, model: &str) -> Edit {
-    let text = if ask.endpoint.is_multipart() {
-        model.to_owned()
-    } else {
-        quoted(model)
-    };
-    Edit {
-        at: ask.model_span.clone(),
-        text,
-    }
+    let text = if ask.endpoint.is_multipart() { model.to_owned() } else { quoted(model) };
+    Edit { at: ask.model_span.clone(), text }
 }
 
 /// A JSON string.
@@ -75,30 +63,18 @@ fn usage_edit(body: &[u8], ask: &Ask) -> Option<Edit> {
     const MEMBER: &str = r#""include_usage":true"#;
     let Some(options) = ask.stream_options.clone() else {
         let inside = body.iter().position(|byte| *byte == b'{')? + 1;
-        return Some(Edit {
-            at: inside..inside,
-            text: format!(r#""stream_options":{{{MEMBER}}},"#),
-        });
+        return Some(Edit { at: inside..inside, text: format!(r#""stream_options":{{{MEMBER}}},"#) });
     };
     let raw = body.get(options.clone())?;
     if raw == b"null" {
-        return Some(Edit {
-            at: options,
-            text: format!("{{{MEMBER}}}"),
-        });
+        return Some(Edit { at: options, text: format!("{{{MEMBER}}}") });
     }
     let top = Top::read(raw).ok()?;
     if let Some(value) = top.raw("include_usage") {
         let value = top.span(value);
-        return Some(Edit {
-            at: options.start + value.start..options.start + value.end,
-            text: "true".to_owned(),
-        });
+        return Some(Edit { at: options.start + value.start..options.start + value.end, text: "true".to_owned() });
     }
     let inside = options.start + 1;
     let comma = if top.is_empty() { "" } else { "," };
-    Some(Edit {
-        at: inside..inside,
-        text: format!("{MEMBER}{comma}"),
-    })
+    Some(Edit { at: inside..inside, text: format!("{MEMBER}{comma}") })
 }

@@ -78,11 +78,7 @@ impl Table {
             entries: HashMap::new(),
             names: Vec::new(),
             // A listener that names its models serves those and no others.
-            reported: if config.api.serve_reported_models && only.is_none() {
-                Reported::All
-            } else {
-                Reported::None
-            },
+            reported: if config.api.serve_reported_models && only.is_none() { Reported::All } else { Reported::None },
         };
         for model in &config.models {
             let repointed = match only.map(|only| only.get(&model.name)) {
@@ -91,9 +87,7 @@ impl Table {
                 None => None,
             };
             table.names.push(Arc::clone(&model.name));
-            table
-                .entries
-                .insert(Arc::clone(&model.name), Entry::new(model, repointed));
+            table.entries.insert(Arc::clone(&model.name), Entry::new(model, repointed));
         }
         table
     }
@@ -108,12 +102,10 @@ impl Table {
         rng: &mut impl Rng,
     ) -> Result<Route, UnknownModel> {
         let configured = self.entries.get(model).and_then(|entry| entry.route(key, rng));
-        configured
-            .or_else(|| self.reported(model, reported))
-            .ok_or_else(|| UnknownModel {
-                asked: model.to_owned(),
-                served: self.names.iter().map(ToString::to_string).collect(),
-            })
+        configured.or_else(|| self.reported(model, reported)).ok_or_else(|| UnknownModel {
+            asked: model.to_owned(),
+            served: self.names.iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// The names that clients may ask for by configuration, in its order.
@@ -128,10 +120,7 @@ impl Table {
 
     /// The pools that this table can lead to by configuration; one may come several times.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.names
-            .iter()
-            .filter_map(|name| self.entries.get(name))
-            .map(|entry| &entry.pool)
+        self.names.iter().filter_map(|name| self.entries.get(name)).map(|entry| &entry.pool)
     }
 
     fn reported(&self, model: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {

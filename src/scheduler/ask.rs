@@ -30,17 +30,10 @@ impl Question<'_> {
     /// What sending this request to the pod in `slot` means for its ledger. At least one token is always computed:
     /// engines never take the last one from their cache.
     pub(super) fn send(&self, slot: u32) -> Send {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, never negative"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let cached = (self.hits.blocks(slot) as f32 * self.block_tokens) as u32;
         let uncached = self.prompt_tokens.saturating_sub(cached).max(1);
-        Send {
-            prompt_tokens: self.prompt_tokens,
-            uncached_tokens: uncached,
-        }
+        Send { prompt_tokens: self.prompt_tokens, uncached_tokens: uncached }
     }
 }
 

@@ -77,10 +77,7 @@ pub(super) struct Beliefs {
 
 impl Beliefs {
     pub(super) fn gather(field: &Field<'_>) -> Self {
-        let mut beliefs = Self {
-            list: SmallVec::with_capacity(field.candidates.len()),
-            adapter: false,
-        };
+        let mut beliefs = Self { list: SmallVec::with_capacity(field.candidates.len()), adapter: false };
         let mut told = Means::default();
         for (_, pod) in field.pods() {
             let belief = of_pod(pod, field);
@@ -97,11 +94,7 @@ impl Beliefs {
 
     /// What these beliefs stand on.
     pub(super) fn sight(&self) -> Sight {
-        if self.list.iter().any(|belief| belief.trust > 0.0) {
-            Sight::Fresh
-        } else {
-            Sight::InFlightOnly
-        }
+        if self.list.iter().any(|belief| belief.trust > 0.0) { Sight::Fresh } else { Sight::InFlightOnly }
     }
 }
 

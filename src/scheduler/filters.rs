@@ -84,13 +84,7 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
 
 impl<'a> Field<'a> {
     pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
-        let mut field = Self {
-            scene,
-            question,
-            candidates: SmallVec::new(),
-            adapter: false,
-            failed_open: false,
-        };
+        let mut field = Self { scene, question, candidates: SmallVec::new(), adapter: false, failed_open: false };
         for (at, pod) in scene.pods.iter().enumerate() {
             if let Standing::In { share, adapter } = standing(pod, scene, question, tried) {
                 field.candidates.push(Candidate { at, share });

@@ -27,19 +27,13 @@ struct Known {
 
 impl Token {
     pub(super) fn new(file: &Path) -> Self {
-        Self {
-            file: file.into(),
-            known: Mutex::default(),
-        }
+        Self { file: file.into(), known: Mutex::default() }
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
     pub(super) async fn header(&self, now: Instant) -> Option<HeaderValue> {
         let known = self.known().clone();
-        if known
-            .looked
-            .is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY)
-        {
+        if known.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
             return known.header;
         }
         let modified = tokio::fs::metadata(&self.file).await.and_then(|it| it.modified()).ok();
@@ -49,11 +43,7 @@ impl Token {
             read(&self.file).await.or(known.header)
         };
         let looked = Some(now);
-        *self.known() = Known {
-            header: header.clone(),
-            modified,
-            looked,
-        };
+        *self.known() = Known { header: header.clone(), modified, looked };
         header
     }
 

@@ -56,9 +56,7 @@ impl Shelf {
 
     fn get(&self, id: &str) -> Option<Value> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter()
-            .find(|(it, _)| it == id)
-            .map(|(_, response)| response.clone())
+        kept.iter().find(|(it, _)| it == id).map(|(_, response)| response.clone())
     }
 }
 
@@ -77,17 +75,11 @@ pub(super) fn routes() -> Router<Arc<Inside>> {
             "/v1/responses",
             post(async |pod: Pod, head, body| generate(Dialect::Responses, &pod, &head, body).await),
         )
-        .route(
-            "/v1/messages",
-            post(async |pod: Pod, head, body| generate(Dialect::Messages, &pod, &head, body).await),
-        )
+        .route("/v1/messages", post(async |pod: Pod, head, body| generate(Dialect::Messages, &pod, &head, body).await))
         .route("/v1/responses/{id}", get(stored))
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/messages/count_tokens", post(count_tokens))
-        .route(
-            "/reset_prefix_cache",
-            post(async |State(pod): Pod| pod.engine.reset_prefix_cache()),
-        )
+        .route("/reset_prefix_cache", post(async |State(pod): Pod| pod.engine.reset_prefix_cache()))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/v1/embeddings", post(embeddings))
@@ -108,46 +100,24 @@ async fn generate(dialect: Dialect, pod: &Inside, head: &HeaderMap, body: Bytes)
     let Ok(adapter) = pod.adapter_of(&asked.model) else {
         return unknown_model(&asked.model);
     };
-    let name = if asked.model.is_empty() {
-        pod.config.model.clone()
-    } else {
-        asked.model.clone()
-    };
+    let name = if asked.model.is_empty() { pod.config.model.clone() } else { asked.model.clone() };
     let prompt = asked.prompt(adapter.map(|_| name.as_str()), pod.config.engine.block_size);
     let prompt_tokens = prompt.tokens;
     if prompt_tokens.saturating_add(asked.output_tokens) > pod.config.max_model_len {
         return too_long(pod.config.max_model_len);
     }
-    let order = Order {
-        prompt,
-        output_tokens: asked.output_tokens,
-        limited: asked.limited,
-        adapter,
-    };
+    let order = Order { prompt, output_tokens: asked.output_tokens, limited: asked.limited, adapter };
     let ticket = match pod.engine.take(order) {
         Ok(ticket) => ticket,
         Err(cause) => return not_taken(&cause),
     };
     let created = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let given = head
-        .get("x-request-id")
-        .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
+    let given = head.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let id = given.unwrap_or_else(|| format!("{:016x}{:08x}", asked.seed(), ticket.number()));
     let streams = asked.stream;
     let answer = Answer::new(asked, id, name, created, prompt_tokens);
-    let telling = Telling {
-        answer,
-        ticket,
-        faults: pod.faults.watch(),
-        told: 0,
-        progress: Progress::default(),
-    };
-    if streams {
-        tell_in_pieces(telling, pod)
-    } else {
-        tell_whole(telling, pod).await
-    }
+    let telling = Telling { answer, ticket, faults: pod.faults.watch(), told: 0, progress: Progress::default() };
+    if streams { tell_in_pieces(telling, pod) } else { tell_whole(telling, pod).await }
 }
 
 /// One answer and how much of it was told.
@@ -227,16 +197,11 @@ async fn tell_whole(mut telling: Telling, pod: &Inside) -> Response {
 
 fn tell_in_pieces(telling: Telling, pod: &Inside) -> Response {
     if telling.answer.asked.dialect == Dialect::Responses {
-        let whole = telling
-            .answer
-            .whole(telling.answer.asked.output_tokens, 0, telling.answer.natural_finish());
+        let whole = telling.answer.whole(telling.answer.asked.output_tokens, 0, telling.answer.natural_finish());
         pod.responses.put(telling.answer.response_id(), whole);
     }
     let mut response = Response::new(Body::from_stream(stream::unfold(Some(telling), frame)));
-    response.headers_mut().insert(
-        "content-type",
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
-    );
+    response.headers_mut().insert("content-type", HeaderValue::from_static("text/event-stream; charset=utf-8"));
     response
 }
 
@@ -265,21 +230,13 @@ async fn frame(telling: Option<Telling>) -> Option<(io::Result<Bytes>, Option<Te
 async fn stored(State(pod): Pod, Path(id): Path<String>) -> Response {
     match pod.responses.get(&id) {
         Some(response) => json_response(StatusCode::OK, &response),
-        None => error(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            &format!("Response with id '{id}' not found."),
-        ),
+        None => error(StatusCode::NOT_FOUND, "invalid_request_error", &format!("Response with id '{id}' not found.")),
     }
 }
 
 async fn cancel(State(pod): Pod, Path(id): Path<String>) -> Response {
     let Some(mut response) = pod.responses.get(&id) else {
-        return error(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            &format!("Response with id '{id}' not found."),
-        );
+        return error(StatusCode::NOT_FOUND, "invalid_request_error", &format!("Response with id '{id}' not found."));
     };
     if let Some(status) = response.get_mut("status") {
         *status = json!("cancelled");
@@ -296,26 +253,13 @@ async fn count_tokens(body: Bytes) -> Response {
 }
 
 async fn tokenize(State(pod): Pod, body: Bytes) -> Response {
-    let (Some(chat), Ok(raw)) = (
-        Asked::parse(Dialect::Chat, &body),
-        serde_json::from_slice::<Value>(&body),
-    ) else {
+    let (Some(chat), Ok(raw)) = (Asked::parse(Dialect::Chat, &body), serde_json::from_slice::<Value>(&body)) else {
         return not_json();
     };
-    let text = raw
-        .get("prompt")
-        .and_then(Value::as_str)
-        .map_or(chat.text, str::to_owned);
-    let tokens: Vec<u64> = text
-        .as_bytes()
-        .chunks(4)
-        .map(|token| xxh3_64(token) % 128_256)
-        .collect(); // Llama 3's range
+    let text = raw.get("prompt").and_then(Value::as_str).map_or(chat.text, str::to_owned);
+    let tokens: Vec<u64> = text.as_bytes().chunks(4).map(|token| xxh3_64(token) % 128_256).collect(); // Llama 3's range
     let (count, most) = (tokens.len(), pod.config.max_model_len);
-    json_response(
-        StatusCode::OK,
-        &json!({"count": count, "max_model_len": most, "tokens": tokens, "token_strs": null}),
-    )
+    json_response(StatusCode::OK, &json!({"count": count, "max_model_len": most, "tokens": tokens, "token_strs": null}))
 }
 
 async fn detokenize(body: Bytes) -> Response {
@@ -323,10 +267,7 @@ async fn detokenize(body: Bytes) -> Response {
         return not_json();
     };
     let tokens = body.get("tokens").and_then(Value::as_array).map_or(0, Vec::len);
-    let text = answer_text(
-        xxh3_64(body.to_string().as_bytes()),
-        u32::try_from(tokens).unwrap_or(u32::MAX),
-    );
+    let text = answer_text(xxh3_64(body.to_string().as_bytes()), u32::try_from(tokens).unwrap_or(u32::MAX));
     json_response(StatusCode::OK, &json!({"prompt": text}))
 }
 
@@ -366,26 +307,16 @@ async fn rerank(State(pod): Pod, body: Bytes) -> Response {
         Ok(model) => model,
         Err(refused) => return refused,
     };
-    let mut ranked: Vec<(usize, &String, f32)> = documents
-        .iter()
-        .enumerate()
-        .map(|(at, text)| (at, text, unit(&[&query, text.as_str()].concat(), 0)))
-        .collect();
+    let mut ranked: Vec<(usize, &String, f32)> =
+        documents.iter().enumerate().map(|(at, text)| (at, text, unit(&[&query, text.as_str()].concat(), 0))).collect();
     ranked.sort_by(|one, other| other.2.total_cmp(&one.2));
-    let most = body
-        .get("top_n")
-        .and_then(Value::as_u64)
-        .and_then(|it| usize::try_from(it).ok())
-        .unwrap_or(usize::MAX);
+    let most = body.get("top_n").and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
     let results = ranked.into_iter().take(most);
     let results =
         results.map(|(at, text, score)| json!({"index": at, "document": {"text": text}, "relevance_score": score}));
     let results: Vec<Value> = results.collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-    json_response(
-        StatusCode::OK,
-        &json!({"id": "rerank-0", "model": model, "usage": usage, "results": results}),
-    )
+    json_response(StatusCode::OK, &json!({"id": "rerank-0", "model": model, "usage": usage, "results": results}))
 }
 
 async fn score(State(pod): Pod, body: Bytes) -> Response {
@@ -427,16 +358,8 @@ async fn transcribe(State(pod): Pod, body: Bytes) -> Response {
 async fn pool(pod: &Inside, body: &Value, tokens: u32) -> Result<String, Response> {
     let asked = body.get("model").and_then(Value::as_str).unwrap_or_default();
     let adapter = pod.adapter_of(asked).map_err(|_| unknown_model(asked))?;
-    let prompt = PromptBlocks {
-        tokens,
-        block_hashes: Arc::default(),
-    };
-    let order = Order {
-        prompt,
-        output_tokens: 1,
-        limited: false,
-        adapter,
-    };
+    let prompt = PromptBlocks { tokens, block_hashes: Arc::default() };
+    let order = Order { prompt, output_tokens: 1, limited: false, adapter };
     let mut ticket = pod.engine.take(order).map_err(|cause| not_taken(&cause))?;
     let mut faults = pod.faults.watch();
     tokio::select! {
@@ -446,11 +369,7 @@ async fn pool(pod: &Inside, body: &Value, tokens: u32) -> Result<String, Respons
             return Err(error(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", message));
         }
     }
-    Ok(if asked.is_empty() {
-        pod.config.model.clone()
-    } else {
-        asked.to_owned()
-    })
+    Ok(if asked.is_empty() { pod.config.model.clone() } else { asked.to_owned() })
 }
 
 fn texts(input: Option<&Value>) -> Vec<String> {
@@ -458,13 +377,7 @@ fn texts(input: Option<&Value>) -> Vec<String> {
         Some(Value::String(text)) => vec![text.clone()],
         // A list of numbers is one text of tokens; what it says does not matter.
         Some(Value::Array(tokens)) if tokens.iter().all(Value::is_number) => {
-            vec![
-                tokens
-                    .iter()
-                    .flat_map(|token| token.as_u64().unwrap_or(0).to_le_bytes())
-                    .map(char::from)
-                    .collect(),
-            ]
+            vec![tokens.iter().flat_map(|token| token.as_u64().unwrap_or(0).to_le_bytes()).map(char::from).collect()]
         }
         Some(Value::Array(texts)) => texts.iter().flat_map(|text| self::texts(Some(text))).collect(),
         Some(other) => vec![other.to_string()],
@@ -493,27 +406,17 @@ fn base64(bytes: &[u8]) -> String {
     let quads = bytes.chunks(3).flat_map(|three| {
         let bits = three.iter().fold(0_u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
         let quad = [letter(bits >> 18), letter(bits >> 12), letter(bits >> 6), letter(bits)];
-        quad.into_iter()
-            .take(three.len() + 1)
-            .chain(['='].into_iter().cycle().take(3 - three.len()))
+        quad.into_iter().take(three.len() + 1).chain(['='].into_iter().cycle().take(3 - three.len()))
     });
     quads.collect()
 }
 
 fn not_json() -> Response {
-    error(
-        StatusCode::BAD_REQUEST,
-        "Bad Request",
-        "[{'type': 'json_invalid', 'msg': 'JSON decode error'}]",
-    )
+    error(StatusCode::BAD_REQUEST, "Bad Request", "[{'type': 'json_invalid', 'msg': 'JSON decode error'}]")
 }
 
 fn unknown_model(model: &str) -> Response {
-    error(
-        StatusCode::NOT_FOUND,
-        "NotFoundError",
-        &format!("The model `{model}` does not exist."),
-    )
+    error(StatusCode::NOT_FOUND, "NotFoundError", &format!("The model `{model}` does not exist."))
 }
 
 fn too_long(most: u32) -> Response {

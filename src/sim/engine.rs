@@ -385,11 +385,7 @@ impl Engine {
         let hits = count(&seq.blocks);
         let cached = hits * size;
         let new = (seq.tokens() - cached).min(plan.budget);
-        let reserve = if self.config.reserve_full_prompt {
-            seq.tokens()
-        } else {
-            cached + new
-        };
+        let reserve = if self.config.reserve_full_prompt { seq.tokens() } else { cached + new };
         if reserve.div_ceil(size) - hits + idle_hits > self.pool.free() {
             seq.blocks.clear();
             return false;
@@ -420,13 +416,7 @@ impl Engine {
     }
 
     fn emit(&mut self) {
-        let Self {
-            running,
-            pool,
-            report,
-            tally,
-            ..
-        } = self;
+        let Self { running, pool, report, tally, .. } = self;
         running.retain_mut(|seq| {
             seq.computed += mem::take(&mut seq.scheduled);
             if seq.computed < seq.tokens() {
@@ -439,12 +429,7 @@ impl Engine {
             tally.generation_tokens += 1;
             let last = seq.emitted == seq.request.output_tokens;
             let (id, cached) = (seq.request.id, seq.cached.unwrap_or(0));
-            report.emitted.push(Emitted {
-                id,
-                index: seq.emitted - 1,
-                cached,
-                last,
-            });
+            report.emitted.push(Emitted { id, index: seq.emitted - 1, cached, last });
             if last {
                 tally.finished += 1;
                 pool.release(&mut seq.blocks);
@@ -455,11 +440,7 @@ impl Engine {
 
     fn apply_aborts(&mut self) {
         for id in mem::take(&mut self.aborts) {
-            let running = self
-                .running
-                .iter()
-                .position(|seq| seq.request.id == id)
-                .map(|at| self.running.remove(at));
+            let running = self.running.iter().position(|seq| seq.request.id == id).map(|at| self.running.remove(at));
             let waiting = || self.waiting.iter().position(|seq| seq.request.id == id);
             let gone = match running {
                 Some(seq) => Some(seq),
@@ -549,46 +530,24 @@ mod tests {
     }
 
     fn request(id: u64, prompt: u32, output_tokens: u32) -> SimRequest {
-        let prompt = PromptBlocks {
-            tokens: prompt,
-            block_hashes: Arc::default(),
-        };
-        SimRequest {
-            id,
-            prompt,
-            output_tokens,
-            adapter: None,
-        }
+        let prompt = PromptBlocks { tokens: prompt, block_hashes: Arc::default() };
+        SimRequest { id, prompt, output_tokens, adapter: None }
     }
 
     fn hashed(id: u64, prompt: u32, output_tokens: u32, hashes: &[u64]) -> SimRequest {
-        let prompt = PromptBlocks {
-            tokens: prompt,
-            block_hashes: hashes.into(),
-        };
-        SimRequest {
-            id,
-            prompt,
-            output_tokens,
-            adapter: None,
-        }
+        let prompt = PromptBlocks { tokens: prompt, block_hashes: hashes.into() };
+        SimRequest { id, prompt, output_tokens, adapter: None }
     }
 
     fn adapted(id: u64, adapter: u32) -> SimRequest {
-        SimRequest {
-            adapter: Some(adapter),
-            ..request(id, 4, 2)
-        }
+        SimRequest { adapter: Some(adapter), ..request(id, 4, 2) }
     }
 
     /// One whole step: what it emitted as (id, index), and how many tokens it computed.
     fn step(engine: &mut Engine) -> (Vec<(u64, u32)>, u32) {
         engine.begin_step(0.0).expect("there is work");
         let report = engine.end_step();
-        (
-            report.emitted.iter().map(|token| (token.id, token.index)).collect(),
-            report.computed,
-        )
+        (report.emitted.iter().map(|token| (token.id, token.index)).collect(), report.computed)
     }
 
     #[test]
@@ -610,16 +569,8 @@ mod tests {
         engine.add(request(1, 4, 9)).unwrap();
         assert_eq!(step(&mut engine), (vec![(1, 0)], 4));
         engine.add(request(2, 20, 1)).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 1)], 16),
-            "one decode and a chunk of fifteen"
-        );
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 2), (2, 0)], 6),
-            "one decode and the last five"
-        );
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 16), "one decode and a chunk of fifteen");
+        assert_eq!(step(&mut engine), (vec![(1, 2), (2, 0)], 6), "one decode and the last five");
     }
 
     #[test]
@@ -630,11 +581,7 @@ mod tests {
         load.add_chunk(16, 0);
         let millis = engine.config().step.millis(&load);
         assert_eq!(engine.begin_step(100.0), Some(100.0 + millis));
-        assert_eq!(
-            engine.gauges(),
-            &Gauges::default(),
-            "nothing is known before the first step is over"
-        );
+        assert_eq!(engine.gauges(), &Gauges::default(), "nothing is known before the first step is over");
         assert_eq!(engine.begin_step(100.0), None, "one step at a time");
         engine.end_step();
         assert_eq!((engine.gauges().running, engine.gauges().waiting), (1, 0));
@@ -654,15 +601,8 @@ mod tests {
         engine.add(hashed(2, 14, 1, &[10, 11, 12])).unwrap();
         assert_eq!(step(&mut engine), (vec![(2, 0)], 2), "three blocks are there");
         engine.add(hashed(3, 12, 1, &[10, 11, 12])).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(3, 0)], 4),
-            "of a prompt that is all there, one block is computed"
-        );
-        assert_eq!(
-            (engine.totals().prefix_queries, engine.totals().prefix_hits),
-            (38, 12 + 8)
-        );
+        assert_eq!(step(&mut engine), (vec![(3, 0)], 4), "of a prompt that is all there, one block is computed");
+        assert_eq!((engine.totals().prefix_queries, engine.totals().prefix_hits), (38, 12 + 8));
     }
 
     #[test]
@@ -725,11 +665,7 @@ mod tests {
             step(&mut engine);
         }
         assert_eq!(engine.totals().generation_tokens, 10);
-        assert_eq!(
-            engine.totals().prefix_queries,
-            16,
-            "a second admission is not a new query"
-        );
+        assert_eq!(engine.totals().prefix_queries, 16, "a second admission is not a new query");
     }
 
     #[test]
@@ -739,11 +675,7 @@ mod tests {
         step(&mut engine);
         engine.add(request(2, 12, 1)).unwrap();
         engine.add(request(3, 1, 1)).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 1)], 1),
-            "two fits not and three waits behind it"
-        );
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 1), "two fits not and three waits behind it");
         assert_eq!(engine.gauges().waiting, 2);
     }
 
@@ -772,12 +704,7 @@ mod tests {
     fn loading_an_adapter_costs_once_and_again_when_it_was_replaced() {
         let mut engine = Engine::new(small(20));
         let mut lasts = |adapter| {
-            engine
-                .add(SimRequest {
-                    output_tokens: 1,
-                    ..adapted(9, adapter)
-                })
-                .unwrap();
+            engine.add(SimRequest { output_tokens: 1, ..adapted(9, adapter) }).unwrap();
             let millis = engine.begin_step(0.0).unwrap();
             engine.end_step();
             millis
@@ -791,13 +718,7 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_refused() {
         let mut engine = Engine::new(small(4));
-        assert_eq!(
-            engine.add(request(1, 12, 5)),
-            Err(TooLong {
-                tokens: 17,
-                capacity: 16
-            })
-        );
+        assert_eq!(engine.add(request(1, 12, 5)), Err(TooLong { tokens: 17, capacity: 16 }));
         engine.add(request(2, 12, 4)).unwrap();
     }
 
@@ -817,12 +738,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        Add {
-            prompt: u32,
-            output: u32,
-            family: u64,
-            adapter: Option<u32>,
-        },
+        Add { prompt: u32, output: u32, family: u64, adapter: Option<u32> },
         Abort(u64),
         Begin,
         End,
@@ -892,11 +808,7 @@ mod tests {
 
     /// Blocks that running sequences hold, each counted once; those that wait hold none.
     fn held(engine: &Engine) -> u32 {
-        let mut blocks: Vec<u32> = engine
-            .running
-            .iter()
-            .flat_map(|seq| seq.blocks.iter().copied())
-            .collect();
+        let mut blocks: Vec<u32> = engine.running.iter().flat_map(|seq| seq.blocks.iter().copied()).collect();
         blocks.sort_unstable();
         blocks.dedup();
         count(&blocks)

@@ -7,16 +7,14 @@ use super::{driver::Shown, engine::EngineConfig};
 
 /// Bucket bounds as on a recorded page of vLLM 0.32.
 const TOKENS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0];
-const STEP_TOKENS: &[f64] = &[
-    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 2_048.0, 4_096.0, 8_192.0, 16_384.0,
-];
+const STEP_TOKENS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 2_048.0, 4_096.0, 8_192.0, 16_384.0];
 const TTFT: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2_560.0,
 ];
-const PER_TOKEN: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
+const PER_TOKEN: &[f64] =
+    &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 const REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1_920.0, 7_680.0,
@@ -35,11 +33,7 @@ pub(super) struct Histogram {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        Self {
-            bounds,
-            counts: vec![0; bounds.len() + 1],
-            sum: 0.0,
-        }
+        Self { bounds, counts: vec![0; bounds.len() + 1], sum: 0.0 }
     }
 
     fn observe(&mut self, value: f64) {
@@ -136,15 +130,13 @@ impl Seen {
         self.n.observe(1.0);
         self.max_tokens.observe(output);
         self.per_token.observe(request.decode_s / (output - 1.0).max(1.0));
-        self.e2e
-            .observe(request.queued_s + request.prefill_s + request.decode_s);
+        self.e2e.observe(request.queued_s + request.prefill_s + request.decode_s);
         self.queued.observe(request.queued_s);
         self.inference.observe(request.prefill_s + request.decode_s);
         self.prefill.observe(request.prefill_s);
         self.decode.observe(request.decode_s);
         self.preemptions.observe(0.0);
-        self.computed
-            .observe(f64::from(request.prompt_tokens - request.cached_tokens));
+        self.computed.observe(f64::from(request.prompt_tokens - request.cached_tokens));
         if request.limited {
             self.limited += 1;
         } else {
@@ -170,10 +162,7 @@ pub(super) struct Page<'a> {
 impl Page<'_> {
     /// The page as text.
     pub(super) fn render(&self) -> String {
-        let mut out = Text {
-            out: String::with_capacity(1 << 16),
-            page: self,
-        };
+        let mut out = Text { out: String::with_capacity(1 << 16), page: self };
         out.process();
         out.now();
         out.cached();
@@ -212,11 +201,7 @@ impl Text<'_> {
             ("process_open_fds", 47.0),
             ("process_max_fds", 20_000.0),
         ] {
-            self.head(
-                name,
-                "Of the API process.",
-                if name.ends_with("_total") { "counter" } else { "gauge" },
-            );
+            self.head(name, "Of the API process.", if name.ends_with("_total") { "counter" } else { "gauge" });
             self.line(&format!("{name} {}", number(value)));
         }
         for name in ["flops", "read_bytes", "write_bytes"] {
@@ -226,61 +211,23 @@ impl Text<'_> {
 
     fn now(&mut self) {
         let gauges = &self.page.shown.gauges;
-        self.gauge(
-            "num_requests_running",
-            "Number of requests in model execution batches.",
-            gauges.running as f64,
-        );
-        self.gauge(
-            "num_requests_waiting",
-            "Number of requests waiting to be processed.",
-            gauges.waiting as f64,
-        );
+        self.gauge("num_requests_running", "Number of requests in model execution batches.", gauges.running as f64);
+        self.gauge("num_requests_waiting", "Number of requests waiting to be processed.", gauges.waiting as f64);
         let by_reason = [("capacity", gauges.waiting as f64), ("deferred", 0.0)];
-        self.labelled(
-            "num_requests_waiting_by_reason",
-            "Number of waiting requests by reason.",
-            "reason",
-            &by_reason,
-        );
+        self.labelled("num_requests_waiting_by_reason", "Number of waiting requests by reason.", "reason", &by_reason);
         let (awake, offloaded) = if self.page.asleep { (0.0, 1.0) } else { (1.0, 0.0) };
         let states = [("awake", awake), ("weights_offloaded", offloaded), ("discard_all", 0.0)];
-        self.labelled(
-            "engine_sleep_state",
-            "Engine sleep state; awake = 1 means awake.",
-            "sleep_state",
-            &states,
-        );
-        self.gauge(
-            "kv_cache_usage_perc",
-            "KV-cache usage. 1 means 100 percent usage.",
-            gauges.kv_usage,
-        );
+        self.labelled("engine_sleep_state", "Engine sleep state; awake = 1 means awake.", "sleep_state", &states);
+        self.gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", gauges.kv_usage);
     }
 
     fn cached(&mut self) {
         let totals = self.page.shown.totals;
         let (queries, hits) = (totals.prefix_queries as f64, totals.prefix_hits as f64);
-        self.counter(
-            "prefix_cache_queries",
-            "Prefix cache queries, in terms of number of queried tokens.",
-            queries,
-        );
-        self.counter(
-            "prefix_cache_hits",
-            "Prefix cache hits, in terms of number of cached tokens.",
-            hits,
-        );
-        self.counter(
-            "external_prefix_cache_queries",
-            "External prefix cache queries, in tokens.",
-            0.0,
-        );
-        self.counter(
-            "external_prefix_cache_hits",
-            "External prefix cache hits, in tokens.",
-            0.0,
-        );
+        self.counter("prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", queries);
+        self.counter("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", hits);
+        self.counter("external_prefix_cache_queries", "External prefix cache queries, in tokens.", 0.0);
+        self.counter("external_prefix_cache_hits", "External prefix cache hits, in tokens.", 0.0);
         self.counter("mm_cache_queries", "Multi-modal cache queries, in items.", 0.0);
         self.counter("mm_cache_hits", "Multi-modal cache hits, in items.", 0.0);
     }
@@ -289,29 +236,12 @@ impl Text<'_> {
         let totals = self.page.shown.totals;
         let (prompt, hits) = (totals.prompt_tokens as f64, totals.prefix_hits as f64);
         let preemptions = totals.preemptions as f64;
-        self.counter(
-            "num_preemptions",
-            "Cumulative number of preemption from the engine.",
-            preemptions,
-        );
+        self.counter("num_preemptions", "Cumulative number of preemption from the engine.", preemptions);
         self.counter("prompt_tokens", "Number of prefill tokens processed.", prompt);
         let computed = (prompt - hits).max(0.0);
-        let sources = [
-            ("local_compute", computed),
-            ("local_cache_hit", hits),
-            ("external_kv_transfer", 0.0),
-        ];
-        self.counters(
-            "prompt_tokens_by_source",
-            "Number of prompt tokens by source.",
-            "source",
-            &sources,
-        );
-        self.counter(
-            "prompt_tokens_cached",
-            "Number of cached prompt tokens (local + external).",
-            hits,
-        );
+        let sources = [("local_compute", computed), ("local_cache_hit", hits), ("external_kv_transfer", 0.0)];
+        self.counters("prompt_tokens_by_source", "Number of prompt tokens by source.", "source", &sources);
+        self.counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", hits);
         let generated = totals.generation_tokens as f64;
         self.counter("generation_tokens", "Number of generation tokens processed.", generated);
     }
@@ -320,60 +250,21 @@ impl Text<'_> {
         let seen = &self.page.shown.seen;
         let (stop, length) = (seen.stopped as f64, seen.limited as f64);
         // A client that goes away is not counted as "abort" by vLLM either.
-        let reasons = [
-            ("stop", stop),
-            ("length", length),
-            ("abort", 0.0),
-            ("error", 0.0),
-            ("repetition", 0.0),
-        ];
-        self.counters(
-            "request_success",
-            "Count of successfully processed requests.",
-            "finished_reason",
-            &reasons,
-        );
-        let rejected = [
-            ("max_num_queued_reqs", seen.rejected as f64),
-            ("max_num_queued_tokens", 0.0),
-        ];
-        self.counters(
-            "admission_rejections",
-            "Attempts rejected by a queue limit.",
-            "reason",
-            &rejected,
-        );
+        let reasons = [("stop", stop), ("length", length), ("abort", 0.0), ("error", 0.0), ("repetition", 0.0)];
+        self.counters("request_success", "Count of successfully processed requests.", "finished_reason", &reasons);
+        let rejected = [("max_num_queued_reqs", seen.rejected as f64), ("max_num_queued_tokens", 0.0)];
+        self.counters("admission_rejections", "Attempts rejected by a queue limit.", "reason", &rejected);
     }
 
     fn requests(&mut self) {
         let seen = &self.page.shown.seen;
         for (name, help, histogram) in [
-            (
-                "request_prompt_tokens",
-                "Number of prefill tokens processed.",
-                &seen.prompt_tokens,
-            ),
-            (
-                "request_generation_tokens",
-                "Number of generation tokens processed.",
-                &seen.output_tokens,
-            ),
-            (
-                "iteration_tokens_total",
-                "Histogram of number of tokens per engine_step.",
-                &seen.step_tokens,
-            ),
-            (
-                "request_max_num_generation_tokens",
-                "Maximum number of requested generation tokens.",
-                &seen.max_tokens,
-            ),
+            ("request_prompt_tokens", "Number of prefill tokens processed.", &seen.prompt_tokens),
+            ("request_generation_tokens", "Number of generation tokens processed.", &seen.output_tokens),
+            ("iteration_tokens_total", "Histogram of number of tokens per engine_step.", &seen.step_tokens),
+            ("request_max_num_generation_tokens", "Maximum number of requested generation tokens.", &seen.max_tokens),
             ("request_params_n", "Histogram of the n request parameter.", &seen.n),
-            (
-                "request_params_max_tokens",
-                "Histogram of the max_tokens request parameter.",
-                &seen.max_tokens,
-            ),
+            ("request_params_max_tokens", "Histogram of the max_tokens request parameter.", &seen.max_tokens),
         ] {
             self.histogram(name, help, histogram);
         }
@@ -382,56 +273,16 @@ impl Text<'_> {
     fn latencies(&mut self) {
         let seen = &self.page.shown.seen;
         for (name, help, histogram) in [
-            (
-                "time_to_first_token_seconds",
-                "Histogram of time to first token in seconds.",
-                &seen.ttft,
-            ),
-            (
-                "inter_token_latency_seconds",
-                "Histogram of inter-token latency in seconds.",
-                &seen.inter_token,
-            ),
-            (
-                "request_time_per_output_token_seconds",
-                "Time per output token per request.",
-                &seen.per_token,
-            ),
-            (
-                "e2e_request_latency_seconds",
-                "Histogram of e2e request latency in seconds.",
-                &seen.e2e,
-            ),
-            (
-                "request_queue_time_seconds",
-                "Histogram of time spent in WAITING phase for request.",
-                &seen.queued,
-            ),
-            (
-                "request_inference_time_seconds",
-                "Histogram of time spent in RUNNING phase.",
-                &seen.inference,
-            ),
-            (
-                "request_prefill_time_seconds",
-                "Histogram of time spent in PREFILL phase.",
-                &seen.prefill,
-            ),
-            (
-                "request_decode_time_seconds",
-                "Histogram of time spent in DECODE phase.",
-                &seen.decode,
-            ),
-            (
-                "request_num_preemptions",
-                "Histogram of preemptions per request.",
-                &seen.preemptions,
-            ),
-            (
-                "request_prefill_kv_computed_tokens",
-                "New KV tokens computed during prefill.",
-                &seen.computed,
-            ),
+            ("time_to_first_token_seconds", "Histogram of time to first token in seconds.", &seen.ttft),
+            ("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", &seen.inter_token),
+            ("request_time_per_output_token_seconds", "Time per output token per request.", &seen.per_token),
+            ("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", &seen.e2e),
+            ("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", &seen.queued),
+            ("request_inference_time_seconds", "Histogram of time spent in RUNNING phase.", &seen.inference),
+            ("request_prefill_time_seconds", "Histogram of time spent in PREFILL phase.", &seen.prefill),
+            ("request_decode_time_seconds", "Histogram of time spent in DECODE phase.", &seen.decode),
+            ("request_num_preemptions", "Histogram of preemptions per request.", &seen.preemptions),
+            ("request_prefill_kv_computed_tokens", "New KV tokens computed during prefill.", &seen.computed),
         ] {
             self.histogram(name, help, histogram);
         }
@@ -449,11 +300,7 @@ impl Text<'_> {
                 self.line(&format!("vllm:lora_requests_info{{{labels}}} {at}"));
             }
         }
-        self.head(
-            "vllm:cache_config_info",
-            "Information of the LLMEngine CacheConfig",
-            "gauge",
-        );
+        self.head("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge");
         let (size, blocks) = (config.block_size, config.num_gpu_blocks);
         let tokens = u64::from(size) * u64::from(blocks);
         let labels = format!(
@@ -485,27 +332,17 @@ impl Text<'_> {
         }
         self.head(&format!("vllm:{name}_created"), help, "gauge");
         for (label_value, _) in values {
-            self.sample(
-                &format!("{name}_created{{{}}}", self.labels(label, label_value)),
-                self.page.started,
-            );
+            self.sample(&format!("{name}_created{{{}}}", self.labels(label, label_value)), self.page.started);
         }
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(&format!("vllm:{name}"), help, "histogram");
-        let bounds = histogram
-            .bounds
-            .iter()
-            .map(|&bound| number(bound))
-            .chain(["+Inf".to_owned()]);
+        let bounds = histogram.bounds.iter().map(|&bound| number(bound)).chain(["+Inf".to_owned()]);
         let mut so_far = 0;
         for (bound, count) in bounds.zip(&histogram.counts) {
             so_far += count;
-            self.sample(
-                &format!("{name}_bucket{{{}}}", self.labels("le", &bound)),
-                so_far as f64,
-            );
+            self.sample(&format!("{name}_bucket{{{}}}", self.labels("le", &bound)), so_far as f64);
         }
         let labels = self.labels("", "");
         self.sample(&format!("{name}_count{{{labels}}}"), so_far as f64);
@@ -520,10 +357,7 @@ impl Text<'_> {
         let mut labels = vec![("engine", "0"), ("model_name", model), (name, value)];
         labels.retain(|(name, _)| !name.is_empty());
         labels.sort_unstable();
-        let written: Vec<String> = labels
-            .iter()
-            .map(|(name, value)| format!("{name}=\"{value}\""))
-            .collect();
+        let written: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
         written.join(",")
     }
 
@@ -544,10 +378,7 @@ impl Text<'_> {
 /// A number as the Python client writes it: `13.0`, and `1.7952171e+09` from a million on.
 fn number(value: f64) -> String {
     let plain = format!("{value:?}");
-    let Some((whole, fraction)) = plain
-        .split_once('.')
-        .filter(|(whole, _)| value > 0.0 && whole.len() > 6)
-    else {
+    let Some((whole, fraction)) = plain.split_once('.').filter(|(whole, _)| value > 0.0 && whole.len() > 6) else {
         return plain;
     };
     let (first, rest) = whole.split_at_checked(1).unwrap_or((whole, ""));

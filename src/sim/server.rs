@@ -185,9 +185,7 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response
-        .headers_mut()
-        .insert("server", HeaderValue::from_static("uvicorn"));
+    response.headers_mut().insert("server", HeaderValue::from_static("uvicorn"));
     response
 }
 
@@ -214,11 +212,7 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
     });
     let mut faults = inside.faults.watch();
     // The switch lives as long as the pod, so this cannot fail; if it did, nothing would be wrong.
-    let now = faults
-        .wait_for(|now| !now.hang_before_headers)
-        .await
-        .map(|now| now.clone())
-        .unwrap_or_default();
+    let now = faults.wait_for(|now| !now.hang_before_headers).await.map(|now| now.clone()).unwrap_or_default();
     if now.engine_dead || inside.faults.next_fails() {
         return Err(error(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -227,39 +221,23 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
         ));
     }
     if now.warm_up {
-        return Err(error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ServiceUnavailable",
-            "The engine is warming up.",
-        ));
+        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "The engine is warming up."));
     }
     if let Some(status) = now.status {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(error(
-            status,
-            "ServiceUnavailable",
-            "Too many requests are waiting; try a different instance.",
-        ));
+        return Err(error(status, "ServiceUnavailable", "Too many requests are waiting; try a different instance."));
     }
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
 async fn models(State(inside): State<Arc<Inside>>) -> Response {
-    let (created, base, length) = (
-        inside.started.as_secs(),
-        &inside.config.model,
-        inside.config.max_model_len,
-    );
+    let (created, base, length) = (inside.started.as_secs(), &inside.config.model, inside.config.max_model_len);
     let card = |id: &str, root: &str, parent: Option<&str>| {
         let max = parent.is_none().then_some(length);
         json!({"id": id, "object": "model", "created": created, "owned_by": "vllm", "root": root, "parent": parent,
                "max_model_len": max, "permission": []})
     };
-    let adapters = inside
-        .config
-        .adapters
-        .iter()
-        .map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
+    let adapters = inside.config.adapters.iter().map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
     let data: Vec<Value> = [card(base, base, None)].into_iter().chain(adapters).collect();
     json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
@@ -267,11 +245,7 @@ async fn models(State(inside): State<Arc<Inside>>) -> Response {
 /// An asleep pod is healthy, as in vLLM; a dead engine and a pod that warms up are not.
 async fn health(State(inside): State<Arc<Inside>>) -> StatusCode {
     let now = inside.faults.now();
-    if now.engine_dead || now.warm_up {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    }
+    if now.engine_dead || now.warm_up { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
 }
 
 async fn metrics(State(inside): State<Arc<Inside>>) -> Response {
@@ -328,9 +302,7 @@ pub(super) fn error(status: StatusCode, kind: &str, message: &str) -> Response {
 pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert("content-type", HeaderValue::from_static("application/json"));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     response
 }
 

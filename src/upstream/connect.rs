@@ -54,10 +54,7 @@ pub struct Connector {
 impl Connector {
     /// Connections whose tasks are tracked by `tasks`.
     pub fn new(tls: ClientConfig, tasks: Tasks) -> Self {
-        Self {
-            tls: Arc::new(tls),
-            tasks,
-        }
+        Self { tls: Arc::new(tls), tasks }
     }
 
     /// A new connection to `origin` within `limit`.
@@ -67,22 +64,12 @@ impl Connector {
     }
 
     async fn make(&self, origin: &Origin) -> Result<Live, Failure> {
-        let tcp = TcpStream::connect((origin.host.as_str(), origin.port))
-            .await
-            .map_err(|error| {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                Failure::new(
-                    if refused {
-                        FailureKind::Refused
-                    } else {
-                        FailureKind::Connect
-                    },
-                    error,
-                )
-            })?;
+        let tcp = TcpStream::connect((origin.host.as_str(), origin.port)).await.map_err(|error| {
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            Failure::new(if refused { FailureKind::Refused } else { FailureKind::Connect }, error)
+        })?;
         // A first token must not wait for a delayed ACK.
-        tcp.set_nodelay(true)
-            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;
         if !origin.https {
             return self.handshake(tcp).await;
         }
@@ -99,12 +86,12 @@ impl Connector {
     {
         let mut builder = http1::Builder::new();
         builder.max_header_size(MAX_RESPONSE_HEAD);
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
-        // Its end is seen by whoever holds the sender or the body.
-        let task = self.tasks.spawn(async move { connection.await.ok() }).abort_handle();
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
+        // open for ever.
+        let carried = async move { _ = connection.await };
+        let task = self.tasks.spawn_until_stop(carried).abort_handle();
         Ok(Live { sender, task })
     }
 }
@@ -123,10 +110,7 @@ pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
         let mut reader = BufReader::new(File::open(file).map_err(named)?);
         let certificates: Vec<_> = rustls_pemfile_certs(&mut reader).map_err(named)?;
         if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(named(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "no certificate in it",
-            )));
+            return Err(named(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it")));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -138,7 +122,5 @@ pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
 
 fn rustls_pemfile_certs(reader: &mut dyn io::BufRead) -> io::Result<Vec<rustls::pki_types::CertificateDer<'static>>> {
     use rustls::pki_types::pem::PemObject as _;
-    rustls::pki_types::CertificateDer::pem_reader_iter(reader)
-        .collect::<Result<_, _>>()
-        .map_err(io::Error::other)
+    rustls::pki_types::CertificateDer::pem_reader_iter(reader).collect::<Result<_, _>>().map_err(io::Error::other)
 }

@@ -59,10 +59,7 @@ mod tests {
         fs::write(&file, "one\n").unwrap();
         assert_eq!(credentials.bearer(&file, t).unwrap(), "Bearer one");
         fs::write(&file, "two\n").unwrap();
-        assert_eq!(
-            credentials.bearer(&file, t + Duration::from_secs(1)).unwrap(),
-            "Bearer one"
-        );
+        assert_eq!(credentials.bearer(&file, t + Duration::from_secs(1)).unwrap(), "Bearer one");
         assert_eq!(credentials.bearer(&file, t + FRESH).unwrap(), "Bearer two");
         fs::remove_file(&file).unwrap();
         assert_eq!(credentials.bearer(&file, t + FRESH * 3).unwrap(), "Bearer two");

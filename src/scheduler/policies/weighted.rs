@@ -27,13 +27,7 @@ impl<'a> Weighted<'a> {
         let beliefs = Beliefs::gather(field);
         let waiting = Range::over(beliefs.list.iter().map(|it| it.waiting));
         let running = Range::over(beliefs.list.iter().map(|it| it.running));
-        Self {
-            field,
-            scorers,
-            beliefs,
-            waiting,
-            running,
-        }
+        Self { field, scorers, beliefs, waiting, running }
     }
 
     pub(super) fn price(&self, place: usize) -> Price {
@@ -42,10 +36,7 @@ impl<'a> Weighted<'a> {
     }
 
     fn points(&self, candidate: Candidate, belief: &Belief) -> Points {
-        let mut points = Points {
-            share: candidate.share,
-            ..Points::default()
-        };
+        let mut points = Points { share: candidate.share, ..Points::default() };
         for WeightedScorer { scorer, weight } in self.scorers {
             match scorer {
                 Scorer::Queue => points.queue += weight * self.waiting.least_first(belief.waiting),
@@ -84,24 +75,14 @@ struct Range {
 
 impl Range {
     fn over(values: impl Iterator<Item = f64>) -> Self {
-        values.fold(
-            Self {
-                min: f64::INFINITY,
-                max: f64::NEG_INFINITY,
-            },
-            |range, value| Self {
-                min: range.min.min(value),
-                max: range.max.max(value),
-            },
-        )
+        values.fold(Self { min: f64::INFINITY, max: f64::NEG_INFINITY }, |range, value| Self {
+            min: range.min.min(value),
+            max: range.max.max(value),
+        })
     }
 
     /// 1 for the smallest, 0 for the largest, 1 for all when they are equal.
     fn least_first(self, value: f64) -> f64 {
-        if self.max > self.min {
-            (self.max - value) / (self.max - self.min)
-        } else {
-            1.0
-        }
+        if self.max > self.min { (self.max - value) / (self.max - self.min) } else { 1.0 }
     }
 }

@@ -89,9 +89,7 @@ fn narrow(count: u64) -> u32 {
 
 /// The sum over samples; `None` if none of them is a count.
 fn sum<'p>(samples: impl Iterator<Item = &'p Sample<'p>>) -> Option<u64> {
-    samples
-        .filter_map(|sample| count(sample.value))
-        .reduce(u64::saturating_add)
+    samples.filter_map(|sample| count(sample.value)).reduce(u64::saturating_add)
 }
 
 /// A usage between 0 and 1; a full cache is sometimes reported a hair above 1.
