@@ -4,14 +4,14 @@ use axum::{
     Json,
     body::Bytes,
     extract::{Query, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{Method, StatusCode},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 
 use super::Office;
 use crate::{
-    gateway::{self, Rejection},
+    gateway::{self, House, Policy, Rejection},
     openai::{self, Ask, Dialect},
     scheduler::Explanation,
 };
@@ -29,7 +29,7 @@ fn chat() -> String {
 }
 
 /// The answer of `/debug/explain`, and what `tidegate explain` prints.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ExplainAnswer {
     /// The listener whose policy was asked.
     pub listener: String,
@@ -46,18 +46,24 @@ pub struct ExplainAnswer {
 pub(super) async fn explain(
     State(office): State<Office>,
     Query(place): Query<Place>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match answer(&office, &place, &headers, &body) {
+    let policy = office.policy.load_full();
+    match explain_request(&office.house, &policy, place.listener.as_deref(), &place.path, &body) {
         Ok(answer) => Json(answer).into_response(),
-        Err(Problem::NoListener) => (StatusCode::NOT_FOUND, "no listener of that name\n").into_response(),
+        Err(problem @ Problem::NoListener(_)) => (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response(),
         Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(axum::body::Body::from),
     }
 }
 
-enum Problem {
-    NoListener,
+/// Why there is nothing to explain.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// No listener has that name.
+    #[error("no listener is named '{0}'")]
+    NoListener(String),
+    /// The request itself would be refused.
+    #[error("the gateway would refuse this request: {0}")]
     Refused(Rejection),
 }
 
@@ -67,15 +73,24 @@ impl<R: Into<Rejection>> From<R> for Problem {
     }
 }
 
-fn answer(office: &Office, place: &Place, headers: &HeaderMap, body: &Bytes) -> Result<ExplainAnswer, Problem> {
-    let policy = office.policy.load_full();
-    let named = |name: &String| policy.listeners.iter().position(|it| *it.name.0 == **name);
-    let at = place.listener.as_ref().map_or(Some(0), named).ok_or(Problem::NoListener)?;
-    let listener = policy.listeners.get(at).ok_or(Problem::NoListener)?;
-    let asked = openai::classify(&Method::POST, &place.path, &policy.config.api.extra_paths)?;
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let ask = Ask::parse(asked.endpoint, kind, body)?;
-    let explained = gateway::explain(&office.house, &policy, at, &ask, body)?;
+/// What would happen to a JSON request with this `body` for `path` at `listener` (the first if none is named).
+///
+/// # Errors
+/// If there is no such listener, or the request would be refused.
+pub fn explain_request(
+    house: &House,
+    policy: &Policy,
+    listener: Option<&str>,
+    path: &str,
+    body: &[u8],
+) -> Result<ExplainAnswer, Problem> {
+    let missing = || Problem::NoListener(listener.unwrap_or_default().to_owned());
+    let named = |name: &str| policy.listeners.iter().position(|it| *it.name.0 == *name);
+    let at = listener.map_or(Some(0), named).ok_or_else(missing)?;
+    let listener = policy.listeners.get(at).ok_or_else(missing)?;
+    let asked = openai::classify(&Method::POST, path, &policy.config.api.extra_paths)?;
+    let ask = Ask::parse(asked.endpoint, Some("application/json"), body)?;
+    let explained = gateway::explain(house, policy, at, &ask, body)?;
     Ok(ExplainAnswer {
         listener: listener.name.0.to_string(),
         model: explained.route.client_model.to_string(),

@@ -1,11 +1,7 @@
 //! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
 //! told before anything runs.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, atomic::AtomicUsize},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -14,18 +10,13 @@ use hyper::body::Incoming;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-use super::{Running, StartError, bind};
+use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, Office},
-    clock,
     config::Config,
     edge::{self, Door, Stage},
-    fleet::{Fleet, Pod},
-    gateway::{BodyBudget, CurrentPolicy, Desk, House, Policy, ResponseHomes},
-    prefix,
+    gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
-    telemetry::{Metrics, Name, PodRow},
-    upstream::{Connector, RetryBudget, Upstream, client_tls},
 };
 
 /// Starts a gateway for `config`.
@@ -45,7 +36,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
 
     let background = Tasks::new();
-    let house = house(&config, &background)?;
+    let house = live_house(&config, &background)?;
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(Policy::new(Arc::clone(&config))));
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
@@ -81,31 +72,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     })
 }
 
-fn house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> {
-    let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
-    let authorities: Vec<&Path> = config.pools.iter().filter_map(|pool| pool.ca_file.as_deref()).collect();
-    let tls = client_tls(&authorities)?;
-    let rows = Arc::clone(&fleet);
-    let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
-    let scraper = super::senses::Scraper;
-    let limit = config.limits.buffered_bodies.0;
-    let house = Arc::new(House {
-        prefix: prefix::Index::default(),
-        upstream: Upstream::new(Connector::new(tls, tasks.clone())),
-        homes: ResponseHomes::default(),
-        bodies: Arc::new(BodyBudget::new(limit, metrics.buffered.clone())),
-        retries: RetryBudget::new(&config.retry, clock::now()),
-        requests_open: AtomicUsize::new(0),
-        doubt: Box::new(move |pod| scraper.doubt(pod)),
-        metrics,
-        fleet,
-    });
-    let (pruned, limit) = (Arc::clone(&house), config.timeouts.pool_idle);
-    tasks.spawn_until_stop(async move { pruned.upstream.prune_forever(limit).await });
-    super::senses::discover(config, &house, tasks);
-    Ok(house)
-}
-
 fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semaphore>, house: &House) -> Door {
     let limits = edge::Limits {
         header_read: config.timeouts.header_read,
@@ -113,7 +79,13 @@ fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semapho
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
+    Door {
+        name,
+        socket,
+        limits,
+        room: Arc::clone(room),
+        open: house.metrics.connections.clone(),
+    }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
@@ -137,30 +109,4 @@ fn open_office(config: &Config, socket: TcpListener, router: Router, house: &Hou
 
 fn local(socket: &TcpListener, configured: SocketAddr) -> SocketAddr {
     socket.local_addr().unwrap_or(configured)
-}
-
-fn pod_rows(fleet: &Fleet) -> Vec<PodRow> {
-    let now = clock::now();
-    let row = |pod: &Arc<Pod>, pace: crate::fleet::Pace| {
-        let load = pod.load();
-        let reading = load.as_ref().map(|load| &load.reading);
-        PodRow {
-            pool: Name::from(&pod.pool),
-            pod: Name::from(pod.address().as_str()),
-            condition: pod.condition(now).name(),
-            running: reading.and_then(|reading| reading.running),
-            waiting: reading.and_then(|reading| reading.waiting),
-            kv_usage: reading.and_then(|reading| reading.kv_usage),
-            age_seconds: load.as_ref().map(|load| load.age(now).as_secs_f64()),
-            in_flight: pod.ledger.in_flight(),
-            prefill_tokens: pod.ledger.prefill_tokens(),
-            ms_per_token: pod.speed.pace(pace).ms_per_token,
-            itl_ms: pod.speed.pace(pace).itl_ms,
-        }
-    };
-    let of_pool = |pool: &Arc<crate::fleet::PoolState>| {
-        let pace = pool.pace();
-        pool.pods().iter().map(|pod| row(pod, pace)).collect::<Vec<_>>()
-    };
-    fleet.pools().flat_map(of_pool).collect()
 }

@@ -1,6 +1,7 @@
 //! All rooms put together: a checked configuration becomes a running gateway, and a running gateway stops in order.
 
 mod build;
+mod house;
 mod senses;
 mod stop;
 
@@ -9,6 +10,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::net::TcpListener;
 
 pub use build::start;
+pub use house::still_house;
 pub use stop::Stopped;
 
 use crate::{
@@ -64,5 +66,7 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 async fn bind(what: String, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { what, address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Bind { what, address, source })
 }

@@ -1,23 +1,80 @@
-//! temporary
+//! Where the senses hang together with what is told and what is known besides.
+
+use std::{sync::Arc, time::Duration};
+
 use crate::{
-    clock,
-    config::{Config, Endpoint},
-    fleet::PodId,
-    gateway::House,
+    config::{self, Config},
+    discovery,
+    fleet::{Changes, Condition, Fleet, Pod},
+    gateway::{House, tell_turn},
+    prefix::{self, BLOCK_BYTES},
+    scrape::{Failure, PageRead, Report},
     tasks::Tasks,
+    telemetry::{Metrics, Name, metrics::PoolReasonLabels},
 };
-use std::sync::Arc;
-pub(super) struct Scraper;
-impl Scraper {
-    pub(super) fn doubt(&self, _pod: &PodId) {}
+
+/// Hears what the scrape hears: counts it, and keeps the prefix index as large as the pods' caches are.
+pub(super) struct Ears {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) prefix: Arc<prefix::Index>,
+    pub(super) fleet: Arc<Fleet>,
 }
-pub(super) fn discover(config: &Arc<Config>, house: &Arc<House>, _tasks: &Tasks) {
-    for pool in &config.pools {
-        let targets: Vec<_> = pool
-            .endpoints
-            .iter()
-            .filter_map(|e| if let Endpoint::Fixed(t) = e { Some(t.clone()) } else { None })
-            .collect();
-        house.fleet.set(&pool.name, &targets, clock::now());
+
+impl Ears {
+    fn labels(pod: &Pod, reason: &'static str) -> PoolReasonLabels {
+        PoolReasonLabels { pool: Name::from(&pod.pool), reason }
     }
+
+    fn scraped(&self, pod: &Pod, outcome: &'static str, took: Duration) {
+        let labels = Self::labels(pod, outcome);
+        self.metrics.scrapes.get_or_create(&labels).inc();
+        self.metrics.scrape_duration.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A pod holds as many prompt bytes as its KV cache has tokens for.
+    fn fit_prefix_index(&self, pod: &Pod) {
+        let capacity = pod.load().and_then(|load| load.reading.kv_capacity());
+        if let (Some(tokens), Some(pool)) = (capacity, self.fleet.pool(&pod.pool)) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+            let bytes = (tokens as f64 * f64::from(pool.bytes_per_token())) as usize;
+            self.prefix.set_capacity(pod.slot, bytes / BLOCK_BYTES);
+        }
+    }
+}
+
+impl Report for Ears {
+    fn page_read(&self, pod: &Pod, seen: PageRead) {
+        self.scraped(pod, "ok", seen.took);
+        if seen.unparsed_lines > 0 {
+            let unparsed = self.metrics.scrape_unparsed.get_or_create_owned(&Self::labels(pod, "unparsed"));
+            unparsed.inc_by(u64::from(seen.unparsed_lines));
+        }
+        self.fit_prefix_index(pod);
+    }
+
+    fn page_failed(&self, pod: &Pod, failure: Failure, took: Duration) {
+        self.scraped(pod, failure.name(), took);
+    }
+
+    fn turned(&self, pod: &Pod, condition: Condition) {
+        tell_turn(&self.metrics, pod, condition);
+        if condition == Condition::Warming {
+            // It was away; whatever it had cached is likely gone.
+            self.prefix.forget(pod.slot);
+        }
+    }
+}
+
+/// Follows the pools' endpoints, and forgets what belonged to pods that left.
+pub(super) fn discover(config: &Config, house: &Arc<House>, tasks: &Tasks) {
+    let told = Arc::clone(house);
+    let on_change = move |_: &str, changes: &Changes| {
+        for pod in &changes.removed {
+            told.prefix.forget(pod.slot);
+            told.upstream.forget(&pod.id);
+        }
+    };
+    let on_change: discovery::OnChange = Arc::new(on_change);
+    let parse = |name: &str, text: &str| config::parse_endpoints(name, text).map_err(|report| report.to_string());
+    discovery::start(&config.pools, &house.fleet, tasks, parse, &on_change);
 }

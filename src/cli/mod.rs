@@ -15,8 +15,10 @@ use crate::config::{self, Config};
 
 mod check;
 mod completions;
+mod explain;
 mod serve;
 mod sim;
+mod table;
 
 /// Everything worked.
 const OK: u8 = 0;
@@ -42,6 +44,7 @@ enum Verb {
     Serve(serve::Args),
     Check(check::Args),
     Sim(sim::Args),
+    Explain(explain::Args),
     Completions(completions::Args),
 }
 
@@ -51,6 +54,7 @@ impl Verb {
             Self::Serve(args) => serve::run(&args),
             Self::Sim(args) => sim::run(args),
             Self::Check(args) => check::run(&args),
+            Self::Explain(args) => explain::run(&args),
             Self::Completions(args) => completions::run(&args),
         }
     }
@@ -74,7 +78,9 @@ pub fn main() -> ExitCode {
 
 fn broken_pipe(error: &anyhow::Error) -> bool {
     let cause = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     error.chain().any(cause)
 }

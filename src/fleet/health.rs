@@ -88,7 +88,14 @@ impl Condition {
     }
 
     /// Every condition, for metric families with one series each.
-    pub const ALL: [Self; 6] = [Self::Unknown, Self::Ready, Self::Warming, Self::Ejected, Self::Asleep, Self::Draining];
+    pub const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Ready,
+        Self::Warming,
+        Self::Ejected,
+        Self::Asleep,
+        Self::Draining,
+    ];
 
     fn of(code: u8) -> Self {
         Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Unknown)
@@ -125,6 +132,8 @@ struct Record {
     ejections: u32,
     ejected_at: Option<Instant>,
     unreachable: bool,
+    /// Its own word was the last to say that it is not well.
+    self_reported: bool,
 }
 
 impl Health {
@@ -151,6 +160,11 @@ impl Health {
         }
     }
 
+    /// The instant from which this pod's times are counted.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     /// What it is now.
     pub fn condition(&self, now: Instant) -> Condition {
         let condition = Condition::of(self.condition.load(Relaxed));
@@ -161,13 +175,18 @@ impl Health {
     }
 
     /// Whether a request may go there now.
+    #[inline]
     pub fn admits(&self, now: Instant) -> Admission {
         match Condition::of(self.condition.load(Relaxed)) {
             Condition::Ready | Condition::Unknown => Admission::Yes,
             Condition::Warming => self.warming_share(now).map_or(Admission::Yes, Admission::Warming),
             Condition::Ejected => {
                 let over = self.millis(now) >= self.turns_at_ms.load(Relaxed);
-                if over && !self.probing.load(Relaxed) { Admission::Probe } else { Admission::No(Condition::Ejected) }
+                if over && !self.probing.load(Relaxed) {
+                    Admission::Probe
+                } else {
+                    Admission::No(Condition::Ejected)
+                }
             }
             out @ (Condition::Asleep | Condition::Draining) => Admission::No(out),
         }
@@ -217,13 +236,24 @@ impl Health {
                     _ => before,
                 }
             }
-            Evidence::HealthOk if before == Condition::Ejected && !record.unreachable => {
-                // It says it is well: let one request find out now.
-                self.turns_at_ms.store(self.millis(now), Relaxed);
+            Evidence::HealthOk => {
+                // It takes back its own word: let one request find out now. A pod whose requests fail sits out its
+                // time, however well it says it is.
+                if std::mem::take(&mut record.self_reported) && before == Condition::Ejected && !record.unreachable {
+                    self.turns_at_ms.store(self.millis(now), Relaxed);
+                }
                 before
             }
-            Evidence::HealthOk => before,
-            Evidence::HealthBad => self.eject(record, now, false),
+            Evidence::HealthBad => {
+                record.self_reported = true;
+                if before == Condition::Ejected {
+                    // Nothing new: no request need find out soon, and its time out does not double each time it is
+                    // asked.
+                    self.turns_at_ms.fetch_max(self.millis(now + EJECTION), Relaxed);
+                    return before;
+                }
+                self.eject(record, now, false)
+            }
             Evidence::RequestFailed => {
                 record.failures += 1;
                 let failed_probe = before == Condition::Ejected && self.probing.load(Relaxed);
@@ -259,6 +289,7 @@ impl Health {
         record.failures = 0;
         record.refused = 0;
         record.unreachable = false;
+        record.self_reported = false;
         self.warm_up(now)
     }
 
@@ -273,7 +304,11 @@ impl Health {
     }
 
     fn warming_share(&self, now: Instant) -> Option<f64> {
-        let left = self.turns_at_ms.load(Relaxed).checked_sub(self.millis(now)).filter(|left| *left > 0)?;
+        let left = self
+            .turns_at_ms
+            .load(Relaxed)
+            .checked_sub(self.millis(now))
+            .filter(|left| *left > 0)?;
         let done = 1.0 - left as f64 / WARM_UP.as_millis() as f64;
         Some(done.max(WARM_UP_SHARE))
     }
@@ -297,7 +332,10 @@ mod tests {
 
     fn ready(now: Instant) -> Health {
         let health = Health::present_from_the_start(now);
-        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, now), Some(Condition::Ready));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, now),
+            Some(Condition::Ready)
+        );
         health
     }
 
@@ -353,7 +391,10 @@ mod tests {
         let health = ready(t);
         assert_eq!(health.note(Evidence::ScrapeRefused, t), None);
         assert_eq!(health.note(Evidence::ScrapeRefused, t), Some(Condition::Ejected));
-        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, t), Some(Condition::Warming));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, t),
+            Some(Condition::Warming)
+        );
     }
 
     #[test]
@@ -368,12 +409,53 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_asked_every_second_how_it_is_returns_as_soon_as_it_is_well() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for second in 0..60 {
+            health.note(Evidence::HealthBad, t + seconds(second));
+            assert_eq!(
+                health.admits(t + seconds(second)),
+                Admission::No(Condition::Ejected),
+                "{second}"
+            );
+        }
+        health.note(Evidence::HealthOk, t + seconds(60));
+        assert_eq!(health.admits(t + seconds(60)), Admission::Probe);
+        assert_eq!(
+            health.note(Evidence::RequestOk, t + seconds(60)),
+            Some(Condition::Warming)
+        );
+        // The sixty answers were one ejection, so the next is the second.
+        health.note(Evidence::HealthBad, t + seconds(61));
+        assert_eq!(health.admits(t + seconds(61 + 20)), Admission::Probe);
+    }
+
+    #[test]
+    fn a_pod_whose_requests_fail_does_not_talk_itself_back_in() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for _ in 0..5 {
+            health.note(Evidence::RequestFailed, t);
+        }
+        health.note(Evidence::HealthOk, t + seconds(1));
+        assert_eq!(health.admits(t + seconds(1)), Admission::No(Condition::Ejected));
+        assert_eq!(health.admits(t + seconds(10)), Admission::Probe);
+    }
+
+    #[test]
     fn a_sleeper_is_out_and_warms_up_when_it_wakes() {
         let t = crate::clock::now();
         let health = ready(t);
-        assert_eq!(health.note(Evidence::ScrapeOk { asleep: true }, t), Some(Condition::Asleep));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: true }, t),
+            Some(Condition::Asleep)
+        );
         assert_eq!(health.admits(t), Admission::No(Condition::Asleep));
-        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, t), Some(Condition::Warming));
+        assert_eq!(
+            health.note(Evidence::ScrapeOk { asleep: false }, t),
+            Some(Condition::Warming)
+        );
     }
 
     #[test]

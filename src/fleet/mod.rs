@@ -4,14 +4,17 @@
 //! No I/O and no clock: the senses and the desk write here, judgement only reads. One writer per fact: discovery
 //! writes which pods exist, scrape their [`PodLoad`], the desk what it sent and saw.
 
+mod glance;
 mod health;
 mod ledger;
 mod load;
 mod pod;
 mod roster;
+mod slate;
 mod snapshot;
 mod speed;
 
+pub use glance::{AdapterState, Glance, Name};
 pub use health::{Admission, Condition, Evidence, Health};
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};

@@ -2,14 +2,21 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
-use super::{Admission, Condition, Health, Ledger, PodLoad, Speed};
+use super::{AdapterState, Admission, Condition, Glance, Health, Ledger, Name, PodLoad, Speed, glance::Board};
 use crate::config::{Bytes, Engine, Target};
 
 /// A pod's stable name: `pool/host:port`. The same address in two pools is two pods, because what is known of it
@@ -91,6 +98,9 @@ pub struct Pod {
     pub health: Health,
     /// What it has shown it can do.
     pub speed: Speed,
+    board: Board,
+    /// The hash of the list of models: pods that report the same list have the same; 0 while nobody knows.
+    menu: AtomicU64,
     load: ArcSwapOption<PodLoad>,
     models: ArcSwapOption<Vec<ReportedModel>>,
 }
@@ -103,6 +113,8 @@ impl Pod {
             slot,
             pool,
             target,
+            board: Board::new(health.epoch(), view.interval),
+            menu: AtomicU64::new(0),
             view,
             ledger: Ledger::default(),
             health,
@@ -117,13 +129,35 @@ impl Pod {
         self.load.load_full()
     }
 
-    /// The last reading without touching its reference count, for the hot path.
+    /// The last reading without touching its reference count.
     pub fn load_guard(&self) -> arc_swap::Guard<Option<Arc<PodLoad>>> {
         self.load.load()
     }
 
+    /// What a pick wants to know of the last reading; `None` if there is none or it told no load.
+    #[inline]
+    pub fn glance(&self, now: Instant) -> Option<Glance> {
+        self.board.read(now)
+    }
+
+    /// How ready it is for an adapter, as its last reading says.
+    pub fn adapter(&self, name: Name<'_>) -> AdapterState {
+        self.board.adapter(name).unwrap_or_else(|| {
+            let load = self.load.load();
+            let adapters = load.as_ref().and_then(|load| load.reading.adapters.as_ref());
+            adapters.map_or(AdapterState::Untold, |adapters| adapters.state(name.text))
+        })
+    }
+
+    /// A number that is the same for pods that report the same models, so that a walk over many pods asks
+    /// [`Pod::serving`] once.
+    pub fn menu(&self) -> u64 {
+        self.menu.load(Acquire)
+    }
+
     /// A new reading. Only `scrape` calls this.
     pub fn store_load(&self, load: PodLoad) {
+        self.board.write(&load);
         self.load.store(Some(Arc::new(load)));
     }
 
@@ -134,7 +168,9 @@ impl Pod {
 
     /// What it reported. Only `scrape` calls this.
     pub fn store_models(&self, models: Vec<ReportedModel>) {
+        let menu = menu_of(&models);
         self.models.store(Some(Arc::new(models)));
+        self.menu.store(menu, Release);
     }
 
     /// Whether it can answer for `model`: `None` while nobody knows.
@@ -168,10 +204,15 @@ impl Pod {
         let said = u64::from(load.reading.streams()?);
         let sent_since = self.ledger.sent().saturating_sub(load.sent_mark);
         let ended_since = self.ledger.ended().saturating_sub(load.ended_mark);
-        Some((said + sent_since).saturating_sub(ended_since).max(self.ledger.in_flight()))
+        Some(
+            (said + sent_since)
+                .saturating_sub(ended_since)
+                .max(self.ledger.in_flight()),
+        )
     }
 
     /// Whether a request may go there now.
+    #[inline]
     pub fn admits(&self, now: Instant) -> Admission {
         self.health.admits(now)
     }
@@ -187,12 +228,32 @@ impl Pod {
     }
 }
 
+/// Never 0.
+fn menu_of(models: &[ReportedModel]) -> u64 {
+    let mut hash = Xxh3::new();
+    for model in models {
+        hash.update(model.name.as_bytes());
+        // Bytes that UTF-8 never uses keep names and kinds apart.
+        hash.update(if model.parent.is_some() { &[0xfe] } else { &[0xff] });
+    }
+    hash.digest().max(1)
+}
+
 #[cfg(test)]
 impl Pod {
     /// A ready pod at `10.0.0.{n}:8000` for the tests of this room and those above.
     pub fn for_test(pool: &str, n: u8) -> Self {
-        let origin = crate::config::Origin { https: false, host: format!("10.0.0.{n}"), port: 8000 };
-        let target = Target { origin, base_path: String::new(), token_file: None, metrics_url: None };
+        let origin = crate::config::Origin {
+            https: false,
+            host: format!("10.0.0.{n}"),
+            port: 8000,
+        };
+        let target = Target {
+            origin,
+            base_path: String::new(),
+            token_file: None,
+            metrics_url: None,
+        };
         let view = View {
             metrics_url: format!("http://10.0.0.{n}:8000/metrics"),
             engine: Engine::Auto,
@@ -200,7 +261,13 @@ impl Pod {
             timeout: Duration::from_secs(1),
             max_page: Bytes(4 << 20),
         };
-        Self::new(pool.into(), target, view, u32::from(n), Health::present_from_the_start(crate::clock::now()))
+        Self::new(
+            pool.into(),
+            target,
+            view,
+            u32::from(n),
+            Health::present_from_the_start(crate::clock::now()),
+        )
     }
 }
 
@@ -210,9 +277,18 @@ mod tests {
     use crate::fleet::{Reading, Reservation, Send};
 
     fn read(pod: &Pod, running: u32, waiting: u32) {
-        let reading = Reading { running: Some(running), waiting: Some(waiting), ..Reading::default() };
+        let reading = Reading {
+            running: Some(running),
+            waiting: Some(waiting),
+            ..Reading::default()
+        };
         let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
-        pod.store_load(PodLoad { began: crate::clock::now(), sent_mark, ended_mark, reading });
+        pod.store_load(PodLoad {
+            began: crate::clock::now(),
+            sent_mark,
+            ended_mark,
+            reading,
+        });
     }
 
     #[test]
@@ -237,7 +313,9 @@ mod tests {
     #[test]
     fn gauges_frozen_by_a_long_step_do_not_hide_our_own_requests() {
         let pod = Arc::new(Pod::for_test("pool", 1));
-        let held: Vec<_> = (0..16).map(|_| Reservation::new(Arc::clone(&pod), Send::default())).collect();
+        let held: Vec<_> = (0..16)
+            .map(|_| Reservation::new(Arc::clone(&pod), Send::default()))
+            .collect();
         read(&pod, 0, 0);
         assert_eq!(pod.streams(), Some(16));
         drop(held);

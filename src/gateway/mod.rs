@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod health;
 mod homes;
 mod models;
 mod proxy;
@@ -18,6 +19,7 @@ use arc_swap::ArcSwap;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
+pub use health::tell_turn;
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
@@ -36,7 +38,7 @@ pub struct House {
     /// The pods and all that is known of them.
     pub fleet: Arc<Fleet>,
     /// Which pod likely holds which prompt.
-    pub prefix: prefix::Index,
+    pub prefix: Arc<prefix::Index>,
     /// The hands.
     pub upstream: Upstream,
     /// What is told.
@@ -101,7 +103,10 @@ impl Policy {
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
         });
-        Self { listeners: listeners.collect(), config }
+        Self {
+            listeners: listeners.collect(),
+            config,
+        }
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Ask {
     pub stream_options: Option<Range<usize>>,
     /// The values that make the prompt, in the order in which chat templates use them.
     pub prompt: SmallVec<[Range<usize>; 4]>,
-    /// The length of all of them together.
+    /// The length of all of them together. Images inside count as the bytes that they are, not as tokens.
     pub prompt_bytes: usize,
     /// The most tokens to generate, if the client said.
     pub max_tokens: Option<u32>,
@@ -70,7 +70,11 @@ impl Ask {
         };
         ask.stream_options = top.raw("stream_options").map(|raw| top.span(raw));
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
-        ask.prompt = prompt_keys(endpoint).iter().filter_map(|key| top.get(key)).map(|raw| top.span(raw)).collect();
+        ask.prompt = prompt_keys(endpoint)
+            .iter()
+            .filter_map(|key| top.get(key))
+            .map(|raw| top.span(raw))
+            .collect();
         ask.prompt_bytes = ask.prompt.iter().map(ExactSizeIterator::len).sum();
         let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
@@ -95,15 +99,25 @@ impl Ask {
                 continue;
             };
             if text.starts_with('[') && self.endpoint.generates() {
-                let mut turns = Turns { body, opening: SmallVec::new() };
+                let mut turns = Turns {
+                    body,
+                    opening: SmallVec::new(),
+                };
                 // It stops by an error once it has seen enough, so that a long conversation is not read to its end.
-                serde_json::Deserializer::from_str(text).deserialize_seq(&mut turns).ok();
+                serde_json::Deserializer::from_str(text)
+                    .deserialize_seq(&mut turns)
+                    .ok();
                 opening.extend(turns.opening);
             } else {
                 opening.push(span.clone());
             }
         }
         opening
+    }
+
+    /// In which words to answer.
+    pub fn dialect(&self) -> Dialect {
+        self.endpoint.dialect()
     }
 
     /// Whether usage would have to be asked for on the client's behalf to be told at the end of this stream.
@@ -114,7 +128,10 @@ impl Ask {
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
         let form = multipart::read(content_type, body)?;
         let model = valid_model(form.model_name.to_owned())?;
-        Ok(Self { stream: form.stream, ..Self::naming(endpoint, model, form.model_span) })
+        Ok(Self {
+            stream: form.stream,
+            ..Self::naming(endpoint, model, form.model_span)
+        })
     }
 
     fn naming(endpoint: Endpoint, model: String, model_span: Range<usize>) -> Self {
@@ -161,7 +178,9 @@ fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
 }
 
 fn model_name(raw: &RawValue) -> Result<String, Malformed> {
-    serde_json::from_str(raw.get()).map_err(|_| Malformed::ModelInvalid).and_then(valid_model)
+    serde_json::from_str(raw.get())
+        .map_err(|_| Malformed::ModelInvalid)
+        .and_then(valid_model)
 }
 
 fn valid_model(name: String) -> Result<String, Malformed> {
@@ -205,13 +224,19 @@ impl<'a> Top<'a> {
                 Err(problem) => Err(not_json(problem)),
             };
         }
-        let mut walk = Walk { entries: Entries::new(), refused: None };
+        let mut walk = Walk {
+            entries: Entries::new(),
+            refused: None,
+        };
         let mut json = serde_json::Deserializer::from_str(text);
         let outcome = json.deserialize_map(&mut walk).and_then(|()| json.end());
         match (walk.refused, outcome) {
             (Some(refused), _) => Err(refused),
             (None, Err(problem)) => Err(not_json(problem)),
-            (None, Ok(())) => Ok(Self { body, entries: walk.entries }),
+            (None, Ok(())) => Ok(Self {
+                body,
+                entries: walk.entries,
+            }),
         }
     }
 
@@ -341,9 +366,237 @@ impl<'a> Visitor<'a> for &mut Turns<'a> {
     }
 }
 
-impl Ask {
-    /// In which words to answer.
-    pub fn dialect(&self) -> Dialect {
-        self.endpoint.dialect()
+#[cfg(test)]
+#[expect(clippy::string_slice, reason = "spans are looked at through it")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chat(body: impl AsRef<[u8]>) -> Result<Ask, Malformed> {
+        Ask::parse(Endpoint::ChatCompletions, None, body.as_ref())
+    }
+
+    fn refusal(body: impl AsRef<[u8]>) -> Malformed {
+        chat(body).unwrap_err()
+    }
+
+    fn texts<'a>(body: &'a str, spans: &[Range<usize>]) -> Vec<&'a str> {
+        spans.iter().map(|span| &body[span.clone()]).collect()
+    }
+
+    #[test]
+    fn a_chat_is_read_with_spans_into_its_own_body() {
+        let body = r#" { "messages" : [{"role":"user","content":"é"}], "model":"m\u0061", "stream": true,
+            "tools":[{"x":1}], "stream_options": {"include_usage":true}, "max_tokens": 5, "max_completion_tokens": 9,
+            "n":2, "user":"u", "session_id":"s", "cache_salt":"c", "future":{"model":"deep","model":"deep"} } "#;
+        let ask = chat(body).unwrap();
+        assert_eq!(
+            (ask.model.as_str(), &body[ask.model_span.clone()]),
+            ("ma", r#""m\u0061""#)
+        );
+        assert!(ask.stream && ask.include_usage && !ask.lacks_usage());
+        assert_eq!(&body[ask.stream_options.clone().unwrap()], r#"{"include_usage":true}"#);
+        assert_eq!(
+            texts(body, &ask.prompt),
+            [r#"[{"x":1}]"#, r#"[{"role":"user","content":"é"}]"#]
+        );
+        assert_eq!(ask.prompt_bytes, 9 + 32);
+        assert_eq!(
+            ask.prompt_pieces(body.as_bytes()).map(<[u8]>::len).sum::<usize>(),
+            ask.prompt_bytes
+        );
+        assert_eq!((ask.max_tokens, ask.choices), (Some(9), Some(2)));
+        assert_eq!(
+            (ask.session.as_deref(), ask.cache_salt.as_deref()),
+            (Some("s"), Some("c"))
+        );
+    }
+
+    #[test]
+    fn each_endpoint_has_its_own_prompt() {
+        let body = r#"{"model":"m","input":"I","instructions":"S","system":"Y","messages":"M","prompt":"P","query":"Q",
+            "documents":"D","text_1":"1","text_2":"2","tokens":"T","tools":"O","max_output_tokens":99999999999,
+            "previous_response_id":"resp_1"}"#;
+        for (endpoint, expected) in [
+            (Endpoint::ChatCompletions, "OM"),
+            (Endpoint::Completions, "P"),
+            (Endpoint::Responses, "OSI"),
+            (Endpoint::Messages, "OYM"),
+            (Endpoint::CountTokens, "OYM"),
+            (Endpoint::Rerank, "QD"),
+            (Endpoint::Score, "12D"),
+            (Endpoint::Detokenize, "T"),
+        ] {
+            let ask = Ask::parse(endpoint, None, body.as_bytes()).unwrap();
+            let prompt: String = texts(body, &ask.prompt).concat().replace('"', "");
+            assert_eq!(prompt, expected, "{endpoint:?}");
+            assert_eq!(ask.max_tokens, Some(u32::MAX));
+            assert_eq!(ask.previous_response_id.as_deref(), Some("resp_1"));
+        }
+    }
+
+    #[test]
+    fn null_means_absent() {
+        let body =
+            r#"{"model":"m","stream":null,"stream_options":null,"messages":null,"n":null,"session_id":null,"user":""}"#;
+        let ask = chat(body).unwrap();
+        assert!(!ask.stream && !ask.include_usage && ask.prompt.is_empty());
+        assert_eq!((ask.choices, ask.session), (None, None));
+        assert_eq!(&body[ask.stream_options.unwrap()], "null");
+        assert_eq!(refusal(r#"{"model":null}"#), Malformed::ModelMissing);
+    }
+
+    #[test]
+    fn a_missing_or_odd_model_is_refused() {
+        assert_eq!(refusal("{}"), Malformed::ModelMissing);
+        for model in [r#""""#, "1", "[]", "true", r#"{"a":1}"#, r#""a\u0000b""#, r#""a\nb""#] {
+            assert_eq!(
+                refusal(format!(r#"{{"model":{model}}}"#)),
+                Malformed::ModelInvalid,
+                "{model}"
+            );
+        }
+        let long = "x".repeat(MAX_MODEL + 1);
+        assert_eq!(refusal(format!(r#"{{"model":"{long}"}}"#)), Malformed::ModelInvalid);
+        assert!(chat(format!(r#"{{"model":"{}"}}"#, &long[1..])).is_ok());
+    }
+
+    #[test]
+    fn what_two_readers_could_take_differently_is_refused() {
+        assert_eq!(
+            refusal(r#"{"model":"a","mod\u0065l":"b"}"#),
+            Malformed::DuplicateKey("model".to_owned())
+        );
+        assert_eq!(
+            refusal(r#"{"model":"a","x":1,"x":1}"#),
+            Malformed::DuplicateKey("x".to_owned())
+        );
+        assert_eq!(refusal(b"\xef\xbb\xbf{\"model\":\"m\"}"), Malformed::Bom);
+        assert_eq!(refusal(b"{\"model\":\"m\",\"x\":\"\xff\"}"), Malformed::NotUtf8);
+        assert_eq!(refusal(b"\xff\xfe{\x00}\x00"), Malformed::NotUtf8);
+        for options in [
+            "1",
+            "[true]",
+            r#"{"include_usage":1}"#,
+            r#"{"include_usage":true,"include_usage":false}"#,
+        ] {
+            let body = format!(r#"{{"model":"m","stream_options":{options}}}"#);
+            assert_eq!(refusal(body), Malformed::StreamOptionsInvalid, "{options}");
+        }
+        for stream in ["1", r#""true""#, "[]"] {
+            assert_eq!(
+                refusal(format!(r#"{{"model":"m","stream":{stream}}}"#)),
+                Malformed::StreamInvalid
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_refused() {
+        for body in ["[]", "null", "1", r#""model""#, " [ {} ] "] {
+            assert_eq!(refusal(body), Malformed::NotObject, "{body}");
+        }
+        for body in [
+            "",
+            " ",
+            "{",
+            r#"{"model":"m"} x"#,
+            r#"{"model":"m"}{}"#,
+            r#"{"model":"m",}"#,
+            "{'a':1}",
+            "nul",
+        ] {
+            assert!(matches!(refusal(body), Malformed::NotJson(_)), "{body}");
+        }
+        for number in ["NaN", "Infinity", "-", "01", "1.", "0x1"] {
+            let body = format!(r#"{{"model":"m","temperature":{number}}}"#);
+            assert!(matches!(refusal(body), Malformed::NotJson(_)), "{number}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_does_not_overflow() {
+        let deep = format!(
+            r#"{{"model":"m","messages":{}{}}}"#,
+            "[".repeat(1_000_000),
+            "]".repeat(1_000_000)
+        );
+        let ask = chat(&deep).unwrap();
+        assert!(ask.opening(deep.as_bytes()).is_empty());
+        assert!(matches!(refusal("[".repeat(1_000_000)), Malformed::NotJson(_)));
+    }
+
+    #[test]
+    fn the_number_of_keys_is_bounded() {
+        let keys = |count: usize| {
+            (0..count)
+                .map(|key| format!(r#","{key}":0"#))
+                .collect::<Vec<_>>()
+                .concat()
+        };
+        assert!(chat(format!(r#"{{"model":"m"{}}}"#, keys(MAX_KEYS - 1))).is_ok());
+        assert_eq!(
+            refusal(format!(r#"{{"model":"m"{}}}"#, keys(MAX_KEYS))),
+            Malformed::TooManyKeys
+        );
+    }
+
+    #[test]
+    fn the_operators_own_paths_need_no_model() {
+        let extra = |body: &str| Ask::parse(Endpoint::Extra, None, body.as_bytes());
+        assert_eq!(extra("").unwrap().model, "");
+        assert_eq!(extra(r#"{"prompt":"x"}"#).unwrap().prompt_bytes, 3);
+        assert_eq!(extra(r#"{"model":"m"}"#).unwrap().model, "m");
+        assert!(extra(r#"{"model":"m","model":"n"}"#).is_err());
+    }
+
+    #[test]
+    fn the_opening_stays_the_same_from_turn_to_turn() {
+        let first = r#"{"model":"m","messages":[{"role":"system","content":"S"},{"role":"user","content":["U"]}]}"#;
+        let later = r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":["U"]},
+            {"role":"assistant","content":"A"},{"role":"user","content":"V"}],"model":"m"}"#;
+        for body in [first, later] {
+            let ask = chat(body).unwrap();
+            assert_eq!(texts(body, &ask.opening(body.as_bytes())), [r#""S""#, r#"["U"]"#]);
+        }
+        let body = r#"{"model":"m","input":[{"role":"user","content":"U"},{"x":1}],"instructions":"I"}"#;
+        let ask = Ask::parse(Endpoint::Responses, None, body.as_bytes()).unwrap();
+        assert_eq!(texts(body, &ask.opening(body.as_bytes())), [r#""I""#, r#""U""#]);
+        let body = r#"{"model":"m","prompt":"P"}"#;
+        let ask = Ask::parse(Endpoint::Completions, None, body.as_bytes()).unwrap();
+        assert_eq!(texts(body, &ask.opening(body.as_bytes())), [r#""P""#]);
+    }
+
+    proptest! {
+        #[test]
+        fn noise_is_refused_or_read_but_never_upsets(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for endpoint in [Endpoint::ChatCompletions, Endpoint::Extra, Endpoint::AudioTranscriptions] {
+                Ask::parse(endpoint, Some("multipart/form-data; boundary=b"), &noise).ok();
+            }
+        }
+
+        #[test]
+        fn noise_that_looks_like_an_ask_never_upsets(
+            noise in r#"\{("(model|stream|messages|stream_options)":("m"|true|\[\{"role":"user"\}\]|\{\}|null|[^"]{0,3}),?){0,5}\}?"#
+        ) {
+            if let Ok(ask) = chat(&noise) {
+                ask.opening(noise.as_bytes());
+                prop_assert_eq!(ask.prompt_pieces(noise.as_bytes()).count(), ask.prompt.len());
+            }
+        }
+
+        #[test]
+        fn a_second_model_is_refused_however_it_is_spelt(escaped in any::<[bool; 5]>(), upper: bool, first: bool) {
+            let spelt: String = "model".chars().zip(escaped).map(|(letter, escape)| match (escape, upper) {
+                (true, true) => format!("\\u{:04X}", u32::from(letter)),
+                (true, false) => format!("\\u{:04x}", u32::from(letter)),
+                (false, _) => letter.to_string(),
+            }).collect();
+            let (one, two) = if first { (spelt.as_str(), "model") } else { ("model", spelt.as_str()) };
+            let body = format!(r#"{{"{one}":"a","x":[1],"{two}":"b"}}"#);
+            prop_assert_eq!(refusal(body), Malformed::DuplicateKey("model".to_owned()));
+            prop_assert_eq!(chat(format!(r#"{{"{spelt}":"a"}}"#)).unwrap().model, "a");
+        }
     }
 }

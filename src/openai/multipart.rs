@@ -52,7 +52,11 @@ pub(super) fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<For
         Some(span) => flag(text(&span)?)?,
         None => false,
     };
-    Ok(Form { model_name, model_span, stream })
+    Ok(Form {
+        model_name,
+        model_span,
+        stream,
+    })
 }
 
 /// A boolean form field, in the spellings that engines take.
@@ -71,7 +75,9 @@ fn boundary(content_type: &str) -> Result<String, Malformed> {
         return Err(Malformed::Form("the content type must be multipart/form-data"));
     }
     let parameters = Parameters::read(parameters).ok_or(Malformed::Form("the content type is malformed"))?;
-    let boundary = parameters.one("boundary")?.ok_or(Malformed::Form("the content type names no boundary"))?;
+    let boundary = parameters
+        .one("boundary")?
+        .ok_or(Malformed::Form("the content type names no boundary"))?;
     if boundary.is_empty() || boundary.len() > MAX_BOUNDARY || !boundary.bytes().all(|byte| matches!(byte, b' '..=b'~'))
     {
         return Err(Malformed::Form("the boundary is not acceptable"));
@@ -101,7 +107,12 @@ impl<'a> Parts<'a> {
             return Err(Malformed::Form("the body does not begin with the boundary"));
         }
         let delimiter = format!("\r\n{opening}").into_bytes();
-        Ok(Self { body, delimiter, at: Some(opening.len()), seen: 0 })
+        Ok(Self {
+            body,
+            delimiter,
+            at: Some(opening.len()),
+            seen: 0,
+        })
     }
 
     fn part(&mut self, at: usize) -> Result<Option<Part>, Malformed> {
@@ -116,7 +127,9 @@ impl<'a> Parts<'a> {
         if self.seen > MAX_PARTS {
             return Err(Malformed::Form("it has too many parts"));
         }
-        let head = rest.strip_prefix(b"\r\n").ok_or(Malformed::Form("a boundary is not on a line of its own"))?;
+        let head = rest
+            .strip_prefix(b"\r\n")
+            .ok_or(Malformed::Form("a boundary is not on a line of its own"))?;
         let head_length = memmem::find(head, b"\r\n\r\n").ok_or(Malformed::Form("a part has no end of headers"))?;
         let headers = head.get(..head_length).unwrap_or_default();
         // Searched from the headers' last line end, so that an empty value is found.
@@ -147,7 +160,9 @@ fn disposition(headers: &[u8]) -> Result<(String, bool), Malformed> {
     let headers = str::from_utf8(headers).map_err(|_| Malformed::Form("a part's headers are not UTF-8"))?;
     let (mut found, mut encoded) = (None, false);
     for line in headers.split("\r\n") {
-        let (name, value) = line.split_once(':').ok_or(Malformed::Form("a part's header has no colon"))?;
+        let (name, value) = line
+            .split_once(':')
+            .ok_or(Malformed::Form("a part's header has no colon"))?;
         if name.is_empty() || line.contains(['\r', '\n', '\0']) || name.contains([' ', '\t']) {
             return Err(Malformed::Form("a part's header is malformed"));
         }
@@ -203,7 +218,11 @@ impl Parameters {
     }
 
     fn one(&self, key: &str) -> Result<Option<&str>, Malformed> {
-        let mut values = self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let mut values = self
+            .0
+            .iter()
+            .filter(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str());
         match (values.next(), values.next()) {
             (first, None) => Ok(first),
             _ => Err(Malformed::Form("a header parameter stands there twice")),
@@ -228,4 +247,120 @@ fn unquote(quoted: &str) -> Option<(String, Option<&str>)> {
         }
     }
     None
+}
+
+#[cfg(test)]
+#[expect(clippy::string_slice, reason = "spans are looked at through it")]
+mod tests {
+    use super::*;
+
+    const TYPE: Option<&str> = Some("multipart/form-data; boundary=\"x y\"");
+
+    fn form(parts: &[(&str, &str)]) -> String {
+        let parts = parts
+            .iter()
+            .map(|(head, value)| format!("--x y\r\n{head}\r\n\r\n{value}\r\n"));
+        parts.collect::<String>() + "--x y--\r\n"
+    }
+
+    fn field(name: &str) -> String {
+        format!("Content-Disposition: form-data; name=\"{name}\"")
+    }
+
+    fn problem(body: &str) -> Malformed {
+        read(TYPE, body.as_bytes()).unwrap_err()
+    }
+
+    const FILE: &str = "Content-Disposition: form-data; name=\"file\"; filename=\"a; name=\\\"model\\\".wav\"\r\nContent-Type: audio/wav";
+
+    #[test]
+    fn the_model_is_found_between_files_and_other_fields() {
+        let file = "RIFF\r\n--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nfake";
+        let body = form(&[
+            (FILE, file),
+            (&field("stream"), "True"),
+            (&field("model"), "whisper"),
+            (&field("empty"), ""),
+        ]);
+        let form = read(TYPE, body.as_bytes()).unwrap();
+        assert_eq!((form.model_name, form.stream), ("whisper", true));
+        assert_eq!(&body[form.model_span], "whisper");
+    }
+
+    #[test]
+    fn names_may_be_bare_and_headers_in_any_case() {
+        let body = form(&[(
+            "content-type: text/plain\r\ncontent-DISPOSITION:form-data;name=model",
+            "m",
+        )]);
+        assert_eq!(read(TYPE, body.as_bytes()).unwrap().model_name, "m");
+        let other = body.replace("x y", "b");
+        let kind = Some("Multipart/Form-Data; charset=utf-8; Boundary=b");
+        assert_eq!(read(kind, other.as_bytes()).unwrap().model_name, "m");
+    }
+
+    #[test]
+    fn two_models_or_a_model_in_disguise_are_refused() {
+        let model = field("model");
+        let twice = form(&[(&model, "a"), (FILE, "x"), (&model, "b")]);
+        assert_eq!(problem(&twice), Malformed::DuplicateKey("model".to_owned()));
+        assert_eq!(problem(&form(&[(FILE, "x")])), Malformed::ModelMissing);
+        for head in [
+            format!("{model}; filename=\"f\""),
+            format!("{model}\r\nContent-Transfer-Encoding: base64"),
+            format!("{model}; name=\"other\""),
+            format!("{model}; name*=utf-8''other"),
+            format!("{model}\r\nContent-Disposition: form-data; name=\"x\""),
+            format!("{model}\r\n folded: 1"),
+            format!("{model}\n\nX: 1"),
+            "Content-Disposition: attachment; name=\"model\"".to_owned(),
+            "Content-Disposition: form-data; name=\"model".to_owned(),
+            "Content-Disposition: form-data; name=\"model\"x".to_owned(),
+            "Content-Disposition: form-data".to_owned(),
+            "Content-Type: text/plain".to_owned(),
+        ] {
+            assert!(matches!(problem(&form(&[(&head, "m")])), Malformed::Form(_)), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_form_that_is_cut_or_padded_is_refused() {
+        let body = form(&[(&field("model"), "m")]);
+        for length in 0..body.len() - 2 {
+            assert!(read(TYPE, &body.as_bytes()[..length]).is_err(), "{length}");
+        }
+        assert!(read(TYPE, body.trim_end().as_bytes()).is_ok());
+        assert!(read(TYPE, format!("\r\n{body}").as_bytes()).is_err());
+        assert!(read(TYPE, format!("{body}--x y").as_bytes()).is_err());
+        assert!(read(TYPE, body.replace("\r\n", "\n").as_bytes()).is_err());
+        let many = form(&vec![(field("a").as_str(), "1"); MAX_PARTS + 1]);
+        assert_eq!(problem(&many), Malformed::Form("it has too many parts"));
+    }
+
+    #[test]
+    fn the_content_type_must_say_what_it_is() {
+        let body = form(&[(&field("model"), "m")]);
+        for kind in [
+            None,
+            Some("application/json"),
+            Some("multipart/form-data"),
+            Some("multipart/form-data; boundary="),
+            Some("multipart/form-data; boundary=\"x y"),
+            Some("multipart/form-data; boundary=a; boundary=\"x y\""),
+            Some("multipart/mixed; boundary=\"x y\""),
+        ] {
+            assert!(
+                matches!(read(kind, body.as_bytes()), Err(Malformed::Form(_))),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_odd_stream_flag_is_refused() {
+        let (model, stream) = (field("model"), field("stream"));
+        let with = |flag: &str| form(&[(&model, "m"), (&stream, flag)]);
+        assert!(!read(TYPE, with("false").as_bytes()).unwrap().stream);
+        assert_eq!(problem(&with("maybe")), Malformed::StreamInvalid);
+    }
 }

@@ -27,8 +27,13 @@ impl Changes<'_> {
 
 /// The body with `changes` made. `ask` must have been parsed from this very body.
 pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
-    let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
-    let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
+    let model = changes
+        .model
+        .filter(|model| *model != ask.model)
+        .map(|model| model_edit(ask, model));
+    let usage = (changes.include_usage && ask.lacks_usage())
+        .then(|| usage_edit(body, ask))
+        .flatten();
     let mut edits: Vec<Edit> = model.into_iter().chain(usage).collect();
     edits.sort_by_key(|edit| edit.at.start);
 
@@ -50,8 +55,15 @@ struct Edit {
 }
 
 fn model_edit(ask: &Ask, model: &str) -> Edit {
-    let text = if ask.endpoint.is_multipart() { model.to_owned() } else { quoted(model) };
-    Edit { at: ask.model_span.clone(), text }
+    let text = if ask.endpoint.is_multipart() {
+        model.to_owned()
+    } else {
+        quoted(model)
+    };
+    Edit {
+        at: ask.model_span.clone(),
+        text,
+    }
 }
 
 /// A JSON string.
@@ -63,18 +75,134 @@ fn usage_edit(body: &[u8], ask: &Ask) -> Option<Edit> {
     const MEMBER: &str = r#""include_usage":true"#;
     let Some(options) = ask.stream_options.clone() else {
         let inside = body.iter().position(|byte| *byte == b'{')? + 1;
-        return Some(Edit { at: inside..inside, text: format!(r#""stream_options":{{{MEMBER}}},"#) });
+        return Some(Edit {
+            at: inside..inside,
+            text: format!(r#""stream_options":{{{MEMBER}}},"#),
+        });
     };
     let raw = body.get(options.clone())?;
     if raw == b"null" {
-        return Some(Edit { at: options, text: format!("{{{MEMBER}}}") });
+        return Some(Edit {
+            at: options,
+            text: format!("{{{MEMBER}}}"),
+        });
     }
     let top = Top::read(raw).ok()?;
     if let Some(value) = top.raw("include_usage") {
         let value = top.span(value);
-        return Some(Edit { at: options.start + value.start..options.start + value.end, text: "true".to_owned() });
+        return Some(Edit {
+            at: options.start + value.start..options.start + value.end,
+            text: "true".to_owned(),
+        });
     }
     let inside = options.start + 1;
     let comma = if top.is_empty() { "" } else { "," };
-    Some(Edit { at: inside..inside, text: format!("{MEMBER}{comma}") })
+    Some(Edit {
+        at: inside..inside,
+        text: format!("{MEMBER}{comma}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::openai::Endpoint;
+
+    fn spliced(body: &str, changes: Changes<'_>) -> String {
+        let ask = Ask::parse(Endpoint::ChatCompletions, None, body.as_bytes()).unwrap();
+        let out = splice(body.as_bytes(), &ask, &changes);
+        assert_eq!(changes.change_nothing(&ask), out == body.as_bytes());
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    const USAGE: Changes<'_> = Changes {
+        model: None,
+        include_usage: true,
+    };
+
+    #[test]
+    fn only_the_models_value_changes() {
+        let changes = Changes {
+            model: Some("a/\"b\""),
+            include_usage: false,
+        };
+        let body = "{ \"x\": 1.00, \"model\" :\t\"old\" , \"y\":\"model\"}";
+        assert_eq!(spliced(body, changes), body.replace("\"old\"", r#""a/\"b\"""#));
+        assert_eq!(
+            spliced(
+                body,
+                Changes {
+                    model: Some("old"),
+                    include_usage: true
+                }
+            ),
+            body
+        );
+    }
+
+    #[test]
+    fn usage_is_asked_for_wherever_the_options_stand() {
+        for (before, after) in [
+            (
+                r#"{"stream":true,"model":"m"}"#,
+                r#"{"stream_options":{"include_usage":true},"stream":true,"model":"m"}"#,
+            ),
+            (
+                r#"{"stream":true,"stream_options":null,"model":"m"}"#,
+                r#"{"stream":true,"stream_options":{"include_usage":true},"model":"m"}"#,
+            ),
+            (
+                r#"{"stream":true,"model":"m","stream_options":{ }}"#,
+                r#"{"stream":true,"model":"m","stream_options":{"include_usage":true }}"#,
+            ),
+            (
+                r#"{"stream":true,"model":"m","stream_options":{"a":1}}"#,
+                r#"{"stream":true,"model":"m","stream_options":{"include_usage":true,"a":1}}"#,
+            ),
+            (
+                r#"{"stream":true,"model":"m","stream_options":{"a":1,"include_usage": false}}"#,
+                r#"{"stream":true,"model":"m","stream_options":{"a":1,"include_usage": true}}"#,
+            ),
+        ] {
+            assert_eq!(spliced(before, USAGE), after);
+            assert_eq!(spliced(after, USAGE), after);
+        }
+        let whole = r#"{"model":"m"}"#;
+        assert_eq!(spliced(whole, USAGE), whole);
+    }
+
+    #[test]
+    fn a_form_gets_the_name_as_it_is() {
+        let body = "--b\r\nContent-Disposition: form-data; name=model\r\n\r\nold\r\n--b--\r\n";
+        let kind = Some("multipart/form-data; boundary=b");
+        let ask = Ask::parse(Endpoint::AudioTranscriptions, kind, body.as_bytes()).unwrap();
+        let changes = Changes {
+            model: Some("n/\"w"),
+            include_usage: true,
+        };
+        assert_eq!(splice(body.as_bytes(), &ask, &changes), body.replace("old", "n/\"w"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_other_byte_stays_and_the_new_name_is_read_back(
+            (before, after) in (r#"( |"a":\[1, ?2\.0\],|"b":"é\\u0041",){0,1}"#, r#"( |, "c":\{"model":"no"\}|,"d":1e5){0,1}"#),
+            (old, new) in ("[a-z/é\"]{1,9}", "[A-Z\"\\\\é/]{1,9}"),
+            usage: bool,
+        ) {
+            let old = quoted(&old);
+            let body = format!(r#"{{{before}"model": {old}{after}, "stream":true}}"#);
+            let changes = Changes { model: Some(&new), include_usage: usage };
+            let changed = spliced(&body, changes);
+            let ask = Ask::parse(Endpoint::ChatCompletions, None, changed.as_bytes()).unwrap();
+            prop_assert_eq!(&ask.model, &new);
+            prop_assert_eq!(ask.include_usage, usage);
+            let mut back = changed;
+            back.replace_range(ask.model_span, &old);
+            let back = back.replace(r#""stream_options":{"include_usage":true},"#, "");
+            prop_assert_eq!(back, body);
+        }
+    }
 }

@@ -57,7 +57,9 @@ impl Usage {
         }
         let said: Reported<'_> = serde_json::from_str(raw).ok()?;
         let details = said.prompt_tokens_details.or(said.input_tokens_details);
-        let cached = details.and_then(|details| details.cached_tokens).or(said.cache_read_input_tokens);
+        let cached = details
+            .and_then(|details| details.cached_tokens)
+            .or(said.cache_read_input_tokens);
         Some(Self {
             prompt_tokens: said.prompt_tokens.or(said.input_tokens).and_then(count),
             completion_tokens: said.completion_tokens.or(said.output_tokens).and_then(count),
@@ -155,7 +157,12 @@ struct Kept<'a> {
 
 impl<'a> Kept<'a> {
     fn new(chunk: &'a [u8]) -> Self {
-        Self { chunk, at: 0, copied: 0, changed: None }
+        Self {
+            chunk,
+            at: 0,
+            copied: 0,
+            changed: None,
+        }
     }
 
     /// The next `length` bytes of the chunk, to be sent or not.
@@ -214,23 +221,27 @@ fn tells_usage_alone(block: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Option<Usage> {
-        Some(Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: cached })
+    fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Usage {
+        Usage {
+            prompt_tokens: Some(prompt),
+            completion_tokens: Some(completion),
+            cached_tokens: cached,
+        }
     }
 
     #[test]
     fn every_dialect_is_read() {
         let chat = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,
             "prompt_tokens_details":{"cached_tokens":4}}"#;
-        assert_eq!(Usage::read(chat), usage(7, 2, Some(4)));
+        assert_eq!(Usage::read(chat), Some(usage(7, 2, Some(4))));
         let plain = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,"prompt_tokens_details":null}"#;
-        assert_eq!(Usage::read(plain), usage(7, 2, None));
+        assert_eq!(Usage::read(plain), Some(usage(7, 2, None)));
         let responses = r#"{"input_tokens":7,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,
             "output_tokens_details":{"reasoning_tokens":1},"total_tokens":9}"#;
-        assert_eq!(Usage::read(responses), usage(7, 2, Some(0)));
+        assert_eq!(Usage::read(responses), Some(usage(7, 2, Some(0))));
         let messages = r#"{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5,
             "cache_creation_input_tokens":null}"#;
-        assert_eq!(Usage::read(messages), usage(7, 2, Some(5)));
+        assert_eq!(Usage::read(messages), Some(usage(7, 2, Some(5))));
     }
 
     #[test]
@@ -245,9 +256,16 @@ mod tests {
 
     #[test]
     fn later_reports_win_where_they_speak() {
-        let first = Usage { prompt_tokens: Some(7), completion_tokens: Some(1), cached_tokens: Some(3) };
-        let later = Usage { completion_tokens: Some(9), ..Usage::default() };
-        assert_eq!(Some(first.updated_by(later)), usage(7, 9, Some(3)));
+        let first = Usage {
+            prompt_tokens: Some(7),
+            completion_tokens: Some(1),
+            cached_tokens: Some(3),
+        };
+        let later = Usage {
+            completion_tokens: Some(9),
+            ..Usage::default()
+        };
+        assert_eq!(Some(first.updated_by(later)), Some(usage(7, 9, Some(3))));
     }
 
     fn stripped(chunks: Vec<Bytes>) -> String {

@@ -61,7 +61,12 @@ impl Chain {
         // A byte that UTF-8 never uses keeps ("ab", "c") and ("a", "bc") apart.
         seed.update(&[0xff]);
         seed.update(salt.as_bytes());
-        Self { hashes: Vec::new(), last: seed.digest(), open: [0; BLOCK_BYTES], filled: 0 }
+        Self {
+            hashes: Vec::new(),
+            last: seed.digest(),
+            open: [0; BLOCK_BYTES],
+            filled: 0,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -108,5 +113,62 @@ impl Chain {
         own.copy_from_slice(&xxh3_64(block).to_le_bytes());
         self.last = xxh3_64(&link);
         self.hashes.push(self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_whole_blocks_count() {
+        let of = |bytes: usize| Blocks::of("m", "", [vec![1u8; bytes]]).len();
+        assert_eq!((of(0), of(255), of(256), of(511), of(512)), (0, 0, 1, 1, 2));
+    }
+
+    #[test]
+    fn a_change_in_one_block_changes_it_and_all_behind_it() {
+        let mut prompt = vec![1u8; BLOCK_BYTES * 4];
+        let before = Blocks::of("m", "", [&prompt]);
+        prompt[BLOCK_BYTES * 2] = 2;
+        let after = Blocks::of("m", "", [&prompt]);
+        assert_eq!(before.hashes()[..2], after.hashes()[..2]);
+        assert!((2..4).all(|at| before.hashes()[at] != after.hashes()[at]));
+    }
+
+    #[test]
+    fn models_and_salts_share_nothing() {
+        let prompt = [vec![1u8; BLOCK_BYTES]];
+        let of = |model, salt| Blocks::of(model, salt, &prompt);
+        assert_ne!(of("a", ""), of("b", ""));
+        assert_ne!(of("a", ""), of("a", "tenant"));
+        assert_ne!(of("ab", "c"), of("a", "bc"));
+    }
+
+    #[test]
+    fn a_huge_prompt_is_cut_at_the_bound() {
+        let prompt = vec![1u8; BLOCK_BYTES * (MAX_BLOCKS + 10) + 3];
+        assert_eq!(Blocks::of("m", "", [&prompt]).len(), MAX_BLOCKS);
+        assert_eq!(Blocks::of("m", "", prompt.chunks(300)).len(), MAX_BLOCKS);
+    }
+
+    proptest! {
+        #[test]
+        fn how_a_prompt_is_cut_into_pieces_does_not_matter(
+            prompt in prop::collection::vec(any::<u8>(), 0..3_000),
+            cuts in prop::collection::vec(0usize..700, 0..12),
+        ) {
+            let mut pieces = Vec::new();
+            let mut rest = &prompt[..];
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(Blocks::of("m", "s", pieces), Blocks::of("m", "s", [&prompt]));
+        }
     }
 }

@@ -34,13 +34,26 @@ pub struct Hits {
 impl Hits {
     /// No hits for a prompt of `asked` blocks.
     pub fn none(asked: usize) -> Self {
-        Self { found: SmallVec::new(), asked }
+        Self {
+            found: SmallVec::new(),
+            asked,
+        }
     }
 
     /// Leading blocks that the pod in `slot` holds.
     pub fn blocks(&self, slot: u32) -> usize {
         let at = self.found.binary_search_by_key(&slot, |(slot, _)| *slot);
-        at.ok().and_then(|at| self.found.get(at)).map_or(0, |(_, blocks)| *blocks as usize)
+        at.ok()
+            .and_then(|at| self.found.get(at))
+            .map_or(0, |(_, blocks)| *blocks as usize)
+    }
+
+    /// For asking about many slots in their order.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk {
+            found: &self.found,
+            at: 0,
+        }
     }
 
     /// The same in bytes.
@@ -61,6 +74,28 @@ impl Hits {
     /// The longest match of any pod, in blocks.
     pub fn longest(&self) -> usize {
         self.found.iter().map(|(_, blocks)| *blocks as usize).max().unwrap_or(0)
+    }
+}
+
+/// Hits read in the order of slots, or nearly: a step where a search would be a dozen.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    found: &'a [(u32, u32)],
+    at: usize,
+}
+
+impl Walk<'_> {
+    /// Leading blocks that the pod in `slot` holds.
+    pub fn blocks(&mut self, slot: u32) -> usize {
+        let behind = |it: Option<&(u32, u32)>| it.is_some_and(|(at, _)| *at < slot);
+        if self.at > 0 && !behind(self.found.get(self.at - 1)) {
+            self.at = 0;
+        }
+        while behind(self.found.get(self.at)) {
+            self.at += 1;
+        }
+        let here = self.found.get(self.at).filter(|(at, _)| *at == slot);
+        here.map_or(0, |(_, blocks)| *blocks as usize)
     }
 }
 
@@ -108,7 +143,12 @@ struct PodBlocks {
 
 impl Default for PodBlocks {
     fn default() -> Self {
-        Self { touches: VecDeque::new(), held: 0, capacity: DEFAULT_CAPACITY, stamp: 0 }
+        Self {
+            touches: VecDeque::new(),
+            held: 0,
+            capacity: DEFAULT_CAPACITY,
+            stamp: 0,
+        }
     }
 }
 
@@ -239,7 +279,9 @@ fn is_last_touch(
     slot: u32,
     (hash, stamp): (u64, u32),
 ) -> bool {
-    holders.get(&hash).is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
+    holders
+        .get(&hash)
+        .is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
 }
 
 fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, slot: u32, hash: u64) {
@@ -249,5 +291,132 @@ fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, 
     }
     if of_block.is_empty() {
         holders.remove(&hash);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A prompt of which each letter is one block.
+    fn prompt(letters: &str) -> Blocks {
+        Blocks::of("m", "", letters.bytes().map(|letter| [letter; BLOCK_BYTES]))
+    }
+
+    #[test]
+    fn each_pod_is_found_with_the_part_it_holds() {
+        let index = Index::default();
+        index.insert(7, &prompt("abcd"));
+        index.insert(3, &prompt("abxy"));
+        index.insert(5, &prompt("a"));
+        let hits = index.longest(&prompt("abcdef"));
+        assert_eq!([7, 3, 5, 9].map(|slot| hits.blocks(slot)), [4, 2, 1, 0]);
+        assert_eq!((hits.bytes(7), hits.asked(), hits.longest()), (4 * BLOCK_BYTES, 6, 4));
+        assert!(index.longest(&prompt("zabcd")).is_empty());
+    }
+
+    #[test]
+    fn a_walk_finds_the_same_in_any_order() {
+        let index = Index::default();
+        for (slot, letters) in [
+            (2, "ab"),
+            (3, "abc"),
+            (5, "abcde"),
+            (8, "abcdefgh"),
+            (13, "abcdefghijklm"),
+        ] {
+            index.insert(slot, &prompt(letters));
+        }
+        let hits = index.longest(&prompt("abcdefghijklmn"));
+        let mut walk = hits.walk();
+        for slot in [0, 1, 2, 2, 3, 4, 8, 5, 13, 14, 13, 0, 8] {
+            assert_eq!(walk.blocks(slot), hits.blocks(slot), "{slot}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_oldest_prompt_goes_first() {
+        let index = Index::default();
+        index.set_capacity(1, 6);
+        index.insert(1, &prompt("abcd"));
+        index.insert(1, &prompt("wxyz"));
+        assert_eq!(index.longest(&prompt("abcd")).blocks(1), 2);
+        assert_eq!(index.longest(&prompt("wxyz")).blocks(1), 4);
+        // Used again, it is the younger one.
+        index.insert(1, &prompt("ab"));
+        index.insert(1, &prompt("mn"));
+        assert_eq!(index.longest(&prompt("abcd")).blocks(1), 2);
+        assert_eq!(index.longest(&prompt("wxyz")).blocks(1), 2);
+    }
+
+    #[test]
+    fn a_prompt_larger_than_the_cache_keeps_its_beginning() {
+        let index = Index::default();
+        index.set_capacity(1, 3);
+        index.insert(1, &prompt("abcdef"));
+        assert_eq!((index.longest(&prompt("abcdef")).blocks(1), index.held(1)), (3, 3));
+        index.set_capacity(1, 1);
+        assert_eq!((index.longest(&prompt("abcdef")).blocks(1), index.held(1)), (1, 1));
+    }
+
+    #[test]
+    fn a_forgotten_pod_leaves_nothing_behind() {
+        let index = Index::default();
+        index.insert(1, &prompt("abc"));
+        index.insert(2, &prompt("ab"));
+        index.forget(1);
+        index.forget(2);
+        assert!(index.longest(&prompt("abc")).is_empty());
+        assert!(index.write().holders.is_empty());
+    }
+
+    #[test]
+    fn a_prompt_repeated_for_ever_takes_no_more_room() {
+        let index = Index::default();
+        for _ in 0..10_000 {
+            index.insert(1, &prompt("abcdefgh"));
+        }
+        assert!(index.write().pods[&1].touches.len() <= 72);
+        assert_eq!(index.longest(&prompt("abcdefgh")).blocks(1), 8);
+    }
+
+    proptest! {
+        /// Against a slow model: per pod a list of (block, last touch), the oldest evicted.
+        #[test]
+        fn it_holds_what_a_plain_lru_list_holds(
+            steps in prop::collection::vec((0u32..3, "[ab]{0,3}[abc]{0,5}", 0u8..20), 1..80),
+            capacity in 1usize..12,
+            asked in "[ab]{0,3}[abc]{0,5}",
+        ) {
+            let index = Index::default();
+            let mut model: [Vec<u64>; 3] = Default::default();
+            (0..3).for_each(|slot| index.set_capacity(slot, capacity));
+            for (slot, letters, chance) in steps {
+                let list = &mut model[slot as usize];
+                if chance == 0 {
+                    index.forget(slot);
+                    index.set_capacity(slot, capacity);
+                    list.clear();
+                    continue;
+                }
+                let blocks = prompt(&letters);
+                index.insert(slot, &blocks);
+                for hash in blocks.hashes().iter().take(capacity).rev() {
+                    list.retain(|it| it != hash);
+                    list.push(*hash);
+                }
+                let over = list.len().saturating_sub(capacity);
+                list.drain(..over);
+                prop_assert_eq!(index.held(slot), list.len());
+            }
+            let asked = prompt(&asked);
+            let hits = index.longest(&asked);
+            for (slot, list) in (0u32..).zip(&model) {
+                let held = asked.hashes().iter().take_while(|hash| list.contains(hash)).count();
+                prop_assert_eq!(hits.blocks(slot), held);
+            }
+        }
     }
 }

@@ -8,4 +8,4 @@ mod blocks;
 mod index;
 
 pub use blocks::{BLOCK_BYTES, Blocks, MAX_BLOCKS};
-pub use index::{Hits, Index};
+pub use index::{Hits, Index, Walk};

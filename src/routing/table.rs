@@ -42,7 +42,8 @@ pub struct UnknownModel {
 pub struct Table {
     entries: HashMap<Arc<str>, Entry>,
     names: Vec<Arc<str>>,
-    reported: Reported,
+    /// Whether names that only pods report may be asked for.
+    serves_reported: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -53,13 +54,6 @@ struct Entry {
     sticky: Sticky,
     rewrite_response_model: bool,
     criticality: Criticality,
-}
-
-/// Which names that only pods report may be asked for.
-#[derive(Clone, Debug)]
-enum Reported {
-    All,
-    None,
 }
 
 impl Table {
@@ -78,7 +72,7 @@ impl Table {
             entries: HashMap::new(),
             names: Vec::new(),
             // A listener that names its models serves those and no others.
-            reported: if config.api.serve_reported_models && only.is_none() { Reported::All } else { Reported::None },
+            serves_reported: config.api.serve_reported_models && only.is_none(),
         };
         for model in &config.models {
             let repointed = match only.map(|only| only.get(&model.name)) {
@@ -87,7 +81,9 @@ impl Table {
                 None => None,
             };
             table.names.push(Arc::clone(&model.name));
-            table.entries.insert(Arc::clone(&model.name), Entry::new(model, repointed));
+            table
+                .entries
+                .insert(Arc::clone(&model.name), Entry::new(model, repointed));
         }
         table
     }
@@ -102,10 +98,12 @@ impl Table {
         rng: &mut impl Rng,
     ) -> Result<Route, UnknownModel> {
         let configured = self.entries.get(model).and_then(|entry| entry.route(key, rng));
-        configured.or_else(|| self.reported(model, reported)).ok_or_else(|| UnknownModel {
-            asked: model.to_owned(),
-            served: self.names.iter().map(ToString::to_string).collect(),
-        })
+        configured
+            .or_else(|| self.reported(model, reported))
+            .ok_or_else(|| UnknownModel {
+                asked: model.to_owned(),
+                served: self.names.iter().map(ToString::to_string).collect(),
+            })
     }
 
     /// The names that clients may ask for by configuration, in its order.
@@ -115,12 +113,15 @@ impl Table {
 
     /// Whether a name that only pods report may be asked for here.
     pub fn serves_reported(&self) -> bool {
-        matches!(self.reported, Reported::All)
+        self.serves_reported
     }
 
     /// The pools that this table can lead to by configuration; one may come several times.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.names.iter().filter_map(|name| self.entries.get(name)).map(|entry| &entry.pool)
+        self.names
+            .iter()
+            .filter_map(|name| self.entries.get(name))
+            .map(|entry| &entry.pool)
     }
 
     fn reported(&self, model: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
@@ -168,5 +169,258 @@ impl Entry {
             rewrite_response_model: self.rewrite_response_model,
             criticality: self.criticality,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, net::SocketAddr, time::Duration};
+
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::config::{Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts};
+
+    fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
+        let target = |(name, weight): &(&str, u32)| TargetModel {
+            name: (*name).into(),
+            weight: *weight,
+        };
+        Model {
+            name: name.into(),
+            criticality: Criticality::Critical,
+            pool: "main".into(),
+            targets: arms.iter().map(target).collect(),
+            sticky,
+            rewrite_response_model: true,
+        }
+    }
+
+    fn listener(models: Option<&[(&str, Option<&str>)]>) -> Listener {
+        let named = |models: &[(&str, Option<&str>)]| {
+            let one = |(name, pool): &(&str, Option<&str>)| ((*name).into(), pool.map(Into::into));
+            models.iter().map(one).collect()
+        };
+        Listener {
+            name: "openai".into(),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            scheduler: None,
+            models: models.map(named),
+        }
+    }
+
+    fn config(models: Vec<Model>) -> Config {
+        let second = Duration::from_secs(1);
+        Config {
+            listeners: vec![listener(None)],
+            pools: Vec::new(),
+            models,
+            scheduler: Scheduler::LeastCost,
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            probes: None,
+            limits: Limits {
+                body: Bytes(1),
+                buffered_bodies: Bytes(1),
+                connections: 1,
+                header_fields: 1,
+                header_bytes: Bytes(1),
+                http2_streams: 1,
+            },
+            timeouts: Timeouts {
+                header_read: second,
+                body_read: second,
+                connect: second,
+                first_byte: second,
+                idle: second,
+                total: None,
+                pool_idle: second,
+                drain_delay: second,
+                drain_grace: second,
+            },
+            retry: Retry {
+                attempts: 0,
+                budget: Ratio(0.0),
+                budget_floor: 0,
+            },
+            sessions: Sessions { header: String::new() },
+            api: Api {
+                extra_paths: Vec::new(),
+                serve_reported_models: true,
+                inject_usage: false,
+                decision_headers: false,
+            },
+            log: Log {
+                level: String::new(),
+                format: LogFormat::Auto,
+            },
+        }
+    }
+
+    const SPLIT: [(&str, u32); 3] = [("stable", 70), ("next", 25), ("canary", 5)];
+
+    fn split(sticky: Sticky) -> Table {
+        Table::new(&config(vec![model("llama", sticky, &SPLIT)]))
+    }
+
+    fn arm(table: &Table, key: StickyKey<'_>, rng: &mut StdRng) -> usize {
+        table.find("llama", key, |_| None, rng).unwrap().arm
+    }
+
+    fn shares(arms: impl Iterator<Item = usize>) -> [f64; 3] {
+        let mut counts = [0u32; 3];
+        arms.for_each(|arm| counts[arm] += 1);
+        let all: u32 = counts.iter().sum();
+        counts.map(|n| f64::from(n) / f64::from(all))
+    }
+
+    fn as_configured(shares: [f64; 3]) {
+        for (share, (_, weight)) in shares.iter().zip(SPLIT) {
+            assert!((share - f64::from(weight) / 100.0).abs() < 0.01, "{shares:?}");
+        }
+    }
+
+    fn session(name: &str) -> StickyKey<'_> {
+        StickyKey {
+            session: Some(name),
+            ..StickyKey::NONE
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_weights() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for sticky in [Sticky::Session, Sticky::Conversation, Sticky::None] {
+            let table = split(sticky);
+            as_configured(shares((0..100_000).map(|_| arm(&table, StickyKey::NONE, &mut rng))));
+        }
+    }
+
+    #[test]
+    fn sessions_follow_the_weights_and_each_keeps_its_arm() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let table = split(Sticky::Session);
+        let names: Vec<String> = (0..100_000).map(|n| format!("user-{n}")).collect();
+        let arms: Vec<usize> = names.iter().map(|name| arm(&table, session(name), &mut rng)).collect();
+        as_configured(shares(arms.iter().copied()));
+        for (name, was) in names.iter().zip(&arms).step_by(97) {
+            assert_eq!(arm(&table, session(name), &mut rng), *was);
+        }
+    }
+
+    #[test]
+    fn conversations_follow_the_weights_and_each_keeps_its_arm() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let table = split(Sticky::Conversation);
+        let mut place = |n: u32| {
+            let opening = || Some(key_of(&n.to_le_bytes()));
+            let key = StickyKey {
+                session: Some("the same for all"),
+                opening: &opening,
+            };
+            arm(&table, key, &mut rng)
+        };
+        as_configured(shares((0..100_000).map(&mut place)));
+        assert_eq!(place(5), place(5));
+    }
+
+    #[test]
+    fn identical_requests_without_a_session_spread_and_without_stickiness_sessions_do_too() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let draws = |sticky, key: StickyKey<'_>, rng: &mut StdRng| {
+            let table = split(sticky);
+            (0..200).map(|_| arm(&table, key, rng)).collect::<HashSet<_>>().len()
+        };
+        assert!(draws(Sticky::Session, StickyKey::NONE, &mut rng) > 1);
+        assert!(draws(Sticky::None, session("a"), &mut rng) > 1);
+        assert_eq!(draws(Sticky::Session, session("a"), &mut rng), 1);
+    }
+
+    #[test]
+    fn a_changed_weight_moves_only_what_it_must() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let before = split(Sticky::Session);
+        let grown = [("stable", 70), ("next", 25), ("canary", 15)];
+        let after = Table::new(&config(vec![model("llama", Sticky::Session, &grown)]));
+        let mut moved = 0;
+        for n in 0..20_000 {
+            let name = format!("user-{n}");
+            let (was, is) = (
+                arm(&before, session(&name), &mut rng),
+                arm(&after, session(&name), &mut rng),
+            );
+            assert!(was == is || is == 2, "only the grown arm gains");
+            moved += u32::from(was != is);
+        }
+        // From 5 of 100 to 15 of 110: 8.6 %.
+        assert!((1_500..1_950).contains(&moved), "{moved}");
+    }
+
+    #[test]
+    fn an_arm_of_weight_zero_gets_nothing_and_a_name_listed_twice_gets_both_shares() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let arms = [("a", 30), ("b", 0), ("a", 70)];
+        let table = Table::new(&config(vec![model("llama", Sticky::Session, &arms)]));
+        let names: Vec<String> = (0..20_000).map(|n| format!("user-{n}")).collect();
+        let got = shares(names.iter().map(|name| arm(&table, session(name), &mut rng)));
+        assert!((got[0] - 0.3).abs() < 0.02 && got[1] == 0.0, "{got:?}");
+        let got = shares((0..20_000).map(|_| arm(&table, StickyKey::NONE, &mut rng)));
+        assert!((got[0] - 0.3).abs() < 0.02 && got[1] == 0.0, "{got:?}");
+    }
+
+    #[test]
+    fn a_listener_serves_what_it_names_on_the_pool_it_says() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let models = ["a", "b", "c"].map(|name| model(name, Sticky::None, &[("served", 1)]));
+        let config = config(models.to_vec());
+        let table = Table::for_listener(&config, &listener(Some(&[("b", Some("old")), ("a", None)])));
+        let mut pool = |name| {
+            table
+                .find(name, StickyKey::NONE, |_| Some("any".into()), &mut rng)
+                .map(|it| it.pool)
+        };
+        assert_eq!(pool("a").as_deref(), Ok("main"));
+        assert_eq!(pool("b").as_deref(), Ok("old"));
+        let unknown = pool("c").unwrap_err();
+        assert_eq!(
+            (unknown.asked.as_str(), unknown.served),
+            ("c", vec!["a".to_owned(), "b".to_owned()])
+        );
+        assert_eq!(table.pools().map(|it| &**it).collect::<Vec<_>>(), ["main", "old"]);
+    }
+
+    #[test]
+    fn a_route_carries_what_the_model_says() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let table = Table::new(&config(vec![model("llama", Sticky::None, &[("served", 1)])]));
+        let route = table.find("llama", StickyKey::NONE, |_| None, &mut rng).unwrap();
+        let expected = Route {
+            client_model: "llama".into(),
+            pool: "main".into(),
+            served_model: "served".into(),
+            arm: 0,
+            rewrite_response_model: true,
+            criticality: Criticality::Critical,
+        };
+        assert_eq!(route, expected);
+    }
+
+    #[test]
+    fn a_model_that_only_pods_report_is_served_if_that_is_allowed() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut config = config(vec![model("llama", Sticky::None, &SPLIT)]);
+        let reported = |name: &str| (name == "lora").then(|| "main".into());
+        let table = Table::new(&config);
+        let route = table.find("lora", StickyKey::NONE, reported, &mut rng).unwrap();
+        assert_eq!(
+            (&*route.served_model, &*route.pool, route.rewrite_response_model),
+            ("lora", "main", false)
+        );
+        assert!(table.find("other", StickyKey::NONE, reported, &mut rng).is_err());
+        config.api.serve_reported_models = false;
+        assert!(
+            Table::new(&config)
+                .find("lora", StickyKey::NONE, reported, &mut rng)
+                .is_err()
+        );
     }
 }

@@ -27,13 +27,23 @@ pub struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// What sending this request to the pod in `slot` means for its ledger. At least one token is always computed:
-    /// engines never take the last one from their cache.
+    /// What sending this request to the pod in `slot` means for its ledger.
     pub(super) fn send(&self, slot: u32) -> Send {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
-        let cached = (self.hits.blocks(slot) as f32 * self.block_tokens) as u32;
-        let uncached = self.prompt_tokens.saturating_sub(cached).max(1);
-        Send { prompt_tokens: self.prompt_tokens, uncached_tokens: uncached }
+        Send {
+            prompt_tokens: self.prompt_tokens,
+            uncached_tokens: self.uncached(u32::try_from(self.hits.blocks(slot)).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// Prompt tokens to compute where `blocks` are cached. At least one: engines never take the last from their cache.
+    pub(super) fn uncached(&self, blocks: u32) -> u32 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, never negative"
+        )]
+        let cached = (blocks as f32 * self.block_tokens) as u32;
+        self.prompt_tokens.saturating_sub(cached).max(1)
     }
 }
 
@@ -64,6 +74,7 @@ impl Tried {
     }
 
     /// Whether it was sent there.
+    #[inline]
     pub fn contains(&self, pod: &Pod) -> bool {
         self.0.contains(&pod.slot)
     }

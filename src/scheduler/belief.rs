@@ -5,64 +5,50 @@
 //! other pods' mean stands in: such a pod is neither taken to be idle nor shunned. Once nothing is fresh the mean is
 //! nothing, and our own ledger is all there is.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use super::{Sight, filters::Field};
-use crate::fleet::{Pod, PodLoad};
+use crate::fleet::{AdapterState, Glance, Ledger, Name, Pod};
 
 /// KV-cache tokens of a pod that does not tell: what Llama-3.1-8B leaves on an 80 GB H100 (90 % of the memory).
-const KV_TOKENS: f64 = 422_000.0;
+const KV_TOKENS: f32 = 422_000.0;
 
-/// What is believed of one pod.
+/// What is believed of one pod. Single precision holds every count that matters here, and a belief a cache line.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Belief {
     /// How much its reading counts, 0 to 1.
-    pub(super) trust: f64,
+    pub(super) trust: f32,
     /// Our requests there.
-    pub(super) own: f64,
+    pub(super) own: f32,
     /// Our requests there without a first token yet.
-    pub(super) unstarted: f64,
+    pub(super) unstarted: f32,
     /// Their uncached prompt tokens.
-    pub(super) prefill_tokens: f64,
+    pub(super) prefill_tokens: f32,
     /// Requests of others there.
-    pub(super) others: f64,
+    pub(super) others: f32,
     /// Of those, the ones that wait.
-    pub(super) others_waiting: f64,
+    pub(super) others_waiting: f32,
     /// Requests there that wait, ours included, as it last said plus what we sent since.
-    pub(super) waiting: f64,
+    pub(super) waiting: f32,
     /// Requests that it last said to be running.
-    pub(super) running: f64,
+    pub(super) running: f32,
     /// KV-cache usage as it last said, 0 to 1.
-    pub(super) kv_usage: f64,
+    pub(super) kv_usage: f32,
     /// Its KV cache in tokens.
-    pub(super) kv_capacity: f64,
+    pub(super) kv_capacity: f32,
     /// KV-cache tokens that our requests took since that reading.
-    pub(super) kv_since: f64,
+    pub(super) kv_since: f32,
+    /// Leading blocks of this prompt that it holds.
+    pub(super) blocks: u32,
     /// What the served model, if it is an adapter, finds there.
-    pub(super) adapter: Adapter,
-}
-
-/// How ready a pod is for an adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Adapter {
-    /// Its page does not speak of adapters.
-    #[default]
-    Untold,
-    /// It is loaded.
-    Held,
-    /// It is not, and there is room.
-    Room,
-    /// It is not, but a waiting request wants it.
-    Wanted,
-    /// It is not, and another must go first.
-    Full,
+    pub(super) adapter: AdapterState,
 }
 
 impl Belief {
     /// Requests there.
-    pub(super) fn streams(&self) -> f64 {
+    pub(super) fn streams(&self) -> f32 {
         self.own + self.others
     }
 }
@@ -76,12 +62,22 @@ pub(super) struct Beliefs {
 }
 
 impl Beliefs {
-    pub(super) fn gather(field: &Field<'_>) -> Self {
-        let mut beliefs = Self { list: SmallVec::with_capacity(field.candidates.len()), adapter: false };
+    /// `adapters`: whether it matters how ready the pods are for the served model as an adapter.
+    pub(super) fn gather(field: &Field<'_>, adapters: bool) -> Self {
+        let mut beliefs = Self {
+            list: SmallVec::with_capacity(field.candidates.len()),
+            adapter: false,
+        };
+        let model = Name::new(field.question.served_model);
+        let mut hits = field.question.hits.walk();
         let mut told = Means::default();
         for (_, pod) in field.pods() {
-            let belief = of_pod(pod, field);
-            beliefs.adapter |= matches!(belief.adapter, Adapter::Held | Adapter::Wanted);
+            let mut belief = of_pod(pod, field.scene.now);
+            if adapters {
+                belief.adapter = pod.adapter(model);
+            }
+            belief.blocks = u32::try_from(hits.blocks(pod.slot)).unwrap_or(u32::MAX);
+            beliefs.adapter |= matches!(belief.adapter, AdapterState::Held | AdapterState::Wanted);
             told.add(&belief);
             beliefs.list.push(belief);
         }
@@ -94,77 +90,66 @@ impl Beliefs {
 
     /// What these beliefs stand on.
     pub(super) fn sight(&self) -> Sight {
-        if self.list.iter().any(|belief| belief.trust > 0.0) { Sight::Fresh } else { Sight::InFlightOnly }
+        if self.list.iter().any(|belief| belief.trust > 0.0) {
+            Sight::Fresh
+        } else {
+            Sight::InFlightOnly
+        }
     }
 }
 
-fn of_pod(pod: &Pod, field: &Field<'_>) -> Belief {
+#[inline]
+fn of_pod(pod: &Pod, now: Instant) -> Belief {
     let ledger = &pod.ledger;
     let mut belief = Belief {
-        own: ledger.in_flight() as f64,
-        unstarted: ledger.unstarted() as f64,
-        prefill_tokens: ledger.prefill_tokens() as f64,
+        own: count(ledger.in_flight()),
+        unstarted: count(ledger.unstarted()),
+        prefill_tokens: count(ledger.prefill_tokens()),
         kv_capacity: KV_TOKENS,
-        kv_since: ledger.kv_tokens() as f64,
+        kv_since: count(ledger.kv_tokens()),
         ..Belief::default()
     };
-    let load = pod.load_guard();
-    let Some(load) = load.as_deref() else { return belief };
-    // A page without gauges tells nothing, however new it is.
-    let Some(said) = load.reading.streams() else {
-        return belief;
-    };
-    belief.trust = load.trust(field.scene.now, pod.view.interval);
-    read(&mut belief, load, said, pod);
-    belief.adapter = adapter(load, field.question.served_model);
+    if let Some(glance) = pod.glance(now) {
+        belief.look(&glance, ledger);
+    }
     belief
 }
 
-fn read(belief: &mut Belief, load: &PodLoad, said: u32, pod: &Pod) {
-    let reading = &load.reading;
-    let since = pod.ledger.sent().saturating_sub(load.sent_mark) as f64
-        - pod.ledger.ended().saturating_sub(load.ended_mark) as f64;
-    let said = f64::from(said);
-    let waiting = f64::from(reading.waiting.unwrap_or(0)) + f64::from(reading.swapped.unwrap_or(0));
-    // What we have there now less what changed since is what we had there then; the rest of what it said is others'.
-    // Which of them wait is not told: in proportion.
-    belief.others = (said + since - belief.own).max(0.0);
-    belief.others_waiting = waiting * belief.others / said.max(belief.others).max(1.0);
-    belief.waiting = (waiting + since).max(0.0);
-    belief.running = f64::from(reading.running.unwrap_or(0));
-    belief.kv_usage = reading.kv_usage.unwrap_or(0.0).clamp(0.0, 1.0);
-    belief.kv_capacity = reading.kv_capacity().map_or(KV_TOKENS, |tokens| tokens as f64);
-    belief.kv_since = belief.kv_since / belief.own.max(1.0) * since.clamp(0.0, belief.own.max(0.0));
+impl Belief {
+    #[inline]
+    fn look(&mut self, glance: &Glance, ledger: &Ledger) {
+        let sent = count(ledger.sent().saturating_sub(glance.sent_mark));
+        let ended = count(ledger.ended().saturating_sub(glance.ended_mark));
+        let since = sent - ended;
+        let (said, waiting) = (glance.streams as f32, glance.waiting as f32);
+        self.trust = glance.trust;
+        // What we have there now less what changed since is what we had there then; the rest of what it said is
+        // others'. Which of them wait is not told: in proportion.
+        self.others = (said + since - self.own).max(0.0);
+        self.others_waiting = waiting * self.others / said.max(1.0);
+        self.waiting = (waiting + since).max(0.0);
+        self.running = glance.running as f32;
+        self.kv_usage = glance.kv_usage;
+        self.kv_capacity = glance.kv_capacity.unwrap_or(KV_TOKENS);
+        // Of what our requests hold, the part of those sent since.
+        self.kv_since *= since.clamp(0.0, self.own) / self.own.max(1.0);
+    }
 }
 
-fn adapter(load: &PodLoad, model: &str) -> Adapter {
-    let Some(adapters) = &load.reading.adapters else {
-        return Adapter::Untold;
-    };
-    if adapters.holds(model) {
-        return Adapter::Held;
-    }
-    let other = |name: &&Arc<str>| !adapters.running.contains(name);
-    let waiting = adapters.waiting.iter().filter(other).count();
-    let taken = adapters.running.len() + waiting;
-    if adapters.max.is_none_or(|max| taken < max as usize) {
-        Adapter::Room
-    } else if waiting > 0 && adapters.waiting.iter().any(|name| &**name == model) {
-        Adapter::Wanted
-    } else {
-        Adapter::Full
-    }
+/// By way of 32 bits, because the processor has no instruction for unsigned 64.
+fn count(n: u64) -> f32 {
+    u32::try_from(n).unwrap_or(u32::MAX) as f32
 }
 
 /// Means over what readings tell, each weighted by how much it counts.
 #[derive(Debug, Default)]
 struct Means {
-    trust: f64,
-    others: f64,
-    others_waiting: f64,
-    waiting: f64,
-    running: f64,
-    kv_usage: f64,
+    trust: f32,
+    others: f32,
+    others_waiting: f32,
+    waiting: f32,
+    running: f32,
+    kv_usage: f32,
 }
 
 impl Means {
@@ -179,7 +164,7 @@ impl Means {
     }
 
     fn mean(self) -> Self {
-        let all = self.trust.max(f64::MIN_POSITIVE);
+        let all = self.trust.max(f32::MIN_POSITIVE);
         Self {
             trust: self.trust,
             others: self.others / all,
@@ -192,7 +177,7 @@ impl Means {
 
     fn fill(&self, belief: &mut Belief) {
         let trust = belief.trust;
-        let mix = |told: f64, mean: f64| told * trust + mean * (1.0 - trust);
+        let mix = |told: f32, mean: f32| told * trust + mean * (1.0 - trust);
         belief.others = mix(belief.others, self.others);
         belief.others_waiting = mix(belief.others_waiting, self.others_waiting);
         belief.waiting = mix(belief.waiting, self.waiting).max(belief.waiting_at_least());
@@ -203,7 +188,7 @@ impl Means {
 
 impl Belief {
     /// Where no reading counts, our own requests without a first token are those that wait.
-    fn waiting_at_least(&self) -> f64 {
+    fn waiting_at_least(&self) -> f32 {
         if self.trust > 0.0 { 0.0 } else { self.unstarted }
     }
 }

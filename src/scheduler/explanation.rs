@@ -2,25 +2,23 @@
 //!
 //! It asks the same filters and the same judge as a pick; only the turn of round robin is read and not taken.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{borrow::Cow, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use rand::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    NoPod, Question, Scene, Sight, Term, Tried,
-    belief::Belief,
-    choice,
+    NoPod, Question, Scene, Sight, Term, Tried, choice,
     filters::{Field, Standing, standing},
     policies::Judge,
 };
 use crate::{config::Scheduler, fleet::Pod};
 
 /// What would be decided, and why.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The policy.
-    pub policy: &'static str,
+    pub policy: Cow<'static, str>,
     /// The pool.
     pub pool: String,
     /// The name that pods know the model by.
@@ -40,14 +38,14 @@ pub struct Explanation {
 }
 
 /// One pod in an explanation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Its id.
     pub pod: String,
     /// Its condition.
-    pub condition: &'static str,
+    pub condition: Cow<'static, str>,
     /// Why it could not be chosen.
-    pub excluded: Option<&'static str>,
+    pub excluded: Option<Cow<'static, str>>,
     /// Age of its last reading; absent if it was never read.
     pub reading_age_ms: Option<u64>,
     /// How much that reading counts, 0 to 1.
@@ -61,7 +59,7 @@ pub struct Candidate {
     /// Its price; the lowest wins, but most points do.
     pub total: Option<f64>,
     /// What the price counts: `ms`, `points`, `requests`, ...
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// The parts of the price.
     pub terms: Vec<Term>,
 }
@@ -75,13 +73,17 @@ pub fn explain(
     rng: &mut impl Rng,
 ) -> Explanation {
     let mut told = Explanation {
-        policy: policy.name(),
+        policy: policy.name().into(),
         pool: scene.pool.name().to_string(),
         served_model: question.served_model.to_owned(),
         prompt_tokens: question.prompt_tokens,
         sight: None,
         failed_open: false,
-        candidates: scene.pods.iter().map(|pod| Candidate::of(pod, scene, question, tried)).collect(),
+        candidates: scene
+            .pods
+            .iter()
+            .map(|pod| Candidate::of(pod, scene, question, tried))
+            .collect(),
         verdict: None,
         refusal: None,
     };
@@ -104,9 +106,9 @@ impl Explanation {
             let belief = judge.beliefs().and_then(|it| it.list.get(place));
             let price = judge.price(place);
             told.excluded = None;
-            told.streams = belief.map(Belief::streams);
+            told.streams = belief.map(|it| f64::from(it.streams()));
             told.total = Some(price.total());
-            told.unit = price.unit();
+            told.unit = price.unit().into();
             told.terms = price.terms().to_vec();
         }
         let verdict = choice::choose(policy, field, &judge, &turn, rng)?;
@@ -123,10 +125,10 @@ impl Candidate {
         let trust = load.as_deref().map(|load| load.trust(scene.now, pod.view.interval));
         Self {
             pod: pod.id.to_string(),
-            condition: pod.condition(scene.now).name(),
+            condition: pod.condition(scene.now).name().into(),
             excluded: match standing(pod, scene, question, tried) {
                 Standing::In { .. } => None,
-                Standing::Out(reason) => Some(reason.name()),
+                Standing::Out(reason) => Some(reason.name().into()),
             },
             reading_age_ms: age.map(millis),
             reading_trust: trust.unwrap_or(0.0),
@@ -134,7 +136,7 @@ impl Candidate {
             streams: None,
             uncached_tokens: question.send(pod.slot).uncached_tokens,
             total: None,
-            unit: "none",
+            unit: "none".into(),
             terms: Vec::new(),
         }
     }

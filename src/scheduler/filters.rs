@@ -26,6 +26,8 @@ pub(super) struct Field<'a> {
     pub(super) candidates: SmallVec<[Candidate; 16]>,
     /// Whether a pod says that the served model is an adapter.
     pub(super) adapter: bool,
+    /// Whether one says that it is a model of its own.
+    pub(super) base: bool,
     pub(super) failed_open: bool,
 }
 
@@ -33,7 +35,7 @@ pub(super) struct Field<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Standing {
     /// It may be chosen, at this share.
-    In { share: f64, adapter: bool },
+    In { share: f64, serving: Serving },
     /// It may not.
     Out(Reason),
 }
@@ -60,35 +62,71 @@ impl Reason {
     }
 }
 
+/// What the served model is to pods, remembered by what they report: pods of one pool mostly report the same.
+#[derive(Debug)]
+struct Menus<'a> {
+    model: &'a str,
+    last: Option<(u64, Serving)>,
+}
+
+impl Menus<'_> {
+    #[inline]
+    fn serving(&mut self, pod: &Pod) -> Serving {
+        let menu = pod.menu();
+        match self.last {
+            Some((last, serving)) if last == menu => serving,
+            _ => {
+                let serving = pod.serving(self.model);
+                self.last = Some((menu, serving));
+                serving
+            }
+        }
+    }
+}
+
 /// Whether `pod` may be chosen.
 pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tried: &Tried) -> Standing {
+    stands(pod, scene, pod.serving(question.served_model), tried)
+}
+
+#[inline]
+fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Standing {
     if tried.contains(pod) {
         return Standing::Out(Reason::Tried);
     }
-    let adapter = match pod.serving(question.served_model) {
-        Serving::No => return Standing::Out(Reason::NotServed),
-        Serving::Adapter => true,
-        Serving::Base | Serving::Unknown => false,
-    };
+    if serving == Serving::No {
+        return Standing::Out(Reason::NotServed);
+    }
     match pod.admits(scene.now) {
-        Admission::Yes => Standing::In { share: 1.0, adapter },
-        Admission::Warming(share) => Standing::In { share, adapter },
+        Admission::Yes => Standing::In { share: 1.0, serving },
+        Admission::Warming(share) => Standing::In { share, serving },
         // A request that failed once already is not the one to find out with.
-        Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, adapter },
-        Admission::Probe => Standing::Out(Reason::Ejected),
+        Admission::Probe if tried.is_empty() => Standing::In { share: 1.0, serving },
         Admission::No(Condition::Asleep) => Standing::Out(Reason::Asleep),
         Admission::No(Condition::Draining) => Standing::Out(Reason::Draining),
-        Admission::No(_) => Standing::Out(Reason::Ejected),
+        Admission::Probe | Admission::No(_) => Standing::Out(Reason::Ejected),
     }
 }
 
 impl<'a> Field<'a> {
     pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
-        let mut field = Self { scene, question, candidates: SmallVec::new(), adapter: false, failed_open: false };
+        let mut field = Self {
+            scene,
+            question,
+            candidates: SmallVec::new(),
+            adapter: false,
+            base: false,
+            failed_open: false,
+        };
+        let mut menus = Menus {
+            model: question.served_model,
+            last: None,
+        };
         for (at, pod) in scene.pods.iter().enumerate() {
-            if let Standing::In { share, adapter } = standing(pod, scene, question, tried) {
+            if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, share });
-                field.adapter |= adapter;
+                field.adapter |= serving == Serving::Adapter;
+                field.base |= serving == Serving::Base;
             }
         }
         if field.candidates.is_empty() {

@@ -16,3 +16,6 @@ pub use ask::{Question, Scene, Tried};
 pub use choice::pick;
 pub use explanation::{Candidate, Explanation, explain};
 pub use verdict::{Cost, NoPod, Outs, Points, Price, Sight, Term, Verdict};
+
+#[cfg(test)]
+mod tests;

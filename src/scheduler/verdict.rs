@@ -1,8 +1,8 @@
 //! What the scheduler answers: the pod, the price it was chosen at, what the decision stood on; or why there is none.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::fleet::{Pod, Send};
@@ -27,7 +27,7 @@ pub struct Verdict {
 }
 
 /// What knowledge a decision stood on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sight {
     /// At least one reading was fresh.
@@ -74,10 +74,10 @@ pub enum Price {
 }
 
 /// One named part of a price.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its value, in the unit of the price.
     pub value: f64,
 }
@@ -117,7 +117,7 @@ impl Price {
 
     /// Its parts.
     pub fn terms(&self) -> SmallVec<[Term; 8]> {
-        let term = |(name, value)| Term { name, value };
+        let term = |(name, value): (&'static str, f64)| Term { name: name.into(), value };
         match self {
             Self::Cost(cost) => cost.terms().into_iter().map(term).collect(),
             Self::Points(points) => points.terms().into_iter().map(term).collect(),
@@ -160,7 +160,7 @@ impl Cost {
     /// The whole price.
     pub fn total_ms(&self) -> f64 {
         let sum = self.wait_ms + self.prefill_ms + self.delay_ms + self.decode_ms + self.kv_ms + self.adapter_ms;
-        sum / self.share
+        if self.share < 1.0 { sum / self.share } else { sum }
     }
 
     fn terms(&self) -> [(&'static str, f64); 7] {

@@ -203,3 +203,191 @@ fn unescape(raw: &str) -> Cow<'_, str> {
     }
     Cow::Owned(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WANTED: [&str; 2] = ["e:running", "e:tokens_total"];
+
+    type Plain = (String, Vec<(String, String)>, u64);
+
+    fn quick(text: &[u8]) -> (Vec<Plain>, u32) {
+        let page = Page::read(text, &WANTED);
+        let plain = |sample: &Sample<'_>| {
+            let labels = sample.labels.iter().map(|(key, value)| (key.into(), value.into()));
+            (sample.name.into(), labels.collect(), bits(sample.value))
+        };
+        (page.samples.iter().map(plain).collect(), page.unparsed_lines)
+    }
+
+    /// One NaN is like another.
+    fn bits(value: f64) -> u64 {
+        if value.is_nan() {
+            f64::NAN.to_bits()
+        } else {
+            value.to_bits()
+        }
+    }
+
+    /// The same, slowly: one character after the other, nothing borrowed, nothing skipped.
+    fn slow(text: &str) -> (Vec<Plain>, u32) {
+        let (mut found, mut unparsed) = (Vec::new(), 0);
+        for line in text.split('\n') {
+            let line: Vec<char> = line.trim_ascii().chars().collect();
+            let end = line.iter().position(|c| "{ \t".contains(*c)).unwrap_or(line.len());
+            let name: String = line[..end].iter().collect();
+            if WANTED.contains(&name.as_str()) {
+                match slow_rest(&line[end..]) {
+                    Some((labels, value)) => found.push((name, labels, value)),
+                    None => unparsed += 1,
+                }
+            }
+        }
+        (found, unparsed)
+    }
+
+    fn slow_rest(chars: &[char]) -> Option<(Vec<(String, String)>, u64)> {
+        let mut at = 0;
+        let mut labels = Vec::new();
+        let skip_spaces = |at: &mut usize| {
+            while chars.get(*at).is_some_and(char::is_ascii_whitespace) {
+                *at += 1;
+            }
+        };
+        skip_spaces(&mut at);
+        if chars.get(at) == Some(&'{') {
+            at += 1;
+            loop {
+                skip_spaces(&mut at);
+                if chars.get(at)? == &'}' {
+                    at += 1;
+                    break;
+                }
+                let mut key = String::new();
+                while chars.get(at).is_some_and(|c| c.is_ascii_alphanumeric() || *c == '_') {
+                    key.push(chars[at]);
+                    at += 1;
+                }
+                skip_spaces(&mut at);
+                if key.is_empty() || chars.get(at)? != &'=' {
+                    return None;
+                }
+                at += 1;
+                skip_spaces(&mut at);
+                if chars.get(at)? != &'"' {
+                    return None;
+                }
+                at += 1;
+                let mut value = String::new();
+                while chars.get(at)? != &'"' {
+                    match (chars[at], chars.get(at + 1)) {
+                        ('\\', Some('n')) => value.push('\n'),
+                        ('\\', Some('\\')) => value.push('\\'),
+                        ('\\', Some('"')) => value.push('"'),
+                        (c, _) => {
+                            value.push(c);
+                            at += 1;
+                            continue;
+                        }
+                    }
+                    at += 2;
+                }
+                at += 1;
+                labels.push((key, value));
+                skip_spaces(&mut at);
+                match chars.get(at)? {
+                    ',' => at += 1,
+                    '}' => {}
+                    _ => return None,
+                }
+            }
+        }
+        let rest: String = chars[at..].iter().collect();
+        Some((labels, bits(rest.split_whitespace().next()?.parse().ok()?)))
+    }
+
+    fn label() -> impl Strategy<Value = String> {
+        ("[a-z_]{1,4}", r#"([a-c,={} é]|\\\\|\\"|\\n|\\x){0,6}"#, "[ ]?", "[ ]?")
+            .prop_map(|(key, value, before, after)| format!("{before}{key}{after}={before}\"{value}\"{after}"))
+    }
+
+    fn line() -> impl Strategy<Value = String> {
+        let name = prop::sample::select(vec![
+            "e:running",
+            "e:tokens_total",
+            "e:run",
+            "e:running_x",
+            "# e:running",
+            " e:running",
+        ]);
+        let labels = prop_oneof![
+            Just(String::new()),
+            Just("{}".into()),
+            prop::collection::vec(label(), 1..4).prop_map(|labels| format!("{{{}}}", labels.join(","))),
+            prop::collection::vec(label(), 1..4).prop_map(|labels| format!("{{{},}}", labels.join(","))),
+        ];
+        let value = prop_oneof![
+            any::<f64>().prop_map(|value| format!("{value:e}")),
+            prop::sample::select(vec!["NaN", "nan", "+Inf", "-Inf", "Inf", "0", "1.0", "-0", "wtf", ""])
+                .prop_map(String::from),
+        ];
+        let behind = prop::sample::select(vec!["", " 1543182234", " 1 # {trace=\"x\"} 0.5", "\t", "  "]);
+        let gap = prop::sample::select(vec!["", " ", "\t", "  "]);
+        let end = prop::sample::select(vec!["\n", "\r\n"]);
+        let whole = (name, labels, gap, value, behind, end)
+            .prop_map(|(name, labels, gap, value, behind, end)| format!("{name}{labels}{gap}{value}{behind}{end}"));
+        // And lines that lost or won a character somewhere.
+        (
+            whole,
+            any::<prop::sample::Index>(),
+            prop::option::weighted(0.3, prop::sample::select(vec!["\"", "{", "}", ",", "\\", "=", "é", ""])),
+        )
+            .prop_map(|(whole, at, noise)| {
+                let Some(noise) = noise else { return whole };
+                let mut chars: Vec<String> = whole.chars().map(String::from).collect();
+                let at = at.index(chars.len());
+                chars[at] = noise.into();
+                chars.concat()
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn the_quick_reader_reads_what_a_slow_one_reads(lines in prop::collection::vec(line(), 0..12)) {
+            let text = lines.concat();
+            prop_assert_eq!(quick(text.as_bytes()), slow(&text));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let text = [b"e:running{".as_slice(), &bytes].concat();
+            quick(&text);
+        }
+    }
+
+    #[test]
+    fn what_prometheus_parse_alone_would_lose_is_kept() {
+        let text = b"e:running{} 1\ne:running{a=\"x,y\",b=\"}\"} 2 99\ne:tokens_total 3e2";
+        let (found, unparsed) = quick(text);
+        let labels = [("a", "x,y"), ("b", "}")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(
+            found,
+            [
+                ("e:running".to_owned(), vec![], 1f64.to_bits()),
+                ("e:running".to_owned(), labels.to_vec(), 2f64.to_bits()),
+                ("e:tokens_total".to_owned(), vec![], 300f64.to_bits()),
+            ]
+        );
+        assert_eq!(unparsed, 0);
+    }
+
+    #[test]
+    fn a_wanted_line_that_is_no_text_is_counted() {
+        assert_eq!(quick(b"e:running{a=\"\xff\"} 1\n"), (vec![], 1));
+        assert_eq!(quick(b"e:other{a=\"\xff\"} 1\n"), (vec![], 0));
+    }
+}

@@ -59,7 +59,9 @@ impl Fetcher {
             return Err(Failure::Http(response.status().as_u16()));
         }
         let max = usize::try_from(ask.max.0).unwrap_or(usize::MAX);
-        let told = response.content_length().map_or(0, |it| usize::try_from(it).unwrap_or(usize::MAX));
+        let told = response
+            .content_length()
+            .map_or(0, |it| usize::try_from(it).unwrap_or(usize::MAX));
         if told > max {
             return Err(Failure::TooLarge);
         }
@@ -78,7 +80,11 @@ fn classify(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if error.is_connect() {
-        if nobody_listens(error) { Failure::Refused } else { Failure::Connect }
+        if nobody_listens(error) {
+            Failure::Refused
+        } else {
+            Failure::Connect
+        }
     } else {
         Failure::Body
     }
@@ -91,7 +97,10 @@ fn nobody_listens(error: &reqwest::Error) -> bool {
     while let Some(it) = cause {
         if let Some(io) = it.downcast_ref::<io::Error>() {
             use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
-            if matches!(io.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable) {
+            if matches!(
+                io.kind(),
+                ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable
+            ) {
                 return true;
             }
         }

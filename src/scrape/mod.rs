@@ -20,6 +20,7 @@ use std::{
 };
 
 pub use report::{Failure, NoReport, PageRead, Report};
+pub use token::Token;
 
 use crate::{
     config::{Engine, Pool},

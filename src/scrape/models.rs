@@ -67,6 +67,9 @@ struct Entry {
 /// The models in the body of `/v1/models`; `None` if it is no such list.
 pub(super) fn parse(body: &[u8]) -> Option<Vec<ReportedModel>> {
     let list: List = serde_json::from_slice(body).ok()?;
-    let models = list.data.into_iter().map(|entry| ReportedModel { name: entry.id, parent: entry.parent });
+    let models = list.data.into_iter().map(|entry| ReportedModel {
+        name: entry.id,
+        parent: entry.parent,
+    });
     Some(models.collect())
 }

@@ -26,7 +26,14 @@ pub(super) struct Rhythm {
 impl Rhythm {
     /// A pod that is due now and then every `interval` while it is busy.
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, period: interval, began: now, due: now, sent_seen: 0, out: false }
+        Self {
+            interval,
+            period: interval,
+            began: now,
+            due: now,
+            sent_seen: 0,
+            out: false,
+        }
     }
 
     /// Whether to go now. `sent` is the ledger's count: if it moved, an idle pod no longer is.
@@ -49,7 +56,11 @@ impl Rhythm {
     pub(super) fn returned(&mut self, busy: bool, rng: &mut impl Rng) {
         self.out = false;
         let slowest = IDLE_PERIOD.max(self.interval);
-        self.period = if busy { self.interval } else { (self.period * 2).min(slowest) };
+        self.period = if busy {
+            self.interval
+        } else {
+            (self.period * 2).min(slowest)
+        };
         self.due = self.began + jittered(self.period, rng);
     }
 }

@@ -13,7 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// One pod's token.
 #[derive(Debug)]
-pub(super) struct Token {
+pub struct Token {
     file: PathBuf,
     known: Mutex<Known>,
 }
@@ -26,14 +26,21 @@ struct Known {
 }
 
 impl Token {
-    pub(super) fn new(file: &Path) -> Self {
-        Self { file: file.into(), known: Mutex::default() }
+    /// The token in `file`; nothing is read yet.
+    pub fn new(file: &Path) -> Self {
+        Self {
+            file: file.into(),
+            known: Mutex::default(),
+        }
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
-    pub(super) async fn header(&self, now: Instant) -> Option<HeaderValue> {
+    pub async fn header(&self, now: Instant) -> Option<HeaderValue> {
         let known = self.known().clone();
-        if known.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
+        if known
+            .looked
+            .is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY)
+        {
             return known.header;
         }
         let modified = tokio::fs::metadata(&self.file).await.and_then(|it| it.modified()).ok();
@@ -43,7 +50,11 @@ impl Token {
             read(&self.file).await.or(known.header)
         };
         let looked = Some(now);
-        *self.known() = Known { header: header.clone(), modified, looked };
+        *self.known() = Known {
+            header: header.clone(),
+            modified,
+            looked,
+        };
         header
     }
 

@@ -15,15 +15,16 @@ use tokio::{
 };
 
 use super::{
-    engine::{Emitted, Engine, EngineConfig, Gauges, PromptBlocks, SimRequest, TooLong, Totals},
+    engine::Engine,
     faults::FaultSwitch,
     metrics::{Finished, Seen},
+    terms::{Emitted, EngineConfig, Gauges, PromptBlocks, SimRequest, TooLong, Totals},
 };
 use crate::clock;
 
-/// A timer that fires late is made up for by up to this much of virtual time, so that steps shorter than the timer's
-/// resolution keep their average; more would let a stalled machine race through its backlog.
-const CATCH_UP_MS: f64 = 50.0;
+/// A timer that fires late is made up for by up to this much (tokio's resolution is 1 ms, a busy machine adds some), so
+/// that steps shorter than that keep their average; more would let a stalled machine race through its backlog.
+const CATCH_UP: Duration = Duration::from_millis(20);
 
 /// How far an answer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,30 +111,55 @@ impl LiveEngine {
             left_early: 0,
             frozen: None,
         };
-        Self { room: Mutex::new(room), work: Notify::new(), faults, origin: clock::now(), scale, max_queued }
+        Self {
+            room: Mutex::new(room),
+            work: Notify::new(),
+            faults,
+            origin: clock::now(),
+            scale,
+            max_queued,
+        }
     }
 
     /// Puts a request in line.
     pub(super) fn take(self: &Arc<Self>, order: Order) -> Result<Ticket, NotTaken> {
         let arrived_ms = self.now_ms();
         let mut room = self.enter();
-        if let Some(limit) = self.max_queued.filter(|&limit| room.engine.live() >= room.engine.gauges().running + limit)
+        if let Some(limit) = self
+            .max_queued
+            .filter(|&limit| room.engine.live() >= room.engine.gauges().running + limit)
         {
             room.seen.rejected += 1;
             return Err(NotTaken::QueueFull(limit));
         }
         let id = room.next_id;
         let (prompt, output_tokens, adapter) = (order.prompt.clone(), order.output_tokens, order.adapter);
-        room.engine.add(SimRequest { id, prompt, output_tokens, adapter })?;
+        room.engine.add(SimRequest {
+            id,
+            prompt,
+            output_tokens,
+            adapter,
+        })?;
         room.next_id += 1;
         let (progress, news) = watch::channel(Progress::default());
         room.clients.insert(
             id,
-            Client { progress, order, arrived_ms, admitted_ms: None, first_ms: arrived_ms, last_ms: arrived_ms },
+            Client {
+                progress,
+                order,
+                arrived_ms,
+                admitted_ms: None,
+                first_ms: arrived_ms,
+                last_ms: arrived_ms,
+            },
         );
         drop(room);
         self.work.notify_one();
-        Ok(Ticket { id, news, engine: Arc::clone(self) })
+        Ok(Ticket {
+            id,
+            news,
+            engine: Arc::clone(self),
+        })
     }
 
     /// What `/metrics` shows now.
@@ -188,15 +214,25 @@ impl LiveEngine {
         }
         room.engine.slow_down(slow);
         // The step before ended at `began_ms` unless the engine was idle since.
-        let begin_ms = room.began_ms.max(now_ms - CATCH_UP_MS);
-        let begin_ms = if room.engine.gauges().running == 0 { now_ms } else { begin_ms };
+        let begin_ms = room.began_ms.max(now_ms - self.virtual_ms(CATCH_UP));
+        let begin_ms = if room.engine.gauges().running == 0 {
+            now_ms
+        } else {
+            begin_ms
+        };
         room.began_ms = begin_ms;
         room.engine.begin_step(begin_ms)
     }
 
     fn end(&self) {
         let mut guard = self.enter();
-        let Room { engine, clients, seen, began_ms, .. } = &mut *guard;
+        let Room {
+            engine,
+            clients,
+            seen,
+            began_ms,
+            ..
+        } = &mut *guard;
         let report = engine.end_step();
         for id in &report.admitted {
             if let Some(client) = clients.get_mut(id) {
@@ -233,7 +269,11 @@ impl LiveEngine {
     }
 
     fn now_ms(&self) -> f64 {
-        clock::now().duration_since(self.origin).as_secs_f64() * 1_000.0 / self.scale
+        self.virtual_ms(clock::now().duration_since(self.origin))
+    }
+
+    fn virtual_ms(&self, real: Duration) -> f64 {
+        real.as_secs_f64() * 1_000.0 / self.scale
     }
 
     fn instant_of(&self, at_ms: f64) -> Instant {
@@ -243,7 +283,11 @@ impl LiveEngine {
 
 impl Room {
     fn show(&self) -> Shown {
-        Shown { gauges: self.engine.gauges().clone(), totals: *self.engine.totals(), seen: self.seen.clone() }
+        Shown {
+            gauges: self.engine.gauges().clone(),
+            totals: *self.engine.totals(),
+            seen: self.seen.clone(),
+        }
     }
 }
 
@@ -259,7 +303,11 @@ fn tell(clients: &mut HashMap<u64, Client>, seen: &mut Seen, token: &Emitted, at
         seen.next_token((at_ms - client.last_ms) / 1_000.0);
     }
     client.last_ms = at_ms;
-    client.progress.send_replace(Progress { tokens: token.index + 1, cached: token.cached, complete: token.last });
+    client.progress.send_replace(Progress {
+        tokens: token.index + 1,
+        cached: token.cached,
+        complete: token.last,
+    });
     if token.last {
         let admitted_ms = client.admitted_ms.unwrap_or(client.arrived_ms);
         seen.finished(&Finished {
@@ -291,7 +339,10 @@ impl Ticket {
 
     /// Waits until there are more than `tokens` tokens, or all.
     pub(super) async fn beyond(&mut self, tokens: u32) -> Progress {
-        let there = self.news.wait_for(|progress| progress.tokens > tokens || progress.complete).await;
+        let there = self
+            .news
+            .wait_for(|progress| progress.tokens > tokens || progress.complete)
+            .await;
         there.map(|progress| *progress).unwrap_or_default()
     }
 
@@ -304,5 +355,103 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.engine.leave(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{
+        faults::Faults,
+        profiles::PROFILES,
+        step::{StepLoad, StepModel},
+    };
+
+    fn engine(scale: f64, faults: &FaultSwitch) -> Arc<LiveEngine> {
+        let config = EngineConfig::new(StepModel::new(&PROFILES[0], 1.0));
+        Arc::new(LiveEngine::new(config, faults.clone(), scale, None))
+    }
+
+    fn order(prompt: u32, output_tokens: u32) -> Order {
+        let prompt = PromptBlocks {
+            tokens: prompt,
+            ..PromptBlocks::default()
+        };
+        Order {
+            prompt,
+            output_tokens,
+            limited: true,
+            adapter: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn real_time_is_the_sum_of_the_steps_times_the_scale() {
+        for scale in [1.0, 0.1] {
+            let live = engine(scale, &FaultSwitch::new(Faults::default()));
+            let tasks = crate::tasks::Tasks::new();
+            tasks.spawn_until_stop(Arc::clone(&live).run());
+            let model = StepModel::new(&PROFILES[0], 1.0);
+            let mut load = StepLoad::default();
+            load.add_chunk(1_000, 0);
+            let mut wanted = model.millis(&load);
+            for said in 0..99 {
+                load = StepLoad::default();
+                load.add_decode(1_000 + said);
+                wanted += model.millis(&load);
+            }
+            let began = clock::now();
+            let end = live.take(order(1_000, 100)).unwrap().end().await;
+            let took = clock::now().duration_since(began).as_secs_f64() * 1_000.0;
+            assert_eq!(
+                end,
+                Progress {
+                    tokens: 100,
+                    cached: 0,
+                    complete: true
+                }
+            );
+            assert!(
+                (took - wanted * scale).abs() < 3.0,
+                "{took} ms, wanted {}",
+                wanted * scale
+            );
+            tasks.stop();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn histograms_tell_waiting_from_prefill_and_decode() {
+        let live = engine(1.0, &FaultSwitch::new(Faults::default()));
+        let tasks = crate::tasks::Tasks::new();
+        tasks.spawn_until_stop(Arc::clone(&live).run());
+        live.take(order(4_000, 50)).unwrap().end().await;
+        let seen = live.shown().seen;
+        assert!(
+            seen.queued.sum.abs() < 0.002,
+            "nothing was before it: {}",
+            seen.queued.sum
+        );
+        assert!((seen.prefill.sum - seen.ttft.sum).abs() < 0.002);
+        assert!((seen.e2e.sum - seen.ttft.sum - seen.inter_token.sum).abs() < 0.002);
+        assert_eq!((seen.limited, seen.stopped), (1, 0));
+        tasks.stop();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_pod_takes_that_many_times_as_long() {
+        let faults = FaultSwitch::new(Faults::default());
+        let live = engine(1.0, &faults);
+        let tasks = crate::tasks::Tasks::new();
+        tasks.spawn_until_stop(Arc::clone(&live).run());
+        let mut took = Vec::new();
+        for slow in [1.0, 4.0] {
+            faults.change(|it| it.slow = slow);
+            let began = clock::now();
+            live.take(order(100, 50)).unwrap().end().await;
+            took.push(clock::now().duration_since(began).as_secs_f64());
+        }
+        assert!((took[1] / took[0] - 4.0).abs() < 0.1, "{took:?}");
+        tasks.stop();
     }
 }

@@ -4,181 +4,13 @@
 //! hour in seconds. A step has two ends, as in the real thing: what arrives or leaves while it computes takes effect
 //! when it is over, and the gauges stand still for its length. It does not know text, HTTP or names.
 
-use std::{collections::VecDeque, mem, sync::Arc};
-
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use std::{collections::VecDeque, mem};
 
 use super::{
+    batch::{Plan, Seq, count, grow},
     cache::BlockPool,
-    step::{StepLoad, StepModel},
+    terms::{Emitted, EngineConfig, Gauges, SimRequest, StepReport, TooLong, Totals},
 };
-
-/// How an engine is set up; the names are vLLM's.
-#[derive(Clone, Debug)]
-pub struct EngineConfig {
-    /// How fast it is.
-    pub step: StepModel,
-    /// Tokens in a KV block.
-    pub block_size: u32,
-    /// Blocks as `cache_config_info` reports them; one of them is never handed out (vLLM's null block).
-    pub num_gpu_blocks: u32,
-    /// Tokens computed in one step at most.
-    pub max_num_batched_tokens: u32,
-    /// Sequences in one step at most.
-    pub max_num_seqs: usize,
-    /// Different adapters in one step at most.
-    pub max_loras: usize,
-    /// How long a step waits for an adapter that is not on the GPU yet.
-    pub adapter_load_ms: f64,
-    /// Admit a prompt only if all of it fits now, not only its first chunk (`scheduler_reserve_full_isl`).
-    pub reserve_full_prompt: bool,
-}
-
-impl EngineConfig {
-    /// vLLM's defaults on a server-class GPU.
-    pub fn new(step: StepModel) -> Self {
-        let block_size = 16; // vLLM's default on GPUs
-        Self {
-            step,
-            block_size,
-            num_gpu_blocks: step.profile().kv_tokens / block_size,
-            max_num_batched_tokens: 8_192, // vLLM's default for an H100-class API server
-            max_num_seqs: 256,             // vLLM's usual default below the largest GPUs
-            max_loras: 4,                  // vLLM's own default is 1; four is what people who serve adapters set
-            adapter_load_ms: 200.0,        // loading an adapter was measured at 150-500 ms
-            reserve_full_prompt: false,
-        }
-    }
-}
-
-/// What a prompt holds, as far as the cache cares.
-#[derive(Clone, Debug, Default)]
-pub struct PromptBlocks {
-    /// Its length in tokens.
-    pub tokens: u32,
-    /// One chained hash for each whole block, from the beginning. It may be shorter (the rest is unique to this
-    /// request) or go on beyond the prompt (the hashes of prompt and answer, so that a later turn finds both).
-    pub block_hashes: Arc<[u64]>,
-}
-
-/// One request, as the engine sees it.
-#[derive(Clone, Debug)]
-pub struct SimRequest {
-    /// The caller's own number; unique among the live ones.
-    pub id: u64,
-    /// What it asks.
-    pub prompt: PromptBlocks,
-    /// How many tokens it will be answered with; at least one.
-    pub output_tokens: u32,
-    /// Which adapter it needs, as the caller numbers them.
-    pub adapter: Option<u32>,
-}
-
-/// A request that no amount of waiting could fit into this engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{tokens} tokens do not fit into a KV cache of {capacity} tokens")]
-pub struct TooLong {
-    /// Prompt and answer.
-    pub tokens: u64,
-    /// All usable blocks.
-    pub capacity: u64,
-}
-
-/// One token of one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Emitted {
-    /// Whose.
-    pub id: u64,
-    /// Which: the first token of an answer is 0.
-    pub index: u32,
-    /// How many prompt tokens were found in the cache.
-    pub cached: u32,
-    /// Whether it was the last.
-    pub last: bool,
-}
-
-/// What a step did, to be read when it is over.
-#[derive(Clone, Debug, Default)]
-pub struct StepReport {
-    /// When it was over.
-    pub ended_at: f64,
-    /// Its tokens, in the order of the batch.
-    pub emitted: Vec<Emitted>,
-    /// Tokens that it computed.
-    pub computed: u32,
-    /// Requests admitted from waiting in it, in order (a preempted one is admitted again).
-    pub admitted: Vec<u64>,
-}
-
-/// What vLLM shows about now; set when a step is over.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Gauges {
-    /// Requests in the batch.
-    pub running: usize,
-    /// Requests that wait.
-    pub waiting: usize,
-    /// Share of blocks in use, 0 to 1.
-    pub kv_usage: f64,
-    /// Adapters of running requests, in the order of the batch.
-    pub running_adapters: Vec<u32>,
-}
-
-/// What vLLM counts up; set when a step is over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Steps.
-    pub steps: u64,
-    /// Prompt tokens of requests that were answered with a first token.
-    pub prompt_tokens: u64,
-    /// Tokens generated.
-    pub generation_tokens: u64,
-    /// Prompt tokens looked up in the prefix cache.
-    pub prefix_queries: u64,
-    /// Those found.
-    pub prefix_hits: u64,
-    /// Requests thrown out of the batch for want of blocks.
-    pub preemptions: u64,
-    /// Requests that emitted their last token.
-    pub finished: u64,
-    /// Requests that left before that.
-    pub aborted: u64,
-}
-
-#[derive(Debug)]
-struct Seq {
-    request: SimRequest,
-    /// Tokens whose KV is computed.
-    computed: u32,
-    /// Tokens generated so far.
-    emitted: u32,
-    /// Tokens it computes in the step in flight.
-    scheduled: u32,
-    blocks: Vec<u32>,
-    /// How many of `blocks` were offered to the cache by hash.
-    remembered: u32,
-    /// Prompt tokens found in the cache when first admitted.
-    cached: Option<u32>,
-}
-
-impl Seq {
-    fn tokens(&self) -> u32 {
-        self.request.prompt.tokens + self.emitted
-    }
-
-    fn block_hash(&self, index: u32) -> u64 {
-        let known = self.request.prompt.block_hashes.get(index as usize).copied();
-        known.unwrap_or_else(|| xxh3_64_with_seed(&index.to_le_bytes(), self.request.id))
-    }
-}
-
-/// What the step in flight will have done.
-#[derive(Debug, Default)]
-struct Plan {
-    budget: u32,
-    load: StepLoad,
-    adapters: Vec<u32>,
-    adapter_loads: u32,
-}
 
 /// The scheduler and everything it schedules.
 #[derive(Debug)]
@@ -231,15 +63,7 @@ impl Engine {
         if tokens > capacity {
             return Err(TooLong { tokens, capacity });
         }
-        self.waiting.push_back(Seq {
-            request,
-            computed: 0,
-            emitted: 0,
-            scheduled: 0,
-            blocks: Vec::new(),
-            remembered: 0,
-            cached: None,
-        });
+        self.waiting.push_back(Seq::new(request));
         Ok(())
     }
 
@@ -258,11 +82,7 @@ impl Engine {
         if self.in_flight.is_some() || (self.running.is_empty() && self.waiting.is_empty()) {
             return None;
         }
-        let mut plan = mem::take(&mut self.plan);
-        plan.budget = self.config.max_num_batched_tokens;
-        plan.load = StepLoad::default();
-        plan.adapters.clear();
-        plan.adapter_loads = 0;
+        let mut plan = mem::take(&mut self.plan).again(self.config.max_num_batched_tokens);
         self.report.admitted.clear();
         let preempted = self.schedule_running(&mut plan);
         if !preempted {
@@ -313,7 +133,7 @@ impl Engine {
         &self.config
     }
 
-    /// Requests here now, running or waiting: the truth, which a scrape sees only after a step.
+    /// Requests here now, running or waiting, as a scrape will see them after the step.
     pub fn live(&self) -> usize {
         self.running.len() + self.waiting.len()
     }
@@ -385,7 +205,11 @@ impl Engine {
         let hits = count(&seq.blocks);
         let cached = hits * size;
         let new = (seq.tokens() - cached).min(plan.budget);
-        let reserve = if self.config.reserve_full_prompt { seq.tokens() } else { cached + new };
+        let reserve = if self.config.reserve_full_prompt {
+            seq.tokens()
+        } else {
+            cached + new
+        };
         if reserve.div_ceil(size) - hits + idle_hits > self.pool.free() {
             seq.blocks.clear();
             return false;
@@ -416,7 +240,13 @@ impl Engine {
     }
 
     fn emit(&mut self) {
-        let Self { running, pool, report, tally, .. } = self;
+        let Self {
+            running,
+            pool,
+            report,
+            tally,
+            ..
+        } = self;
         running.retain_mut(|seq| {
             seq.computed += mem::take(&mut seq.scheduled);
             if seq.computed < seq.tokens() {
@@ -429,7 +259,12 @@ impl Engine {
             tally.generation_tokens += 1;
             let last = seq.emitted == seq.request.output_tokens;
             let (id, cached) = (seq.request.id, seq.cached.unwrap_or(0));
-            report.emitted.push(Emitted { id, index: seq.emitted - 1, cached, last });
+            report.emitted.push(Emitted {
+                id,
+                index: seq.emitted - 1,
+                cached,
+                last,
+            });
             if last {
                 tally.finished += 1;
                 pool.release(&mut seq.blocks);
@@ -440,11 +275,14 @@ impl Engine {
 
     fn apply_aborts(&mut self) {
         for id in mem::take(&mut self.aborts) {
-            let running = self.running.iter().position(|seq| seq.request.id == id).map(|at| self.running.remove(at));
-            let waiting = || self.waiting.iter().position(|seq| seq.request.id == id);
-            let gone = match running {
-                Some(seq) => Some(seq),
-                None => waiting().and_then(|at| self.waiting.remove(at)),
+            let wanted = |seq: &Seq| seq.request.id == id;
+            let gone = if let Some(at) = self.running.iter().position(wanted) {
+                Some(self.running.remove(at))
+            } else {
+                self.waiting
+                    .iter()
+                    .position(wanted)
+                    .and_then(|at| self.waiting.remove(at))
             };
             if let Some(mut seq) = gone {
                 self.pool.release(&mut seq.blocks);
@@ -467,55 +305,18 @@ impl Engine {
     }
 }
 
-impl Plan {
-    fn has_room_for(&self, adapter: Option<u32>, max_loras: usize) -> bool {
-        adapter.is_none_or(|it| self.adapters.contains(&it) || self.adapters.len() < max_loras.max(1))
-    }
-
-    fn add(&mut self, seq: &mut Seq, new: u32) {
-        seq.scheduled = new;
-        self.budget -= new;
-        // One token after an answer has begun is a decode; anything else, a preempted answer too, is a chunk.
-        if new == 1 && seq.emitted > 0 && seq.computed + 1 == seq.tokens() {
-            self.load.add_decode(seq.computed);
-        } else {
-            self.load.add_chunk(new, seq.computed);
-        }
-        if let Some(adapter) = seq.request.adapter.filter(|it| !self.adapters.contains(it)) {
-            self.adapters.push(adapter);
-        }
-    }
-}
-
-/// Gives `seq` the blocks for `new` more tokens and lets the cache know those that will be full; all or nothing.
-fn grow(pool: &mut BlockPool, block_size: u32, seq: &mut Seq, new: u32) -> bool {
-    let after = seq.computed + new;
-    let missing = after.div_ceil(block_size).saturating_sub(count(&seq.blocks));
-    if missing > pool.free() {
-        return false;
-    }
-    seq.blocks.extend((0..missing).map_while(|_| pool.take()));
-    // As in vLLM, a block is findable as soon as it is planned: a request admitted in the same step can share it.
-    let full = after / block_size;
-    for index in seq.remembered..full {
-        if let Some(&block) = seq.blocks.get(index as usize) {
-            pool.remember(block, seq.block_hash(index));
-        }
-    }
-    seq.remembered = seq.remembered.max(full);
-    true
-}
-
-fn count(blocks: &[u32]) -> u32 {
-    u32::try_from(blocks.len()).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sim::profiles::find;
+    use crate::sim::{
+        profiles::find,
+        step::{StepLoad, StepModel},
+        terms::PromptBlocks,
+    };
 
     /// Blocks of 4 tokens, a budget of 16 tokens and `blocks` usable blocks: small enough to work out by hand.
     fn small(blocks: u32) -> EngineConfig {
@@ -530,24 +331,46 @@ mod tests {
     }
 
     fn request(id: u64, prompt: u32, output_tokens: u32) -> SimRequest {
-        let prompt = PromptBlocks { tokens: prompt, block_hashes: Arc::default() };
-        SimRequest { id, prompt, output_tokens, adapter: None }
+        let prompt = PromptBlocks {
+            tokens: prompt,
+            block_hashes: Arc::default(),
+        };
+        SimRequest {
+            id,
+            prompt,
+            output_tokens,
+            adapter: None,
+        }
     }
 
     fn hashed(id: u64, prompt: u32, output_tokens: u32, hashes: &[u64]) -> SimRequest {
-        let prompt = PromptBlocks { tokens: prompt, block_hashes: hashes.into() };
-        SimRequest { id, prompt, output_tokens, adapter: None }
+        let prompt = PromptBlocks {
+            tokens: prompt,
+            block_hashes: hashes.into(),
+        };
+        SimRequest {
+            id,
+            prompt,
+            output_tokens,
+            adapter: None,
+        }
     }
 
     fn adapted(id: u64, adapter: u32) -> SimRequest {
-        SimRequest { adapter: Some(adapter), ..request(id, 4, 2) }
+        SimRequest {
+            adapter: Some(adapter),
+            ..request(id, 4, 2)
+        }
     }
 
     /// One whole step: what it emitted as (id, index), and how many tokens it computed.
     fn step(engine: &mut Engine) -> (Vec<(u64, u32)>, u32) {
         engine.begin_step(0.0).expect("there is work");
         let report = engine.end_step();
-        (report.emitted.iter().map(|token| (token.id, token.index)).collect(), report.computed)
+        (
+            report.emitted.iter().map(|token| (token.id, token.index)).collect(),
+            report.computed,
+        )
     }
 
     #[test]
@@ -569,8 +392,16 @@ mod tests {
         engine.add(request(1, 4, 9)).unwrap();
         assert_eq!(step(&mut engine), (vec![(1, 0)], 4));
         engine.add(request(2, 20, 1)).unwrap();
-        assert_eq!(step(&mut engine), (vec![(1, 1)], 16), "one decode and a chunk of fifteen");
-        assert_eq!(step(&mut engine), (vec![(1, 2), (2, 0)], 6), "one decode and the last five");
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 1)], 16),
+            "one decode and a chunk of fifteen"
+        );
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 2), (2, 0)], 6),
+            "one decode and the last five"
+        );
     }
 
     #[test]
@@ -581,7 +412,11 @@ mod tests {
         load.add_chunk(16, 0);
         let millis = engine.config().step.millis(&load);
         assert_eq!(engine.begin_step(100.0), Some(100.0 + millis));
-        assert_eq!(engine.gauges(), &Gauges::default(), "nothing is known before the first step is over");
+        assert_eq!(
+            engine.gauges(),
+            &Gauges::default(),
+            "nothing is known before the first step is over"
+        );
         assert_eq!(engine.begin_step(100.0), None, "one step at a time");
         engine.end_step();
         assert_eq!((engine.gauges().running, engine.gauges().waiting), (1, 0));
@@ -601,8 +436,15 @@ mod tests {
         engine.add(hashed(2, 14, 1, &[10, 11, 12])).unwrap();
         assert_eq!(step(&mut engine), (vec![(2, 0)], 2), "three blocks are there");
         engine.add(hashed(3, 12, 1, &[10, 11, 12])).unwrap();
-        assert_eq!(step(&mut engine), (vec![(3, 0)], 4), "of a prompt that is all there, one block is computed");
-        assert_eq!((engine.totals().prefix_queries, engine.totals().prefix_hits), (38, 12 + 8));
+        assert_eq!(
+            step(&mut engine),
+            (vec![(3, 0)], 4),
+            "of a prompt that is all there, one block is computed"
+        );
+        assert_eq!(
+            (engine.totals().prefix_queries, engine.totals().prefix_hits),
+            (38, 12 + 8)
+        );
     }
 
     #[test]
@@ -665,7 +507,11 @@ mod tests {
             step(&mut engine);
         }
         assert_eq!(engine.totals().generation_tokens, 10);
-        assert_eq!(engine.totals().prefix_queries, 16, "a second admission is not a new query");
+        assert_eq!(
+            engine.totals().prefix_queries,
+            16,
+            "a second admission is not a new query"
+        );
     }
 
     #[test]
@@ -675,7 +521,11 @@ mod tests {
         step(&mut engine);
         engine.add(request(2, 12, 1)).unwrap();
         engine.add(request(3, 1, 1)).unwrap();
-        assert_eq!(step(&mut engine), (vec![(1, 1)], 1), "two fits not and three waits behind it");
+        assert_eq!(
+            step(&mut engine),
+            (vec![(1, 1)], 1),
+            "two fits not and three waits behind it"
+        );
         assert_eq!(engine.gauges().waiting, 2);
     }
 
@@ -704,7 +554,12 @@ mod tests {
     fn loading_an_adapter_costs_once_and_again_when_it_was_replaced() {
         let mut engine = Engine::new(small(20));
         let mut lasts = |adapter| {
-            engine.add(SimRequest { output_tokens: 1, ..adapted(9, adapter) }).unwrap();
+            engine
+                .add(SimRequest {
+                    output_tokens: 1,
+                    ..adapted(9, adapter)
+                })
+                .unwrap();
             let millis = engine.begin_step(0.0).unwrap();
             engine.end_step();
             millis
@@ -718,7 +573,13 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_refused() {
         let mut engine = Engine::new(small(4));
-        assert_eq!(engine.add(request(1, 12, 5)), Err(TooLong { tokens: 17, capacity: 16 }));
+        assert_eq!(
+            engine.add(request(1, 12, 5)),
+            Err(TooLong {
+                tokens: 17,
+                capacity: 16
+            })
+        );
         engine.add(request(2, 12, 4)).unwrap();
     }
 
@@ -738,7 +599,12 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        Add { prompt: u32, output: u32, family: u64, adapter: Option<u32> },
+        Add {
+            prompt: u32,
+            output: u32,
+            family: u64,
+            adapter: Option<u32>,
+        },
         Abort(u64),
         Begin,
         End,
@@ -808,7 +674,11 @@ mod tests {
 
     /// Blocks that running sequences hold, each counted once; those that wait hold none.
     fn held(engine: &Engine) -> u32 {
-        let mut blocks: Vec<u32> = engine.running.iter().flat_map(|seq| seq.blocks.iter().copied()).collect();
+        let mut blocks: Vec<u32> = engine
+            .running
+            .iter()
+            .flat_map(|seq| seq.blocks.iter().copied())
+            .collect();
         blocks.sort_unstable();
         blocks.dedup();
         count(&blocks)

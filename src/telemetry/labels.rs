@@ -45,7 +45,10 @@ pub struct Bounded {
 
 impl Default for Bounded {
     fn default() -> Self {
-        Self { seen: RwLock::default(), other: Name::from("other") }
+        Self {
+            seen: RwLock::default(),
+            other: Name::from("other"),
+        }
     }
 }
 

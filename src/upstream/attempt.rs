@@ -63,7 +63,11 @@ pub struct Upstream {
 impl Upstream {
     /// No connections yet.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, idle: Arc::default(), credentials: Credentials::default() }
+        Self {
+            connector,
+            idle: Arc::default(),
+            credentials: Credentials::default(),
+        }
     }
 
     /// One attempt: a kept connection or a new one, the request, and the head of the answer. Dropping the future
@@ -72,10 +76,13 @@ impl Upstream {
     /// # Errors
     /// A [`Failure`] if no head of an answer came.
     pub async fn attempt(&self, pod: &Pod, carry: &Carry, timeouts: &Timeouts) -> Result<Answer, Failure> {
-        let request = self.request(pod, carry)?;
+        let request = self.request(pod, carry).await?;
         let (mut live, reused) = match self.idle.take(&pod.id, clock::now(), timeouts.pool_idle) {
             Some(live) => (live, true),
-            None => (self.connector.connect(&pod.target.origin, timeouts.connect).await?, false),
+            None => (
+                self.connector.connect(pod, timeouts.connect).await?,
+                false,
+            ),
         };
         let sent = clock::now();
         let answer = timeout(timeouts.first_byte, live.sender.try_send_request(request)).await;
@@ -83,7 +90,12 @@ impl Upstream {
             Err(_) => return Err(Failure::timeout(FailureKind::FirstByteTimeout, timeouts.first_byte)),
             Ok(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
-                return Err(blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent)));
+                return Err(blame(
+                    error.error(),
+                    unsent,
+                    reused,
+                    clock::now().saturating_duration_since(sent),
+                ));
             }
             Ok(Ok(response)) => response,
         };
@@ -108,7 +120,7 @@ impl Upstream {
         }
     }
 
-    fn request(&self, pod: &Pod, carry: &Carry) -> Result<Request<Full<Bytes>>, Failure> {
+    async fn request(&self, pod: &Pod, carry: &Carry) -> Result<Request<Full<Bytes>>, Failure> {
         let unbuildable = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unbuildable, what);
         let target = &pod.target;
         let uri = if target.base_path.is_empty() {
@@ -123,10 +135,8 @@ impl Upstream {
         let host = HeaderValue::try_from(target.origin.authority()).map_err(|error| unbuildable(&error))?;
         headers.insert(header::HOST, host);
         if let Some(file) = &target.token_file {
-            let bearer = self
-                .credentials
-                .bearer(file, clock::now())
-                .map_err(|error| unbuildable(&format!("{}: {error}", file.display())))?;
+            let missing = || unbuildable(&format!("no token in {}", file.display()));
+            let bearer = self.credentials.bearer(file, clock::now()).await.ok_or_else(missing)?;
             headers.insert(header::AUTHORIZATION, bearer);
         }
         *request.headers_mut() = headers;
@@ -135,8 +145,15 @@ impl Upstream {
 
     fn answer(&self, pod: &Pod, live: Live, response: Response<Incoming>, sent: Instant) -> Answer {
         let (head, incoming) = response.into_parts();
-        let home = Home { live, pod: pod.id.clone(), idle: Arc::clone(&self.idle) };
-        let mut body = PodBody { incoming, home: Some(home) };
+        let home = Home {
+            live,
+            pod: pod.id.clone(),
+            idle: Arc::clone(&self.idle),
+        };
+        let mut body = PodBody {
+            incoming,
+            home: Some(home),
+        };
         body.go_home_if_over();
         Answer { head, body, sent }
     }

@@ -1,8 +1,8 @@
 //! Making a connection to a pod: TCP, TLS where the pod wants it, and the HTTP/1.1 handshake.
 
 use std::{
-    fs::File,
-    io::{self, BufReader},
+    collections::BTreeMap,
+    io,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use rustls::{ClientConfig, RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject as _}};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{Failure, FailureKind};
-use crate::{config::Origin, tasks::Tasks};
+use crate::{fleet::Pod, tasks::Tasks};
 
 /// The largest response header list, bytes: what hyper allows by default at its server side (16 KB) four times over,
 /// for pods behind proxies that add their own.
@@ -47,35 +47,48 @@ impl Drop for Live {
 /// Makes connections.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    tls: Arc<ClientConfig>,
+    /// How to speak TLS, by pool.
+    tls: BTreeMap<Arc<str>, Arc<ClientConfig>>,
     tasks: Tasks,
 }
 
 impl Connector {
-    /// Connections whose tasks are tracked by `tasks`.
-    pub fn new(tls: ClientConfig, tasks: Tasks) -> Self {
-        Self { tls: Arc::new(tls), tasks }
+    /// Connections whose tasks are tracked by `tasks`, with each pool's own TLS.
+    pub fn new(tls: BTreeMap<Arc<str>, Arc<ClientConfig>>, tasks: Tasks) -> Self {
+        Self { tls, tasks }
     }
 
-    /// A new connection to `origin` within `limit`.
-    pub(super) async fn connect(&self, origin: &Origin, limit: Duration) -> Result<Live, Failure> {
+    /// A new connection to `pod` within `limit`.
+    pub(super) async fn connect(&self, pod: &Pod, limit: Duration) -> Result<Live, Failure> {
         let late = |_| Failure::timeout(FailureKind::ConnectTimeout, limit);
-        timeout(limit, self.make(origin)).await.map_err(late)?
+        timeout(limit, self.make(pod)).await.map_err(late)?
     }
 
-    async fn make(&self, origin: &Origin) -> Result<Live, Failure> {
-        let tcp = TcpStream::connect((origin.host.as_str(), origin.port)).await.map_err(|error| {
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            Failure::new(if refused { FailureKind::Refused } else { FailureKind::Connect }, error)
-        })?;
+    async fn make(&self, pod: &Pod) -> Result<Live, Failure> {
+        let origin = &pod.target.origin;
+        let tcp = TcpStream::connect((origin.host.as_str(), origin.port))
+            .await
+            .map_err(|error| {
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                Failure::new(
+                    if refused {
+                        FailureKind::Refused
+                    } else {
+                        FailureKind::Connect
+                    },
+                    error,
+                )
+            })?;
         // A first token must not wait for a delayed ACK.
-        tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        tcp.set_nodelay(true)
+            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
         if !origin.https {
             return self.handshake(tcp).await;
         }
         let tls_failed = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Tls, error);
         let name = ServerName::try_from(origin.host.clone()).map_err(|error| tls_failed(&error))?;
-        let connector = TlsConnector::from(Arc::clone(&self.tls));
+        let config = self.tls.get(&pod.pool).ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?;
+        let connector = TlsConnector::from(Arc::clone(config));
         let tls = connector.connect(name, tcp).await.map_err(|error| tls_failed(&error))?;
         self.handshake(tls).await
     }
@@ -86,8 +99,10 @@ impl Connector {
     {
         let mut builder = http1::Builder::new();
         builder.max_header_size(MAX_RESPONSE_HEAD);
-        let (sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
         // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
         // open for ever.
         let carried = async move { _ = connection.await };
@@ -96,21 +111,24 @@ impl Connector {
     }
 }
 
-/// How we speak TLS to pods: modern versions, the system's roots and `more` (PEM files). The only place that names a
+/// How we speak TLS to pods: modern versions, the system's roots and those in `more` (PEM). The only place that names a
 /// cryptography provider.
 ///
 /// # Errors
-/// If a file of `more` cannot be read, or holds no certificate.
-pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
+/// If `more` cannot be read, or holds no certificate.
+pub fn client_tls(more: Option<&Path>) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     // A machine without system roots can still reach http pods and those of a given authority.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    for file in more {
+    if let Some(file) = more {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-        let mut reader = BufReader::new(File::open(file).map_err(named)?);
-        let certificates: Vec<_> = rustls_pemfile_certs(&mut reader).map_err(named)?;
+        let pem = CertificateDer::pem_file_iter(file).map_err(|error| named(io::Error::other(error)))?;
+        let certificates: Vec<_> = pem.collect::<Result<_, _>>().map_err(|error| named(io::Error::other(error)))?;
         if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(named(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it")));
+            return Err(named(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no certificate in it",
+            )));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -118,9 +136,4 @@ pub fn client_tls(more: &[&Path]) -> io::Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn rustls_pemfile_certs(reader: &mut dyn io::BufRead) -> io::Result<Vec<rustls::pki_types::CertificateDer<'static>>> {
-    use rustls::pki_types::pem::PemObject as _;
-    rustls::pki_types::CertificateDer::pem_reader_iter(reader).collect::<Result<_, _>>().map_err(io::Error::other)
 }

@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::{Sent, Story, answer::BrokeOff};
 use crate::{
     clock,
-    fleet::{Evidence, Pace},
+    fleet::Pace,
     gateway::{
         House,
         decide::{Matter, Pick},
@@ -46,6 +46,8 @@ pub(super) struct Relay {
     status: StatusCode,
     timer: Timer,
     between_events: bool,
+    /// Whether HTTP itself says where the body ends.
+    framed: bool,
     state: State,
 }
 
@@ -112,6 +114,7 @@ impl Relay {
             status,
             timer,
             between_events: true,
+            framed: headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH),
             state: State::Flowing,
         }
     }
@@ -155,7 +158,11 @@ impl Relay {
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        if self.rewrites() || !self.is_whole() { SizeHint::default() } else { self.body.size_hint() }
+        if self.rewrites() || !self.is_whole() {
+            SizeHint::default()
+        } else {
+            self.body.size_hint()
+        }
     }
 
     fn is_whole(&self) -> bool {
@@ -197,8 +204,13 @@ impl Relay {
         let ttft_ms = now.saturating_duration_since(sent).as_secs_f64() * 1e3;
         let pool = &matter.pool;
         let pace = pool.pace();
-        self.pick.verdict.pod.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
-        pool.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
+        self.pick
+            .verdict
+            .pod
+            .speed
+            .learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
+        pool.speed
+            .learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
     }
 
     fn edit(&mut self, data: Bytes) -> Bytes {
@@ -243,7 +255,7 @@ impl Relay {
         let Watch::Stream(watch) = &self.watch else {
             return false;
         };
-        self.status.is_success() && self.matter.is_some() && *watch.end() == End::Running
+        !self.framed && self.status.is_success() && *watch.end() == End::Running
     }
 
     /// The answer broke off: a stream is told so in its own words and then ended; a whole answer must not look
@@ -260,7 +272,11 @@ impl Relay {
 
     fn last_words(&self) -> Bytes {
         let event = cut_event(self.dialect);
-        if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
+        if self.between_events {
+            event
+        } else {
+            Bytes::from([b"\n\n", event.as_ref()].concat())
+        }
     }
 
     fn broke_off(&mut self, why: &'static str) {
@@ -270,10 +286,12 @@ impl Relay {
 
     fn blame_pod(&self, why: &'static str) {
         let pod = &self.pick.verdict.pod;
-        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
+        let labels = PoolReasonLabels {
+            pool: Name::from(&pod.pool),
+            reason: why,
+        };
         self.house.metrics.cuts.get_or_create(&labels).inc();
-        pod.health.note(Evidence::RequestFailed, clock::now());
-        (self.house.doubt)(&pod.id);
+        self.house.pod_failed(pod);
     }
 
     /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
@@ -314,16 +332,17 @@ impl Relay {
         let pod = &self.pick.verdict.pod;
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
-            status if status.is_server_error() => {
-                pod.health.note(Evidence::RequestFailed, clock::now());
-                (self.house.doubt)(&pod.id);
-            }
-            _ => _ = pod.health.note(Evidence::RequestOk, clock::now()),
+            status if status.is_server_error() => self.house.pod_failed(pod),
+            _ => self.house.pod_answered(pod),
         }
     }
 
     fn teach(&self, usage: Option<Usage>) {
-        let Some(matter) = self.matter.as_ref().filter(|_| self.receipt.outcome == Outcome::Complete) else {
+        let Some(matter) = self
+            .matter
+            .as_ref()
+            .filter(|_| self.receipt.outcome == Outcome::Complete)
+        else {
             return;
         };
         if !self.status.is_success() {
@@ -334,7 +353,9 @@ impl Relay {
             self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace());
             pool.speed.learn_itl(itl_ms, Pace::default());
         }
-        let output = usage.and_then(|usage| usage.completion_tokens).or(Some(self.receipt.tokens));
+        let output = usage
+            .and_then(|usage| usage.completion_tokens)
+            .or(Some(self.receipt.tokens));
         if let Some(tokens) = output.filter(|tokens| *tokens > 0) {
             pool.learn_output_tokens(tokens);
         }
@@ -351,8 +372,12 @@ impl Drop for Relay {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
-    kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes)
+        .unwrap_or_default();
+    kind.get(..17)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
@@ -366,7 +391,12 @@ struct Timer {
 
 impl Timer {
     fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self { sleep: None, silent_until: now + first, idle, total }
+        Self {
+            sleep: None,
+            silent_until: now + first,
+            idle,
+            total,
+        }
     }
 
     fn moved(&mut self, now: Instant) {
@@ -385,7 +415,9 @@ impl Timer {
             }
             // An armed sleep that fires early, because something came since, is simply armed again.
             let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self.total.map_or(self.silent_until, |total| total.min(self.silent_until));
+                let until = self
+                    .total
+                    .map_or(self.silent_until, |total| total.min(self.silent_until));
                 Box::pin(sleep_until(until.into()))
             });
             ready!(sleep.as_mut().poll(cx));

@@ -4,10 +4,10 @@
 //! backlog weighs exactly as long as it takes. Speeds are each pod's own, as it has shown them.
 
 use crate::{
-    fleet::Pace,
+    fleet::{AdapterState, Pace},
     scheduler::{
         Cost, Price,
-        belief::{Adapter, Belief, Beliefs},
+        belief::{Belief, Beliefs},
         filters::Field,
     },
 };
@@ -50,27 +50,34 @@ pub(in crate::scheduler) struct LeastCost<'a> {
 
 impl<'a> LeastCost<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
-        let beliefs = Beliefs::gather(field);
-        Self { adapter: field.adapter || beliefs.adapter, pool: field.scene.pool.pace(), field, beliefs }
+        let beliefs = Beliefs::gather(field, !field.base);
+        Self {
+            adapter: field.adapter || beliefs.adapter,
+            pool: field.scene.pool.pace(),
+            field,
+            beliefs,
+        }
     }
 
+    #[inline]
     pub(super) fn price(&self, place: usize) -> Price {
         let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
         let priced = known.and_then(|(candidate, belief)| {
             let pod = self.field.pod(*candidate)?;
-            let uncached = f64::from(self.field.question.send(pod.slot).uncached_tokens);
+            let uncached = f64::from(self.field.question.uncached(belief.blocks));
             Some(self.cost(belief, pod.speed.pace(self.pool), uncached, candidate.share))
         });
         Price::Cost(priced.unwrap_or(Cost::NEVER))
     }
 
+    #[inline]
     fn cost(&self, belief: &Belief, pace: Pace, uncached: f64, share: f64) -> Cost {
         let output = f64::from(self.field.question.expected_output_tokens);
-        let streams = belief.streams();
-        let others_tokens = belief.others_waiting * others_prompt(belief);
+        let streams = f64::from(belief.streams());
+        let others_tokens = others_tokens(belief);
         let own_ms = uncached * pace.ms_per_token;
         Cost {
-            wait_ms: (belief.prefill_tokens + others_tokens) * pace.ms_per_token,
+            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) * pace.ms_per_token,
             prefill_ms: pace.base_ms + own_ms,
             delay_ms: own_ms * INTERFERENCE * streams,
             decode_ms: output * pace.itl_ms * (OWN_DECODE + BATCH_SLOPE * streams),
@@ -86,17 +93,23 @@ pub(super) fn tolerance(best: &Cost) -> f64 {
     TIE * (best.prefill_ms + best.decode_ms) / best.share
 }
 
-/// Mean prompt of others' waiting requests: the guess, outweighed by what ours are like as they come.
-fn others_prompt(belief: &Belief) -> f64 {
-    (belief.prefill_tokens + OTHERS_PROMPT * OTHERS_SAMPLES) / (belief.unstarted + OTHERS_SAMPLES)
+/// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours are like as they come.
+fn others_tokens(belief: &Belief) -> f64 {
+    if belief.others_waiting <= 0.0 {
+        return 0.0;
+    }
+    let ours = f64::from(belief.prefill_tokens);
+    let each = (ours + OTHERS_PROMPT * OTHERS_SAMPLES) / (f64::from(belief.unstarted) + OTHERS_SAMPLES);
+    f64::from(belief.others_waiting) * each
 }
 
 /// What does not fit is recomputed once, by us or by whom we push out; and to free a part of the cache takes that part
 /// of a stream's lifetime. Nothing while all fits: a fuller cache is no slower.
 fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
-    let ours = belief.kv_since.max(belief.prefill_tokens);
-    let needed = belief.kv_usage * belief.kv_capacity + ours + coming;
-    let over = needed - belief.kv_capacity;
+    let capacity = f64::from(belief.kv_capacity);
+    let ours = f64::from(belief.kv_since.max(belief.prefill_tokens));
+    let needed = f64::from(belief.kv_usage) * capacity + ours + coming;
+    let over = needed - capacity;
     if over <= 0.0 {
         return 0.0;
     }
@@ -104,10 +117,10 @@ fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
 }
 
 /// A page that speaks of no adapters yet has most likely loaded none.
-fn adapter_ms(adapter: Adapter) -> f64 {
+fn adapter_ms(adapter: AdapterState) -> f64 {
     match adapter {
-        Adapter::Held => 0.0,
-        Adapter::Room | Adapter::Wanted | Adapter::Untold => ADAPTER_LOAD_MS,
-        Adapter::Full => ADAPTER_SWAP_MS,
+        AdapterState::Held => 0.0,
+        AdapterState::Room | AdapterState::Wanted | AdapterState::Untold => ADAPTER_LOAD_MS,
+        AdapterState::Full => ADAPTER_SWAP_MS,
     }
 }

@@ -43,6 +43,7 @@ impl<'a> Judge<'a> {
     }
 
     /// What the candidate at `place` costs.
+    #[inline]
     pub(super) fn price(&self, place: usize) -> Price {
         match self {
             Self::LeastCost(judge) => judge.price(place),

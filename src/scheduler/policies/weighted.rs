@@ -6,10 +6,11 @@
 
 use crate::{
     config::{Scorer, WeightedScorer},
+    fleet::AdapterState,
     scheduler::{
         Points, Price,
-        belief::{Adapter, Belief, Beliefs},
-        filters::{Candidate, Field},
+        belief::{Belief, Beliefs},
+        filters::Field,
     },
 };
 
@@ -24,45 +25,54 @@ pub(in crate::scheduler) struct Weighted<'a> {
 
 impl<'a> Weighted<'a> {
     pub(super) fn new(scorers: &'a [WeightedScorer], field: &'a Field<'a>) -> Self {
-        let beliefs = Beliefs::gather(field);
-        let waiting = Range::over(beliefs.list.iter().map(|it| it.waiting));
-        let running = Range::over(beliefs.list.iter().map(|it| it.running));
-        Self { field, scorers, beliefs, waiting, running }
+        let beliefs = Beliefs::gather(field, true);
+        let waiting = Range::over(beliefs.list.iter().map(|it| f64::from(it.waiting)));
+        let running = Range::over(beliefs.list.iter().map(|it| f64::from(it.running)));
+        Self {
+            field,
+            scorers,
+            beliefs,
+            waiting,
+            running,
+        }
     }
 
     pub(super) fn price(&self, place: usize) -> Price {
         let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
-        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| self.points(*candidate, belief)))
+        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| {
+            self.points(candidate.share, belief)
+        }))
     }
 
-    fn points(&self, candidate: Candidate, belief: &Belief) -> Points {
-        let mut points = Points { share: candidate.share, ..Points::default() };
+    fn points(&self, share: f64, belief: &Belief) -> Points {
+        let mut points = Points {
+            share,
+            ..Points::default()
+        };
         for WeightedScorer { scorer, weight } in self.scorers {
             match scorer {
-                Scorer::Queue => points.queue += weight * self.waiting.least_first(belief.waiting),
-                Scorer::Running => points.running += weight * self.running.least_first(belief.running),
-                Scorer::KvCache => points.kv_cache += weight * (1.0 - belief.kv_usage),
-                Scorer::PrefixCache => points.prefix_cache += weight * self.prefix(candidate),
+                Scorer::Queue => points.queue += weight * self.waiting.least_first(f64::from(belief.waiting)),
+                Scorer::Running => points.running += weight * self.running.least_first(f64::from(belief.running)),
+                Scorer::KvCache => points.kv_cache += weight * (1.0 - f64::from(belief.kv_usage)),
+                Scorer::PrefixCache => points.prefix_cache += weight * self.prefix(belief),
                 Scorer::LoraAffinity => points.lora_affinity += weight * affinity(belief.adapter),
             }
         }
         points
     }
 
-    fn prefix(&self, candidate: Candidate) -> f64 {
-        let hits = self.field.question.hits;
-        let slot = self.field.pod(candidate).map_or(u32::MAX, |pod| pod.slot);
-        hits.blocks(slot) as f64 / hits.asked().max(1) as f64
+    fn prefix(&self, belief: &Belief) -> f64 {
+        f64::from(belief.blocks) / self.field.question.hits.asked().max(1) as f64
     }
 }
 
 /// The adapter is in use 1, there is room for it 0.8, it is waited for 0.6, else 0.
-fn affinity(adapter: Adapter) -> f64 {
+fn affinity(adapter: AdapterState) -> f64 {
     match adapter {
-        Adapter::Held => 1.0,
-        Adapter::Room => 0.8,
-        Adapter::Wanted => 0.6,
-        Adapter::Full | Adapter::Untold => 0.0,
+        AdapterState::Held => 1.0,
+        AdapterState::Room => 0.8,
+        AdapterState::Wanted => 0.6,
+        AdapterState::Full | AdapterState::Untold => 0.0,
     }
 }
 
@@ -75,14 +85,24 @@ struct Range {
 
 impl Range {
     fn over(values: impl Iterator<Item = f64>) -> Self {
-        values.fold(Self { min: f64::INFINITY, max: f64::NEG_INFINITY }, |range, value| Self {
-            min: range.min.min(value),
-            max: range.max.max(value),
-        })
+        values.fold(
+            Self {
+                min: f64::INFINITY,
+                max: f64::NEG_INFINITY,
+            },
+            |range, value| Self {
+                min: range.min.min(value),
+                max: range.max.max(value),
+            },
+        )
     }
 
     /// 1 for the smallest, 0 for the largest, 1 for all when they are equal.
     fn least_first(self, value: f64) -> f64 {
-        if self.max > self.min { (self.max - value) / (self.max - self.min) } else { 1.0 }
+        if self.max > self.min {
+            (self.max - value) / (self.max - self.min)
+        } else {
+            1.0
+        }
     }
 }

@@ -1,7 +1,14 @@
 //! The doors of a simulated pod: accepting, uvicorn's habits, what happens to every request before it is understood
 //! (it is written down, and faults may strike), and the paths that tell about the pod itself.
 //!
-//! HTTP/1.1 only and without compression, like uvicorn. The paths that ask for work are in `endpoints.rs`.
+//! HTTP/1.1 only and without compression, like uvicorn. The paths that ask for work are in `generate.rs` and
+//! `pooling.rs`.
+
+mod answers;
+pub mod asked;
+mod generate;
+mod pooling;
+mod refusals;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,7 +35,9 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Faults, Inside, Received, endpoints, metrics::Page, until};
+pub(super) use self::generate::Shelf;
+use self::refusals::{engine_died, error};
+use super::{Faults, Inside, Received, metrics::Page, until};
 use crate::{clock, tasks::Tasks};
 
 /// Bodies above this are refused: far above what any test sends (a 1M-token prompt is 4 MB).
@@ -55,6 +64,16 @@ pub(super) struct Journal(Mutex<Entries>);
 struct Entries {
     by_path: BTreeMap<String, u64>,
     last: VecDeque<Received>,
+    unanswered: usize,
+}
+
+/// A request that has no answer yet, not even a head.
+struct Unanswered<'a>(&'a Journal);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered -= 1;
+    }
 }
 
 impl Journal {
@@ -62,6 +81,16 @@ impl Journal {
     pub(super) fn read(&self) -> (BTreeMap<String, u64>, Vec<Received>) {
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (entries.by_path.clone(), entries.last.iter().cloned().collect())
+    }
+
+    /// How many requests have no answer yet.
+    pub(super) fn unanswered(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered
+    }
+
+    fn open(&self) -> Unanswered<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered += 1;
+        Unanswered(self)
     }
 
     fn count(&self, path: &str) {
@@ -155,7 +184,8 @@ fn router(inside: Arc<Inside>) -> Router {
     let not_found = async || json_response(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"}));
     let not_allowed = async || json_response(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
     let version = async || json_response(StatusCode::OK, &json!({"version": "0.32.0"})); // the one imitated
-    endpoints::routes()
+    generate::routes()
+        .merge(pooling::routes())
         .route("/v1/models", get(models))
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
@@ -175,6 +205,7 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     inside.journal.count(request.uri().path());
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = if is_inference(&request) {
+        let _unanswered = inside.journal.open();
         match strike_or_keep(&inside, request).await {
             Ok(request) => next.run(request).await,
             Err(struck) => struck,
@@ -185,7 +216,9 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response.headers_mut().insert("server", HeaderValue::from_static("uvicorn"));
+    response
+        .headers_mut()
+        .insert("server", HeaderValue::from_static("uvicorn"));
     response
 }
 
@@ -212,32 +245,48 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
     });
     let mut faults = inside.faults.watch();
     // The switch lives as long as the pod, so this cannot fail; if it did, nothing would be wrong.
-    let now = faults.wait_for(|now| !now.hang_before_headers).await.map(|now| now.clone()).unwrap_or_default();
+    let now = faults
+        .wait_for(|now| !now.hang_before_headers)
+        .await
+        .map(|now| now.clone())
+        .unwrap_or_default();
     if now.engine_dead || inside.faults.next_fails() {
-        return Err(error(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalServerError",
-            "EngineCore encountered an issue.",
-        ));
+        return Err(engine_died());
     }
     if now.warm_up {
-        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "The engine is warming up."));
+        return Err(error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            "The engine is warming up.",
+        ));
     }
     if let Some(status) = now.status {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(error(status, "ServiceUnavailable", "Too many requests are waiting; try a different instance."));
+        return Err(error(
+            status,
+            "ServiceUnavailable",
+            "Too many requests are waiting; try a different instance.",
+        ));
     }
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
 async fn models(State(inside): State<Arc<Inside>>) -> Response {
-    let (created, base, length) = (inside.started.as_secs(), &inside.config.model, inside.config.max_model_len);
+    let (created, base, length) = (
+        inside.started.as_secs(),
+        &inside.config.model,
+        inside.config.max_model_len,
+    );
     let card = |id: &str, root: &str, parent: Option<&str>| {
         let max = parent.is_none().then_some(length);
         json!({"id": id, "object": "model", "created": created, "owned_by": "vllm", "root": root, "parent": parent,
                "max_model_len": max, "permission": []})
     };
-    let adapters = inside.config.adapters.iter().map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
+    let adapters = inside
+        .config
+        .adapters
+        .iter()
+        .map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
     let data: Vec<Value> = [card(base, base, None)].into_iter().chain(adapters).collect();
     json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
@@ -245,7 +294,11 @@ async fn models(State(inside): State<Arc<Inside>>) -> Response {
 /// An asleep pod is healthy, as in vLLM; a dead engine and a pod that warms up are not.
 async fn health(State(inside): State<Arc<Inside>>) -> StatusCode {
     let now = inside.faults.now();
-    if now.engine_dead || now.warm_up { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    if now.engine_dead || now.warm_up {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    }
 }
 
 async fn metrics(State(inside): State<Arc<Inside>>) -> Response {
@@ -291,23 +344,18 @@ async fn set_faults(State(inside): State<Arc<Inside>>, body: Bytes) -> Response 
     }
 }
 
-/// An error in vLLM's shape: unlike in the original API, `code` is a number.
-pub(super) fn error(status: StatusCode, kind: &str, message: &str) -> Response {
-    let param = (status == StatusCode::NOT_FOUND).then_some("model");
-    let body = json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}});
-    json_response(status, &body)
-}
-
 /// A whole JSON answer.
-pub(super) fn json_response(status: StatusCode, body: &Value) -> Response {
+fn json_response(status: StatusCode, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/json"));
     response
 }
 
 /// The breaking of a connection in the middle of a body, once what was said before has left.
-pub(super) async fn cut() -> io::Result<Bytes> {
+async fn cut() -> io::Result<Bytes> {
     tokio::time::sleep(LEAVING).await;
     Err(io::Error::new(io::ErrorKind::ConnectionReset, "cut by a fault"))
 }
