@@ -103,8 +103,10 @@ impl Connector {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Failure::new(FailureKind::Connect, error))?;
-        // Its end is seen by whoever holds the sender or the body.
-        let task = self.tasks.spawn(async move { connection.await.ok() }).abort_handle();
+        // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
+        // open for ever.
+        let carried = async move { _ = connection.await };
+        let task = self.tasks.spawn_until_stop(carried).abort_handle();
         Ok(Live { sender, task })
     }
 }

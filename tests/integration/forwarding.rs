@@ -42,12 +42,8 @@ async fn a_chunked_body_arrives_whole_and_with_a_length() {
     let mut pod = RawPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;
     let mut client = RawClient::connect(gateway.addr).await;
-    client
-        .say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-        .await;
-    client
-        .say("b\r\n{\"model\":\"m\r\n10\r\n\",\"prompt\":\"hi\"}\r\n0\r\n\r\n")
-        .await;
+    client.say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    client.say("b\r\n{\"model\":\"m\r\n10\r\n\",\"prompt\":\"hi\"}\r\n0\r\n\r\n").await;
     let asked = pod.asked().await;
     assert_eq!(
         (String::from_utf8_lossy(&asked.body).as_ref(), asked.header("content-length")),
@@ -98,10 +94,7 @@ async fn headers_pass_but_for_hops_routing_control_and_credentials() {
 
 #[tokio::test]
 async fn the_path_keeps_its_query_and_the_host_is_the_pods() {
-    let call = Call::post(
-        "/v1/completions?api-version=2024-06-01&x=%20y",
-        r#"{"model":"m","prompt":"hi"}"#,
-    );
+    let call = Call::post("/v1/completions?api-version=2024-06-01&x=%20y", r#"{"model":"m","prompt":"hi"}"#);
     let asked = seen_by_pod(call, |plan| plan).await;
     assert!(
         asked.head.starts_with("POST /v1/completions?api-version=2024-06-01&x=%20y HTTP/1.1\r\n"),
@@ -162,10 +155,7 @@ async fn an_answer_keeps_its_status_its_headers_and_its_bytes() {
     assert_eq!(reply.status(), 418);
     let custom: Vec<_> = reply.head.headers.get_all("x-custom").iter().collect();
     assert_eq!(custom, ["a", "b"]);
-    assert_eq!(
-        (reply.header("set-cookie"), reply.header("x-request-id")),
-        (Some("c=d"), Some("mine"))
-    );
+    assert_eq!((reply.header("set-cookie"), reply.header("x-request-id")), (Some("c=d"), Some("mine")));
     assert_eq!((reply.header("server"), reply.header("keep-alive")), (None, None));
     assert_eq!(reply.header("content-length"), Some(&*body.len().to_string()));
     assert_eq!(reply.text().await, body);
@@ -186,10 +176,7 @@ async fn http2_clients_get_the_same_answers() {
 #[tokio::test]
 async fn connections_to_pods_are_kept_and_closed_before_the_pod_would() {
     let mut pod = RawPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("timeouts: { pool_idle: 300ms }")
-        .start()
-        .await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("timeouts: { pool_idle: 300ms }").start().await;
     let reply = chat("one", 1).begin(gateway.addr);
     let mut asked = pod.asked().await;
     asked.say(whole_json("{}")).await;

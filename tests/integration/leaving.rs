@@ -77,11 +77,7 @@ async fn leave_mid_stream(h2: bool) {
     let mut replies: Vec<Reply> = Vec::new();
     for nth in 0..KILLS {
         let call = chat_stream(&format!("{nth}"), 20_000);
-        let mut reply = if h2 {
-            shared.ask(call).await.unwrap()
-        } else {
-            call.send(gateway.addr).await
-        };
+        let mut reply = if h2 { shared.ask(call).await.unwrap() } else { call.send(gateway.addr).await };
         reply.piece().await.unwrap().unwrap();
         reply.piece().await.unwrap().unwrap();
         replies.push(reply);

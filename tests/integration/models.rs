@@ -54,10 +54,7 @@ async fn a_model_that_only_pods_report_can_be_asked_for_unless_forbidden() {
     listed(&open, "b").await;
     let reply = ask.clone().send(open.addr).await;
     assert_eq!((reply.status(), &reply.json().await["model"]), (200, &json!("b")));
-    let strict = Gateway::over([pod.endpoint()])
-        .yaml("api: { serve_reported_models: false }")
-        .start()
-        .await;
+    let strict = Gateway::over([pod.endpoint()]).yaml("api: { serve_reported_models: false }").start().await;
     strict.sees_all_pods().await;
     ask.send(strict.addr).await.error(404).await;
     let list = Call::get("/v1/models").send(strict.addr).await.json().await;

@@ -35,13 +35,8 @@ async fn a_body_that_two_readers_could_take_differently_is_refused() {
 #[tokio::test]
 async fn an_unknown_model_is_answered_with_what_is_served() {
     let pod = SimPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("api: { serve_reported_models: false }")
-        .start()
-        .await;
-    let reply = Call::post("/v1/completions", r#"{"model":"gpt-9","prompt":"hi"}"#)
-        .send(gateway.addr)
-        .await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("api: { serve_reported_models: false }").start().await;
+    let reply = Call::post("/v1/completions", r#"{"model":"gpt-9","prompt":"hi"}"#).send(gateway.addr).await;
     assert_eq!(reply.header("x-tidegate-refused"), Some("unknown_model"));
     let error = reply.error(404).await;
     assert_eq!(
@@ -55,9 +50,8 @@ async fn an_unknown_model_is_answered_with_what_is_served() {
 async fn an_anthropic_client_is_refused_in_its_own_words() {
     let pod = SimPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;
-    let reply = Call::post("/v1/messages", r#"{"model":"claude","max_tokens":1,"messages":[]}"#)
-        .send(gateway.addr)
-        .await;
+    let reply =
+        Call::post("/v1/messages", r#"{"model":"claude","max_tokens":1,"messages":[]}"#).send(gateway.addr).await;
     assert_eq!(reply.status(), 404);
     let body = reply.json().await;
     assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!("invalid_request_error")));
@@ -66,10 +60,7 @@ async fn an_anthropic_client_is_refused_in_its_own_words() {
 #[tokio::test]
 async fn only_known_paths_pass_and_those_that_the_operator_allows() {
     let mut pod = RawPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("api: { extra_paths: [/v1/moderations] }")
-        .start()
-        .await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("api: { extra_paths: [/v1/moderations] }").start().await;
     let body = r#"{"model":"m","input":"hi"}"#;
     for path in ["/metrics", "/v1/chat/completion", "/sleep", "/v1/load_lora_adapter", "/", "/v1/moderations/"] {
         let error = Call::post(path, body).send(gateway.addr).await.error(404).await;
@@ -143,18 +134,13 @@ async fn a_compressed_body_is_refused() {
 #[tokio::test]
 async fn a_body_beyond_its_cap_is_refused_before_it_is_read() {
     let mut pod = RawPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("limits: { body: 1KiB }")
-        .start()
-        .await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("limits: { body: 1KiB }").start().await;
     let large = "x".repeat(1024);
     let error = chat(&large, 1).send(gateway.addr).await.error(413).await;
     assert_eq!(error["code"], "request_too_large");
     // One that does not say how long it is is stopped where the cap is.
     let mut client = RawClient::connect(gateway.addr).await;
-    client
-        .say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-        .await;
+    client.say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await;
     client.say(format!("401\r\n{}\r\n", "x".repeat(0x401))).await;
     let answer = client.rest().await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -165,10 +151,7 @@ async fn a_body_beyond_its_cap_is_refused_before_it_is_read() {
 #[tokio::test]
 async fn all_bodies_together_have_one_budget() {
     let mut pod = RawPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("limits: { body: 2KiB, buffered_bodies: 3KiB }")
-        .start()
-        .await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("limits: { body: 2KiB, buffered_bodies: 3KiB }").start().await;
     let large = "x".repeat(1800);
     let first = chat(&large, 1).begin(gateway.addr);
     let mut asked = pod.asked().await;
@@ -209,14 +192,10 @@ async fn every_answer_has_a_request_id_and_takes_the_clients_if_it_can_be_one() 
 #[tokio::test]
 async fn a_client_that_never_ends_its_body_is_let_go() {
     let pod = SimPod::start().await;
-    let gateway = Gateway::over([pod.endpoint()])
-        .yaml("timeouts: { body_read: 100ms, header_read: 300ms }")
-        .start()
-        .await;
+    let gateway =
+        Gateway::over([pod.endpoint()]).yaml("timeouts: { body_read: 100ms, header_read: 300ms }").start().await;
     let mut client = RawClient::connect(gateway.addr).await;
-    client
-        .say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"model\"")
-        .await;
+    client.say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"model\"").await;
     let answer = client.rest().await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     let mut silent = RawClient::connect(gateway.addr).await;

@@ -18,17 +18,11 @@ fn id_in_stream(text: &str) -> Value {
 #[tokio::test]
 async fn a_response_is_asked_for_where_it_was_made() {
     let pods = [SimPod::start().await, SimPod::start().await, SimPod::start().await];
-    let gateway = Gateway::over(pods.iter().map(SimPod::endpoint))
-        .yaml("scheduler: { policy: round-robin }")
-        .start()
-        .await;
+    let gateway =
+        Gateway::over(pods.iter().map(SimPod::endpoint)).yaml("scheduler: { policy: round-robin }").start().await;
     for turn in 0..9 {
         let reply = create(None, turn % 2 == 0).send(gateway.addr).await;
-        let id = if turn % 2 == 0 {
-            id_in_stream(&reply.text().await)
-        } else {
-            reply.json().await["id"].clone()
-        };
+        let id = if turn % 2 == 0 { id_in_stream(&reply.text().await) } else { reply.json().await["id"].clone() };
         let path = format!("/v1/responses/{}", id.as_str().unwrap());
         let again = Call::get(&path).send(gateway.addr).await;
         assert_eq!((again.status(), &again.json().await["id"]), (200, &id));
@@ -42,10 +36,8 @@ async fn a_response_is_asked_for_where_it_was_made() {
 #[tokio::test]
 async fn the_next_turn_goes_to_the_pod_that_remembers_the_last() {
     let pods = [SimPod::start().await, SimPod::start().await, SimPod::start().await];
-    let gateway = Gateway::over(pods.iter().map(SimPod::endpoint))
-        .yaml("scheduler: { policy: round-robin }")
-        .start()
-        .await;
+    let gateway =
+        Gateway::over(pods.iter().map(SimPod::endpoint)).yaml("scheduler: { policy: round-robin }").start().await;
     let mut last = create(None, false).send(gateway.addr).await.json().await["id"].clone();
     for _ in 0..5 {
         last = create(Some(&last), false).send(gateway.addr).await.json().await["id"].clone();
@@ -64,10 +56,6 @@ async fn a_response_that_nobody_here_made_is_unknown() {
     assert_eq!(reply.header("x-tidegate-refused"), Some("unknown_response"));
     let error = reply.error(404).await;
     assert_eq!(error["code"], "response_not_found");
-    Call::post("/v1/responses/resp_unknown/cancel", "")
-        .send(gateway.addr)
-        .await
-        .error(404)
-        .await;
+    Call::post("/v1/responses/resp_unknown/cancel", "").send(gateway.addr).await.error(404).await;
     assert_eq!(pod.asked(), before);
 }

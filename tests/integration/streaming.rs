@@ -124,10 +124,7 @@ async fn every_whole_endpoint_of_a_simulated_pod_answers() {
         ("/v1/score", r#"{"model":"m","text_1":"a","text_2":"b"}"#),
         ("/tokenize", r#"{"model":"m","prompt":"hi"}"#),
         ("/detokenize", r#"{"model":"m","tokens":[1,2]}"#),
-        (
-            "/v1/messages/count_tokens",
-            r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#,
-        ),
+        ("/v1/messages/count_tokens", r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#),
     ] {
         let reply = Call::post(path, body).send(gateway.addr).await;
         assert_eq!(reply.status(), 200, "{path}: {}", reply.text().await);

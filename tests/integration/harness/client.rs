@@ -59,10 +59,7 @@ impl Call {
     }
 
     pub(crate) fn get(path: &str) -> Self {
-        Self {
-            headers: Vec::new(),
-            ..Self::new(Method::GET, path, "")
-        }
+        Self { headers: Vec::new(), ..Self::new(Method::GET, path, "") }
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
@@ -120,15 +117,9 @@ impl Client {
     pub(crate) async fn h1(to: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(to)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = Connection(tokio::spawn(async { _ = connection.await }));
-        Self {
-            to,
-            sender: Sender::H1(sender),
-            connection,
-        }
+        Self { to, sender: Sender::H1(sender), connection }
     }
 
     pub(crate) async fn h2(to: SocketAddr) -> Self {
@@ -136,11 +127,7 @@ impl Client {
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = handshake.await.unwrap();
         let connection = Connection(tokio::spawn(async { _ = connection.await }));
-        Self {
-            to,
-            sender: Sender::H2(sender),
-            connection,
-        }
+        Self { to, sender: Sender::H2(sender), connection }
     }
 
     /// Sends over this connection, which then belongs to the reply.
@@ -173,11 +160,7 @@ impl Client {
             }
         };
         let (head, body) = within("an answer", answer).await?.into_parts();
-        Ok(Reply {
-            head,
-            body,
-            connection: None,
-        })
+        Ok(Reply { head, body, connection: None })
     }
 }
 

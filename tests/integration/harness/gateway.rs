@@ -46,20 +46,12 @@ impl Gateway {
     }
 
     pub(crate) fn pods(&self) -> Vec<std::sync::Arc<Pod>> {
-        self.running
-            .house
-            .fleet
-            .pools()
-            .flat_map(|pool| pool.pods().to_vec())
-            .collect()
+        self.running.house.fleet.pools().flat_map(|pool| pool.pods().to_vec()).collect()
     }
 
     /// Waits until every pod was read once.
     pub(crate) async fn sees_all_pods(&self) {
-        eventually("a reading of every pod", || {
-            self.pods().iter().all(|pod| pod.load().is_some())
-        })
-        .await;
+        eventually("a reading of every pod", || self.pods().iter().all(|pod| pod.load().is_some())).await;
     }
 
     /// Waits until nothing is counted as open any more, anywhere.
@@ -101,11 +93,7 @@ impl Gateway {
 
     /// Stops it as SIGTERM does. That this returns shows that no task was left behind.
     pub(crate) async fn stop(self, grace: Duration) -> Stopped {
-        within(
-            "the gateway to stop",
-            self.running.stop(Duration::ZERO, grace, std::future::pending()),
-        )
-        .await
+        within("the gateway to stop", self.running.stop(Duration::ZERO, grace, std::future::pending())).await
     }
 }
 
@@ -130,8 +118,7 @@ impl Plan {
 
     /// Another pool, of one endpoint.
     pub(crate) fn other_pool(mut self, name: &str, endpoint: &str) -> Self {
-        self.other_pools
-            .push_str(&format!("  - name: {name}\n    engine: vllm\n    endpoints: [{endpoint}]\n"));
+        self.other_pools.push_str(&format!("  - name: {name}\n    engine: vllm\n    endpoints: [{endpoint}]\n"));
         self
     }
 
@@ -142,14 +129,7 @@ impl Plan {
     }
 
     fn text(&self) -> String {
-        let Self {
-            endpoints,
-            listeners,
-            pool,
-            other_pools,
-            models,
-            rest,
-        } = self;
+        let Self { endpoints, listeners, pool, other_pools, models, rest } = self;
         format!(
             "listeners:\n  - {}\npools:\n  - name: pods\n    engine: vllm\n    endpoints:\n      - {}\n{pool}{other_pools}models:\n  - \
              {models}\nadmin: {{ address: 127.0.0.1:0 }}\n{rest}",
@@ -162,19 +142,14 @@ impl Plan {
         let text = self.text();
         let (config, _) = config::load("test.yaml", &text).unwrap_or_else(|report| panic!("{report:?}\n{text}"));
         let running = app::start(config).await.unwrap();
-        Gateway {
-            addr: running.listeners[0].1,
-            running,
-        }
+        Gateway { addr: running.listeners[0].1, running }
     }
 }
 
 /// The sum of every sample of `name` on a page of metrics.
 fn sum(page: &str, name: &str) -> f64 {
-    let of_family = |line: &&str| {
-        line.strip_prefix(name)
-            .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
-    };
+    let of_family =
+        |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '));
     let values = page.lines().filter(of_family).filter_map(|line| line.rsplit(' ').next());
     values.map(|value| value.parse::<f64>().unwrap()).sum()
 }

@@ -41,9 +41,7 @@ impl SimPod {
 
     pub(crate) async fn like(config: PodConfig) -> Self {
         let tasks = Tasks::new();
-        let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks)
-            .await
-            .unwrap();
+        let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
         Self { pod, tasks }
     }
 
@@ -77,10 +75,7 @@ pub(crate) fn refusing_endpoint(witness: &RawPod) -> (String, TcpSocket) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let address = socket.local_addr().unwrap();
-    let endpoint = format!(
-        "{{ url: \"http://{address}\", metrics_url: \"http://{}/metrics\" }}",
-        witness.addr
-    );
+    let endpoint = format!("{{ url: \"http://{address}\", metrics_url: \"http://{}/metrics\" }}", witness.addr);
     (endpoint, socket)
 }
 
@@ -224,12 +219,7 @@ async fn read_requests(mut stream: TcpStream, told: mpsc::UnboundedSender<Exchan
                 return;
             }
         }
-        let handed_on = Exchange {
-            head,
-            body: read,
-            stream,
-            told: told.clone(),
-        };
+        let handed_on = Exchange { head, body: read, stream, told: told.clone() };
         _ = told.send(handed_on);
         return;
     }
@@ -255,10 +245,7 @@ fn how_it_is(head: &str) -> Option<String> {
 
 /// The bytes of a whole JSON answer.
 pub(crate) fn whole_json(body: &str) -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 /// The head of a chunked event stream.
