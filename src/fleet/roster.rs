@@ -102,15 +102,16 @@ impl Fleet {
         let mut changes = Changes::default();
         let mut pods: Vec<Arc<Pod>> = Vec::with_capacity(targets.len());
         for target in targets {
+            let id = PodId::new(pool, &target.origin.authority());
+            if pods.iter().any(|it| it.id == id) {
+                continue;
+            }
             let stays = old.iter().find(|pod| pod.target == *target);
-            let pod = stays.cloned().unwrap_or_else(|| {
+            pods.push(stays.cloned().unwrap_or_else(|| {
                 let pod = Arc::new(self.new_pod(state, target, now));
                 changes.added.push(Arc::clone(&pod));
                 pod
-            });
-            if !pods.iter().any(|it| it.id == pod.id) {
-                pods.push(pod);
-            }
+            }));
         }
         for pod in old.iter().filter(|pod| !pods.iter().any(|it| Arc::ptr_eq(it, pod))) {
             pod.health.note(Evidence::Gone, now);
@@ -310,11 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_address_listed_twice_is_one_pod() {
+    fn the_same_address_listed_twice_is_one_pod_even_under_two_credentials() {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[pool()], now);
-        fleet.set("pool", &[target("a"), target("a")], now);
-        assert_eq!(fleet.pool("pool").unwrap().pods().len(), 1);
+        let other = Target { token_file: Some("other".into()), ..target("a") };
+        let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
+        assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
+        assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));
     }
 
     #[test]

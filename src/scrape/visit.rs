@@ -1,6 +1,9 @@
 //! One visit to one pod: what is asked, what is made of the answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use super::{
     engines,
@@ -78,8 +81,7 @@ impl Watch {
     }
 
     /// What is due now, marked as under way: run each with [`Watch::run`].
-    pub(super) fn due(&self) -> impl Iterator<Item = Errand> + use<> {
-        let now = clock::now();
+    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = Errand> + use<> {
         let sent = self.pod.ledger.sent();
         let condition = self.pod.condition(now);
         let mut turns = self.turns();
