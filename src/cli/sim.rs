@@ -208,7 +208,9 @@ fn after_help() -> String {
     format!(
         "Profiles:\n{}\n\nStep times were fitted to measurements that NVIDIA publishes with aiconfigurator (Apache-2.0).\n\
          \nExamples:\n  tidegate sim                                    four pods on 127.0.0.1:9001-9004\n  \
-         tidegate sim --speed 1,1,1,0.5 --adapters a,b   the last one is half as fast; two adapters",
+         tidegate sim --speed 1,1,1,0.5 --adapters a,b   the last one is half as fast; two adapters\n\n\
+         Exit codes:\n  0  stopped by Ctrl-C\n  1  an address could not be bound, or a name or number makes no sense\n  \
+         2  the command line itself is wrong",
         list.collect::<Vec<_>>().join("\n")
     )
 }
