@@ -56,7 +56,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
             ended_mark: 0,
             reading: reading(n),
         });
-        pod.speed.learn_first_token(500.0, 40.0, pool.pace());
+        pod.speed.learn_first_token(500.0, 40.0, pool.pace(), tidegate::clock::now());
     }
     (fleet, held)
 }

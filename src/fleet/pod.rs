@@ -118,7 +118,7 @@ impl Pod {
             view,
             ledger: Ledger::default(),
             health,
-            speed: Speed::default(),
+            speed: Speed::of_pod(),
             load: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
         }

@@ -165,7 +165,7 @@ impl PoolState {
     fn new(config: Arc<Pool>, now: Instant) -> Self {
         Self {
             config,
-            speed: Speed::default(),
+            speed: Speed::of_pool(),
             turn: AtomicU64::new(0),
             pods: ArcSwap::from_pointee(Vec::new()),
             gate: Mutex::new(()),

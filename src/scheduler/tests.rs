@@ -289,8 +289,8 @@ fn a_slow_pod_gets_little_as_soon_as_its_answers_show_it() {
         for i in 0..60u32 {
             let tokens = f64::from(i % 6) * 400.0;
             pod.speed
-                .learn_first_token(tokens, (20.0 + 0.05 * tokens) * slow, pool.pace());
-            pod.speed.learn_itl(15.0 * slow, pool.pace());
+                .learn_first_token(tokens, (20.0 + 0.05 * tokens) * slow, pool.pace(), crate::clock::now());
+            pod.speed.learn_itl(15.0 * slow, pool.pace(), crate::clock::now());
         }
     }
     let counts = stage.burst(&Scheduler::LeastCost, &stage.ask(1_000), 130);

@@ -206,9 +206,9 @@ impl Relay {
             .verdict
             .pod
             .speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
+            .learn_first_token(self.pick.tokens_ahead, ttft_ms, pace, now);
         pool.speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
+            .learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default(), now);
     }
 
     fn edit(&mut self, data: Bytes) -> Bytes {
@@ -348,8 +348,9 @@ impl Relay {
         }
         let pool = &matter.pool;
         if let Some(itl_ms) = self.receipt.itl_ms() {
-            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace());
-            pool.speed.learn_itl(itl_ms, Pace::default());
+            let now = clock::now();
+            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace(), now);
+            pool.speed.learn_itl(itl_ms, Pace::default(), now);
         }
         let output = usage
             .and_then(|usage| usage.completion_tokens)
