@@ -35,11 +35,7 @@ const CLIP: f64 = 4.0;
 
 /// Where a fleet that has shown nothing yet is believed to be: an 8B model on an H100 prefills 40,000 tokens/s and
 /// takes 6 ms a step, on an L40S a quarter of that (fitted silicon measurements, see the sim's profiles); between them.
-const UNSEEN: Pace = Pace {
-    base_ms: 20.0,
-    ms_per_token: 0.05,
-    itl_ms: 15.0,
-};
+const UNSEEN: Pace = Pace { base_ms: 20.0, ms_per_token: 0.05, itl_ms: 15.0 };
 
 /// A pod's speed as three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -156,11 +152,7 @@ impl Speed {
             return prior;
         }
         let read = |cell: &AtomicU32| f64::from(f32::from_bits(cell.load(Relaxed)));
-        Pace {
-            base_ms: read(&self.base_ms),
-            ms_per_token: read(&self.ms_per_token),
-            itl_ms: read(&self.itl_ms),
-        }
+        Pace { base_ms: read(&self.base_ms), ms_per_token: read(&self.ms_per_token), itl_ms: read(&self.itl_ms) }
     }
 
     /// Samples seen, as far as a u32 counts.
@@ -188,10 +180,7 @@ impl Speed {
     }
 
     fn store(&self, pace: Pace) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "f32 holds a pace well enough, and fits an atomic"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "f32 holds a pace well enough, and fits an atomic")]
         let write = |cell: &AtomicU32, value: f64| cell.store((value as f32).to_bits(), Relaxed);
         write(&self.base_ms, pace.base_ms);
         write(&self.ms_per_token, pace.ms_per_token);
@@ -207,15 +196,7 @@ impl Sums {
     fn fade(&mut self, now: Instant) {
         let passed = self.faded.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         let kept = (-passed.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2();
-        for sum in [
-            &mut self.n,
-            &mut self.x,
-            &mut self.y,
-            &mut self.xx,
-            &mut self.xy,
-            &mut self.itl_n,
-            &mut self.itl,
-        ] {
+        for sum in [&mut self.n, &mut self.x, &mut self.y, &mut self.xx, &mut self.xy, &mut self.itl_n, &mut self.itl] {
             *sum *= kept;
         }
         self.faded = Some(now);
@@ -224,11 +205,7 @@ impl Sums {
     /// Least squares where the samples differ enough in length to tell base from slope; else the base is taken as
     /// given and only the slope is fitted.
     fn fit(&self, prior: Pace) -> Pace {
-        let itl_ms = if self.itl_n > 0.0 {
-            self.itl / self.itl_n
-        } else {
-            prior.itl_ms
-        };
+        let itl_ms = if self.itl_n > 0.0 { self.itl / self.itl_n } else { prior.itl_ms };
         if self.n <= 0.0 {
             return Pace { itl_ms, ..prior };
         }
@@ -239,19 +216,11 @@ impl Sums {
         // A tenth of the mean length is the least spread that tells a slope from noise.
         let telling = spread.sqrt() > mean_x * 0.1 && slope.is_finite() && slope > 0.0 && base >= 0.0;
         if telling && self.n > 2.0 {
-            return Pace {
-                base_ms: base,
-                ms_per_token: slope,
-                itl_ms,
-            };
+            return Pace { base_ms: base, ms_per_token: slope, itl_ms };
         }
         // Scale the prior's line so that it passes through the mean.
         let factor = mean_y / (prior.base_ms + prior.ms_per_token * mean_x).max(f64::MIN_POSITIVE);
-        Pace {
-            base_ms: prior.base_ms * factor,
-            ms_per_token: prior.ms_per_token * factor,
-            itl_ms,
-        }
+        Pace { base_ms: prior.base_ms * factor, ms_per_token: prior.ms_per_token * factor, itl_ms }
     }
 }
 
@@ -276,11 +245,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_showed_nothing_is_like_its_pool() {
-        let pool = Pace {
-            base_ms: 7.0,
-            ms_per_token: 0.2,
-            itl_ms: 9.0,
-        };
+        let pool = Pace { base_ms: 7.0, ms_per_token: 0.2, itl_ms: 9.0 };
         assert_eq!(Speed::of_pod().pace(pool), pool);
     }
 

@@ -22,12 +22,7 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self {
-            sleep: None,
-            silent_until: now + first,
-            idle,
-            total,
-        }
+        Self { sleep: None, silent_until: now + first, idle, total }
     }
 
     pub(super) fn moved(&mut self, now: Instant) {
@@ -46,9 +41,7 @@ impl Timer {
             }
             // An armed sleep that fires early, because something came since, is simply armed again.
             let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self
-                    .total
-                    .map_or(self.silent_until, |total| total.min(self.silent_until));
+                let until = self.total.map_or(self.silent_until, |total| total.min(self.silent_until));
                 Box::pin(sleep_until(until.into()))
             });
             ready!(sleep.as_mut().poll(cx));
