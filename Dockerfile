@@ -4,7 +4,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 # Dependencies first, so that a change of ours does not build them again.
 RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && for bench in ask page pick; do echo 'fn main() {}' > benches/$bench.rs; done \
+    && for bench in ask page pick scrape_cost; do echo 'fn main() {}' > benches/$bench.rs; done \
     && cargo build --release --locked && rm -rf src
 COPY src src
 COPY config config

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    clock,
     config::{self, Config},
     discovery,
     fleet::{Changes, Condition, Fleet, Pod},
@@ -10,7 +11,7 @@ use crate::{
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
-    telemetry::{Metrics, Name, metrics::PoolReasonLabels},
+    telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
 
 /// Hears what the scrape hears: counts it, and keeps the prefix index as large as the pods' caches are.
@@ -48,6 +49,9 @@ impl Report for Ears {
         if seen.unparsed_lines > 0 {
             let unparsed = self.metrics.scrape_unparsed.get_or_create_owned(&Self::labels(pod, "unparsed"));
             unparsed.inc_by(u64::from(seen.unparsed_lines));
+        }
+        if let Some(pool) = self.fleet.pool(&pod.pool) {
+            pod.speed.fade(pool.pace(), clock::now());
         }
         self.fit_prefix_index(pod);
     }

@@ -3,6 +3,9 @@
 //!
 //! With https the name stays one pod: its certificate is for the name, not for the addresses behind it, and a target
 //! has no room for both.
+//!
+//! The system's resolver does not tell a name without addresses from a server that does not answer: both keep the last
+//! addresses. A pod that is really gone is out of use all the same, because its scrapes are refused.
 
 use std::{
     io,
@@ -34,11 +37,16 @@ pub(super) async fn watch(target: Target, slot: Slot) {
         return;
     }
     let mut answers = Answers::default();
+    let mut failing = false;
     loop {
         let found = resolve(&target.origin).await;
-        if let Err(error) = &found {
-            tracing::debug!(host = target.origin.host, %error, "name not resolved, its last addresses stay");
+        match &found {
+            Err(error) if !failing => {
+                tracing::warn!(host = target.origin.host, %error, "name not resolved, its last addresses stay");
+            }
+            _ => {}
         }
+        failing = found.is_err();
         if let Some(addresses) = answers.note(found.ok(), clock::now()) {
             slot.publish(addresses.iter().map(|address| at(&target, *address)).collect());
         }
@@ -85,5 +93,57 @@ impl Answers {
         }
         self.last = Some(answer);
         self.last.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(last: &[u8]) -> Vec<IpAddr> {
+        last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect()
+    }
+
+    #[test]
+    fn only_another_answer_is_news_and_a_failure_never() {
+        let now = clock::now();
+        let mut answers = Answers::default();
+        assert_eq!(answers.note(None, now), None);
+        assert_eq!(answers.note(Some(addresses(&[1, 2])), now), Some(&*addresses(&[1, 2])));
+        assert_eq!(answers.note(Some(addresses(&[1, 2])), now), None);
+        assert_eq!(answers.note(None, now), None);
+        assert_eq!(answers.note(Some(addresses(&[2])), now), Some(&*addresses(&[2])));
+    }
+
+    #[test]
+    fn a_name_without_addresses_keeps_its_pods_for_a_while() {
+        let now = clock::now();
+        let mut answers = Answers::default();
+        answers.note(Some(addresses(&[1])), now);
+        assert_eq!(answers.note(Some(vec![]), now), None);
+        assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE / 2), None);
+        answers.note(Some(addresses(&[1])), now + EMPTY_GRACE / 2);
+        assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE), None, "it begins anew");
+        assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE * 2), Some(&[] as &[IpAddr]));
+    }
+
+    #[test]
+    fn an_address_takes_the_place_of_the_name() {
+        let target = Target {
+            origin: Origin { https: false, host: "pods.example".into(), port: 8000 },
+            base_path: "/app".into(),
+            token_file: None,
+            metrics_url: None,
+        };
+        let six = at(&target, "2001:db8::1".parse().unwrap());
+        assert_eq!(six.origin.authority(), "[2001:db8::1]:8000");
+        assert_eq!(six.base_path, "/app");
+    }
+
+    #[tokio::test]
+    async fn localhost_resolves_to_itself() {
+        let origin = Origin { https: false, host: "localhost".into(), port: 8000 };
+        let found = resolve(&origin).await.unwrap();
+        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
     }
 }

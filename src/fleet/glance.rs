@@ -67,10 +67,7 @@ pub struct Name<'a> {
 impl<'a> Name<'a> {
     /// Hashes `text`.
     pub fn new(text: &'a str) -> Self {
-        Self {
-            text,
-            hash: xxh3_64(text.as_bytes()),
-        }
+        Self { text, hash: xxh3_64(text.as_bytes()) }
     }
 }
 
@@ -148,9 +145,7 @@ impl Board {
         let whole = |span: Duration| span.as_secs() * 1_000_000 + u64::from(span.subsec_micros());
         match at.checked_duration_since(self.epoch) {
             Some(after) => EPOCH + whole(after),
-            None => EPOCH
-                .saturating_sub(whole(self.epoch.saturating_duration_since(at)))
-                .max(1),
+            None => EPOCH.saturating_sub(whole(self.epoch.saturating_duration_since(at))).max(1),
         }
     }
 }
@@ -201,13 +196,7 @@ impl Slots {
 
     fn from(counts: u64, names: [u64; ADAPTERS]) -> Self {
         let [flags, running, waiting, ..] = counts.to_le_bytes();
-        Self {
-            told: flags & 1 != 0,
-            room: flags & 2 != 0,
-            running,
-            waiting,
-            names,
-        }
+        Self { told: flags & 1 != 0, room: flags & 2 != 0, running, waiting, names }
     }
 
     fn state(&self, hash: u64) -> Option<AdapterState> {
@@ -271,20 +260,11 @@ mod tests {
 
     fn adapters(running: &[&str], waiting: &[&str], max: Option<u32>) -> Adapters {
         let names = |list: &[&str]| list.iter().map(|it| (*it).into()).collect();
-        Adapters {
-            max,
-            running: names(running),
-            waiting: names(waiting),
-        }
+        Adapters { max, running: names(running), waiting: names(waiting) }
     }
 
     fn load(began: Instant, reading: Reading) -> PodLoad {
-        PodLoad {
-            began,
-            sent_mark: 7,
-            ended_mark: 3,
-            reading,
-        }
+        PodLoad { began, sent_mark: 7, ended_mark: 3, reading }
     }
 
     #[test]
@@ -317,10 +297,7 @@ mod tests {
         let repeated = adapters(&["a"], &["a"], Some(2));
         assert_eq!(repeated.state("b"), AdapterState::Room);
         let wanted = adapters(&["a"], &["b"], Some(2));
-        assert_eq!(
-            (wanted.state("b"), wanted.state("c")),
-            (AdapterState::Wanted, AdapterState::Full)
-        );
+        assert_eq!((wanted.state("b"), wanted.state("c")), (AdapterState::Wanted, AdapterState::Full));
     }
 
     proptest! {

@@ -69,11 +69,7 @@ impl Fleet {
     /// Empty pools as configured.
     pub fn new(pools: &[Arc<Pool>], now: Instant) -> Self {
         let state = |pool: &Arc<Pool>| (Arc::clone(&pool.name), Arc::new(PoolState::new(Arc::clone(pool), now)));
-        Self {
-            pools: pools.iter().map(state).collect(),
-            by_id: DashMap::new(),
-            next_slot: AtomicU32::new(0),
-        }
+        Self { pools: pools.iter().map(state).collect(), by_id: DashMap::new(), next_slot: AtomicU32::new(0) }
     }
 
     /// A pool by name.
@@ -102,15 +98,16 @@ impl Fleet {
         let mut changes = Changes::default();
         let mut pods: Vec<Arc<Pod>> = Vec::with_capacity(targets.len());
         for target in targets {
+            let id = PodId::new(pool, &target.origin.authority());
+            if pods.iter().any(|it| it.id == id) {
+                continue;
+            }
             let stays = old.iter().find(|pod| pod.target == *target);
-            let pod = stays.cloned().unwrap_or_else(|| {
+            pods.push(stays.cloned().unwrap_or_else(|| {
                 let pod = Arc::new(self.new_pod(state, target, now));
                 changes.added.push(Arc::clone(&pod));
                 pod
-            });
-            if !pods.iter().any(|it| it.id == pod.id) {
-                pods.push(pod);
-            }
+            }));
         }
         for pod in old.iter().filter(|pod| !pods.iter().any(|it| Arc::ptr_eq(it, pod))) {
             pod.health.note(Evidence::Gone, now);
@@ -126,11 +123,7 @@ impl Fleet {
 
     fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
         let young = now.saturating_duration_since(state.born) < YOUTH;
-        let health = if young {
-            Health::present_from_the_start(now)
-        } else {
-            Health::newcomer(now)
-        };
+        let health = if young { Health::present_from_the_start(now) } else { Health::newcomer(now) };
         let slot = self.next_slot.fetch_add(1, Relaxed);
         let view = view_of(&state.config, target);
         Pod::new(Arc::clone(&state.config.name), target.clone(), view, slot, health)
@@ -143,13 +136,7 @@ fn view_of(pool: &Pool, target: &Target) -> View {
     let page = || {
         let mut origin = target.origin.clone();
         origin.port = metrics.port.unwrap_or(origin.port);
-        format!(
-            "{}://{}{}{}",
-            origin.scheme(),
-            origin.authority(),
-            target.base_path,
-            metrics.path
-        )
+        format!("{}://{}{}{}", origin.scheme(), origin.authority(), target.base_path, metrics.path)
     };
     View {
         metrics_url: target.metrics_url.clone().unwrap_or_else(page),
@@ -164,7 +151,7 @@ impl PoolState {
     fn new(config: Arc<Pool>, now: Instant) -> Self {
         Self {
             config,
-            speed: Speed::default(),
+            speed: Speed::of_pool(),
             turn: AtomicU64::new(0),
             pods: ArcSwap::from_pointee(Vec::new()),
             gate: Mutex::new(()),
@@ -210,8 +197,7 @@ impl PoolState {
         let seen = bytes as f32 / tokens as f32;
         if (1.0..=16.0).contains(&seen) {
             let old = self.bytes_per_token();
-            self.bytes_per_token
-                .store((old + (seen - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+            self.bytes_per_token.store((old + (seen - old) * RATIO_WEIGHT).to_bits(), Relaxed);
         }
     }
 
@@ -223,17 +209,12 @@ impl PoolState {
     /// An answer had `tokens` tokens.
     pub fn learn_output_tokens(&self, tokens: u32) {
         let old = self.expected_output_tokens();
-        self.output_tokens
-            .store((old + (tokens as f32 - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+        self.output_tokens.store((old + (tokens as f32 - old) * RATIO_WEIGHT).to_bits(), Relaxed);
     }
 
     /// Estimated tokens of `bytes` of request text; at least one.
     pub fn tokens(&self, bytes: usize) -> u32 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, never negative"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let tokens = (bytes as f32 / self.bytes_per_token()) as u32;
         tokens.max(1)
     }
@@ -269,17 +250,8 @@ mod tests {
     }
 
     fn target(host: &str) -> Target {
-        let origin = Origin {
-            https: false,
-            host: host.into(),
-            port: 8000,
-        };
-        Target {
-            origin,
-            base_path: String::new(),
-            token_file: None,
-            metrics_url: None,
-        }
+        let origin = Origin { https: false, host: host.into(), port: 8000 };
+        Target { origin, base_path: String::new(), token_file: None, metrics_url: None }
     }
 
     #[test]
@@ -310,11 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_address_listed_twice_is_one_pod() {
+    fn the_same_address_listed_twice_is_one_pod_even_under_two_credentials() {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[pool()], now);
-        fleet.set("pool", &[target("a"), target("a")], now);
-        assert_eq!(fleet.pool("pool").unwrap().pods().len(), 1);
+        let other = Target { token_file: Some("other".into()), ..target("a") };
+        let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
+        assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
+        assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));
     }
 
     #[test]

@@ -23,10 +23,7 @@ pub(super) struct Slate<const N: usize> {
 
 impl<const N: usize> Default for Slate<N> {
     fn default() -> Self {
-        Self {
-            version: AtomicU32::new(0),
-            words: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
+        Self { version: AtomicU32::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 }
 
@@ -71,9 +68,7 @@ impl<const N: usize> Slate<N> {
     fn claim(&self) -> u32 {
         loop {
             let version = self.version.load(Relaxed) & !1;
-            let claimed = self
-                .version
-                .compare_exchange_weak(version, version.wrapping_add(1), Acquire, Relaxed);
+            let claimed = self.version.compare_exchange_weak(version, version.wrapping_add(1), Acquire, Relaxed);
             if claimed.is_ok() {
                 // Whoever sees a new number also sees the odd version.
                 fence(Release);

@@ -64,10 +64,7 @@ pub(super) struct Beliefs {
 impl Beliefs {
     /// `adapters`: whether it matters how ready the pods are for the served model as an adapter.
     pub(super) fn gather(field: &Field<'_>, adapters: bool) -> Self {
-        let mut beliefs = Self {
-            list: SmallVec::with_capacity(field.candidates.len()),
-            adapter: false,
-        };
+        let mut beliefs = Self { list: SmallVec::with_capacity(field.candidates.len()), adapter: false };
         let model = Name::new(field.question.served_model);
         let mut hits = field.question.hits.walk();
         let mut told = Means::default();
@@ -90,11 +87,7 @@ impl Beliefs {
 
     /// What these beliefs stand on.
     pub(super) fn sight(&self) -> Sight {
-        if self.list.iter().any(|belief| belief.trust > 0.0) {
-            Sight::Fresh
-        } else {
-            Sight::InFlightOnly
-        }
+        if self.list.iter().any(|belief| belief.trust > 0.0) { Sight::Fresh } else { Sight::InFlightOnly }
     }
 }
 

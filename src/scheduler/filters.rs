@@ -110,18 +110,9 @@ fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Stan
 
 impl<'a> Field<'a> {
     pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
-        let mut field = Self {
-            scene,
-            question,
-            candidates: SmallVec::new(),
-            adapter: false,
-            base: false,
-            failed_open: false,
-        };
-        let mut menus = Menus {
-            model: question.served_model,
-            last: None,
-        };
+        let mut field =
+            Self { scene, question, candidates: SmallVec::new(), adapter: false, base: false, failed_open: false };
+        let mut menus = Menus { model: question.served_model, last: None };
         for (at, pod) in scene.pods.iter().enumerate() {
             if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, share });

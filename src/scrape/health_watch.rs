@@ -36,9 +36,7 @@ impl HealthWatch {
     /// Whether to ask now.
     pub(super) fn is_due(&self, condition: Condition, now: Instant) -> bool {
         let wanted = self.doubted || condition == Condition::Ejected;
-        let rested = self
-            .asked
-            .is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
+        let rested = self.asked.is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
         wanted && rested && !self.out
     }
 
@@ -95,5 +93,88 @@ impl Trace {
             prompt_tokens: reading.prompt_tokens_total,
             generation_tokens: reading.generation_tokens_total,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn reading(tokens: u64) -> Reading {
+        Reading {
+            running: Some(3),
+            waiting: Some(0),
+            kv_usage: Some(0.5),
+            generation_tokens_total: Some(tokens),
+            ..Reading::default()
+        }
+    }
+
+    /// Reads a page every 250 ms for `seconds` and tells how often it seemed to stand still.
+    fn watch(seconds: u64, mut page: impl FnMut(u64) -> (Reading, u64)) -> usize {
+        let start = crate::clock::now();
+        let mut stillness = Stillness::default();
+        (0..=seconds * 4)
+            .filter(|turn| {
+                let (reading, in_flight) = page(*turn);
+                stillness.note(&reading, in_flight, start + millis(turn * 250))
+            })
+            .count()
+    }
+
+    #[test]
+    fn a_page_that_stands_still_under_requests_is_suspect_every_five_seconds() {
+        assert_eq!(watch(4, |_| (reading(9), 1)), 0);
+        assert_eq!(watch(5, |_| (reading(9), 1)), 1);
+        assert_eq!(watch(14, |_| (reading(9), 1)), 2);
+    }
+
+    #[test]
+    fn moving_tokens_are_a_sign_of_life() {
+        assert_eq!(watch(60, |turn| (reading(turn / 12), 1)), 0);
+    }
+
+    #[test]
+    fn an_idle_pod_may_stand_still() {
+        assert_eq!(watch(60, |_| (reading(9), 0)), 0);
+    }
+
+    #[test]
+    fn stillness_counts_from_the_moment_requests_are_there() {
+        assert_eq!(watch(8, |turn| (reading(9), u64::from(turn > 4 * 4))), 0);
+        assert_eq!(watch(10, |turn| (reading(9), u64::from(turn > 4 * 4))), 1);
+    }
+
+    #[test]
+    fn many_doubts_are_one_question_a_second() {
+        let start = crate::clock::now();
+        let mut watch = HealthWatch::default();
+        let mut asked = 0;
+        for turn in 0..=300 {
+            let now = start + millis(turn * 10);
+            watch.doubt();
+            if watch.is_due(Condition::Ready, now) {
+                asked += 1;
+                watch.left(now);
+                watch.returned();
+            }
+        }
+        assert_eq!(asked, 4);
+    }
+
+    #[test]
+    fn an_ejected_pod_is_asked_unasked_and_a_ready_one_is_not() {
+        let now = crate::clock::now();
+        let mut watch = HealthWatch::default();
+        assert!(!watch.is_due(Condition::Ready, now));
+        assert!(watch.is_due(Condition::Ejected, now));
+        watch.left(now);
+        assert!(!watch.is_due(Condition::Ejected, now + ASK_EVERY), "one is still out");
+        watch.returned();
+        assert!(watch.is_due(Condition::Ejected, now + ASK_EVERY));
     }
 }

@@ -65,3 +65,6 @@ impl Scraper {
 pub fn read_page(engine: &Engine, page: &[u8]) -> Option<Reading> {
     engines::read(engine, page)
 }
+
+#[cfg(test)]
+mod tests;

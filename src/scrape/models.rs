@@ -67,9 +67,45 @@ struct Entry {
 /// The models in the body of `/v1/models`; `None` if it is no such list.
 pub(super) fn parse(body: &[u8]) -> Option<Vec<ReportedModel>> {
     let list: List = serde_json::from_slice(body).ok()?;
-    let models = list.data.into_iter().map(|entry| ReportedModel {
-        name: entry.id,
-        parent: entry.parent,
-    });
+    let models = list.data.into_iter().map(|entry| ReportedModel { name: entry.id, parent: entry.parent });
     Some(models.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn adapters_carry_their_base_and_unknown_fields_do_no_harm() {
+        let body = br#"{"object":"list","data":[
+            {"id":"tiny","object":"model","parent":null,"permission":[{"id":"x"}]},
+            {"id":"ad0","root":"/adapters/0","parent":"tiny"},
+            {"id":"plain"}]}"#;
+        let model =
+            |name: &str, parent: Option<&str>| ReportedModel { name: name.into(), parent: parent.map(Arc::from) };
+        let expected = vec![model("tiny", None), model("ad0", Some("tiny")), model("plain", None)];
+        assert_eq!(parse(body), Some(expected));
+        assert_eq!(parse(br#"{"detail":"Not Found"}"#), None);
+    }
+
+    #[test]
+    fn models_are_asked_every_ten_seconds_sooner_after_a_failure_and_at_once_in_a_hurry() {
+        let now = crate::clock::now();
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut turn = ModelsTurn::new(now);
+        assert!(turn.is_due(now));
+        turn.left(now, &mut rng);
+        assert!(!turn.is_due(now + ASK_EVERY * 2), "one is still out");
+        turn.returned(true, now, &mut rng);
+        assert!(!turn.is_due(now + Duration::from_secs(8)));
+        assert!(turn.is_due(now + Duration::from_secs(11)));
+        turn.returned(false, now, &mut rng);
+        assert!(turn.is_due(now + Duration::from_millis(2_201)));
+        turn.left(now, &mut rng);
+        turn.returned(true, now, &mut rng);
+        turn.hurry(now);
+        assert!(turn.is_due(now));
+    }
 }

@@ -28,33 +28,26 @@ struct Known {
 impl Token {
     /// The token in `file`; nothing is read yet.
     pub fn new(file: &Path) -> Self {
-        Self {
-            file: file.into(),
-            known: Mutex::default(),
-        }
+        Self { file: file.into(), known: Mutex::default() }
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
     pub async fn header(&self, now: Instant) -> Option<HeaderValue> {
         let known = self.known().clone();
-        if known
-            .looked
-            .is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY)
-        {
+        if known.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
             return known.header;
         }
         let modified = tokio::fs::metadata(&self.file).await.and_then(|it| it.modified()).ok();
-        let header = if modified.is_some() && modified == known.modified {
-            known.header
-        } else {
-            read(&self.file).await.or(known.header)
-        };
-        let looked = Some(now);
-        *self.known() = Known {
-            header: header.clone(),
-            modified,
-            looked,
-        };
+        let mut next = Known { looked: Some(now), ..known };
+        if modified.is_none() || modified != next.modified {
+            // Only what could be read is done with; half a file is looked at again.
+            if let Some(header) = read(&self.file).await {
+                next.header = Some(header);
+                next.modified = modified;
+            }
+        }
+        let header = next.header.clone();
+        *self.known() = next;
         header
     }
 
@@ -69,4 +62,35 @@ async fn read(file: &Path) -> Option<HeaderValue> {
     let mut header = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
     (!token.is_empty()).then_some(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    async fn shown(token: &Token, now: Instant) -> Option<String> {
+        let header = token.header(now).await?;
+        assert!(header.is_sensitive());
+        Some(header.to_str().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_rotated_token_is_taken_over_and_a_vanished_one_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let now = crate::clock::now();
+        let token = Token::new(&file);
+        assert_eq!(shown(&token, now).await, None);
+        fs::write(&file, "one\n").unwrap();
+        assert_eq!(shown(&token, now + LOOK_EVERY).await.as_deref(), Some("Bearer one"));
+        fs::write(&file, " two ").unwrap();
+        let later = SystemTime::now() + Duration::from_secs(9);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
+        assert_eq!(shown(&token, now + LOOK_EVERY).await.as_deref(), Some("Bearer one"));
+        assert_eq!(shown(&token, now + LOOK_EVERY * 2).await.as_deref(), Some("Bearer two"));
+        fs::remove_file(&file).unwrap();
+        assert_eq!(shown(&token, now + LOOK_EVERY * 3).await.as_deref(), Some("Bearer two"));
+    }
 }

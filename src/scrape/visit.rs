@@ -1,6 +1,9 @@
 //! One visit to one pod: what is asked, what is made of the answer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use super::{
     engines,
@@ -78,8 +81,7 @@ impl Watch {
     }
 
     /// What is due now, marked as under way: run each with [`Watch::run`].
-    pub(super) fn due(&self) -> impl Iterator<Item = Errand> + use<> {
-        let now = clock::now();
+    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = Errand> + use<> {
         let sent = self.pod.ledger.sent();
         let condition = self.pod.condition(now);
         let mut turns = self.turns();
@@ -119,20 +121,8 @@ impl Watch {
         let failure = match read {
             Ok((bytes, Some(reading))) => {
                 let unparsed_lines = reading.unparsed_lines;
-                self.take(PodLoad {
-                    began,
-                    sent_mark,
-                    ended_mark,
-                    reading,
-                });
-                self.report.page_read(
-                    pod,
-                    PageRead {
-                        bytes,
-                        took,
-                        unparsed_lines,
-                    },
-                );
+                self.take(PodLoad { began, sent_mark, ended_mark, reading });
+                self.report.page_read(pod, PageRead { bytes, took, unparsed_lines });
                 None
             }
             Ok((_, None)) => {
@@ -160,9 +150,7 @@ impl Watch {
     fn take(&self, load: PodLoad) {
         let reading: &Reading = &load.reading;
         let asleep = reading.asleep;
-        self.turns()
-            .health
-            .note(reading, self.pod.ledger.in_flight(), load.began);
+        self.turns().health.note(reading, self.pod.ledger.in_flight(), load.began);
         self.pod.store_load(load);
         self.note(Evidence::ScrapeOk { asleep });
     }
@@ -195,12 +183,7 @@ impl Watch {
             Some(token) => Some(token.header(clock::now()).await.ok_or(Failure::Token)?),
         };
         let timeout = self.pod.view.timeout;
-        let ask = Ask {
-            url,
-            authorization,
-            timeout,
-            max,
-        };
+        let ask = Ask { url, authorization, timeout, max };
         self.fetcher.get(ask).await
     }
 

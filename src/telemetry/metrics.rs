@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, text},
+    encoding::{EncodeMetric, text},
     metrics::{
         counter::Counter,
         family::{Family, MetricConstructor},
@@ -14,7 +14,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::labels::{Bounded, Name};
+use super::labels::{
+    ArmLabels, Bounded, ConditionLabels, DecisionLabels, ListenerLabels, ModelLabels, Name, PodLabels,
+    PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+};
 
 /// Time to first token, seconds: the OpenTelemetry GenAI buckets, with more around the usual targets and up to a
 /// minute, where overload lives.
@@ -24,14 +27,11 @@ const TTFT: [f64; 23] = [
 ];
 
 /// Time between tokens, seconds: the same convention's, finer below 10 ms.
-const ITL: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-];
+const ITL: [f64; 16] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 
 /// Whole requests, seconds: the same convention's, up to the ten minutes that clients wait.
-const DURATION: [f64; 17] = [
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36,
-];
+const DURATION: [f64; 17] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
 
 /// What the gateway itself adds, seconds: from a microsecond (a pick) to a quarter second (trouble).
 const OVERHEAD: [f64; 15] = [
@@ -67,82 +67,6 @@ pub type Histograms<L> = Family<L, Histogram, Buckets>;
 
 fn histograms<L: Clone + Eq + std::hash::Hash>(buckets: &'static [f64]) -> Histograms<L> {
     Family::new_with_constructor(Buckets(buckets))
-}
-
-/// Whose request it was.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// What was asked for, such as `chat_completions`.
-    pub endpoint: &'static str,
-    /// The client's name for the model; `unknown` if nobody serves it.
-    pub model: Name,
-    /// HTTP status of the answer; 499 if the client left before it.
-    pub code: u16,
-}
-
-/// A listener.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ListenerLabels {
-    /// Listener name.
-    pub listener: Name,
-}
-
-/// A listener and a model.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ModelLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// The client's name for the model.
-    pub model: Name,
-}
-
-/// Tokens by kind.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TokenLabels {
-    /// The client's name for the model.
-    pub model: Name,
-    /// `input`, `output` or `cached` (the part of the input found in a prefix cache).
-    pub kind: &'static str,
-}
-
-/// A split's arm.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ArmLabels {
-    /// The client's name for the model.
-    pub model: Name,
-    /// The served model's name.
-    pub target: Name,
-}
-
-/// A listener and a reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// Why, from a fixed set.
-    pub reason: &'static str,
-}
-
-/// A pool and a reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PoolReasonLabels {
-    /// Pool name.
-    pub pool: Name,
-    /// Why, from a fixed set.
-    pub reason: &'static str,
-}
-
-/// How a pod was chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DecisionLabels {
-    /// Pool name.
-    pub pool: Name,
-    /// The policy's name.
-    pub policy: &'static str,
-    /// What the choice stood on: `fresh`, `in_flight_only` or `round_robin`.
-    pub sight: &'static str,
 }
 
 /// The state of a pod as the scheduler sees it, for the families that are read at scrape time.
@@ -277,11 +201,7 @@ impl Metrics {
 
     fn register_requests(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "requests",
-            "Requests, by the status of their answer",
-            self.requests.clone(),
-        );
+        r.register("requests", "Requests, by the status of their answer", self.requests.clone());
         r.register("requests_open", "Requests being worked on", self.requests_open.clone());
         let seconds = || Unit::Seconds;
         let whole = "From the request's head to the answer's last byte";
@@ -292,91 +212,33 @@ impl Metrics {
         r.register_with_unit("inter_token_latency", itl, seconds(), self.itl.clone());
         let overhead = "From the request's last byte to its first attempt, added by the gateway";
         r.register_with_unit("overhead", overhead, seconds(), self.overhead.clone());
-        r.register_with_unit(
-            "pick_duration",
-            "The choice of a pod alone",
-            seconds(),
-            self.pick.clone(),
-        );
+        r.register_with_unit("pick_duration", "The choice of a pod alone", seconds(), self.pick.clone());
         r.register("tokens", "Tokens by kind, as the pods report them", self.tokens.clone());
         r.register("split_requests", "Requests by arm of a split", self.arms.clone());
-        r.register(
-            "decisions",
-            "Choices of a pod, by policy and by what they stood on",
-            self.decisions.clone(),
-        );
-        r.register(
-            "aborts",
-            "Clients that left before their answer was complete",
-            self.aborts.clone(),
-        );
-        r.register(
-            "rejections",
-            "Requests that the gateway itself refused",
-            self.rejections.clone(),
-        );
+        r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
+        r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
+        r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
     }
 
     fn register_attempts(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "retries",
-            "Further attempts on another pod, by what had gone wrong",
-            self.retries.clone(),
-        );
-        r.register(
-            "attempt_failures",
-            "Attempts that failed before any answer",
-            self.failures.clone(),
-        );
+        r.register("retries", "Further attempts on another pod, by what had gone wrong", self.retries.clone());
+        r.register("attempt_failures", "Attempts that failed before any answer", self.failures.clone());
         r.register("cuts", "Answers that broke off after they had begun", self.cuts.clone());
         r.register("scrapes", "Reads of pods' metrics, by outcome", self.scrapes.clone());
-        r.register_with_unit(
-            "scrape_duration",
-            "Reads of pods' metrics",
-            Unit::Seconds,
-            self.scrape_duration.clone(),
-        );
+        r.register_with_unit("scrape_duration", "Reads of pods' metrics", Unit::Seconds, self.scrape_duration.clone());
         let unparsed = "Metric lines that looked wanted and could not be read";
         r.register("scrape_unparsed_lines", unparsed, self.scrape_unparsed.clone());
-        r.register(
-            "pod_condition_changes",
-            "Changes of a pod's condition, by the new one",
-            self.conditions.clone(),
-        );
+        r.register("pod_condition_changes", "Changes of a pod's condition, by the new one", self.conditions.clone());
     }
 
     fn register_state(&mut self, pods: PodRows) {
         let r = &mut self.registry;
-        r.register_with_unit(
-            "buffered_bodies",
-            "Request bodies held now",
-            Unit::Bytes,
-            self.buffered.clone(),
-        );
+        r.register_with_unit("buffered_bodies", "Request bodies held now", Unit::Bytes, self.buffered.clone());
         r.register("connections", "Client connections open now", self.connections.clone());
-        r.register(
-            "build",
-            "What runs here",
-            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        r.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         r.register_collector(Box::new(PodCollector(pods)));
     }
-}
-
-/// A pod's labels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PodLabels {
-    pool: Name,
-    pod: Name,
-}
-
-/// A pod's labels and its condition.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConditionLabels {
-    pool: Name,
-    pod: Name,
-    condition: &'static str,
 }
 
 struct PodCollector(PodRows);
@@ -396,53 +258,27 @@ impl prometheus_client::collector::Collector for PodCollector {
             let family = Gauges::default();
             for row in &rows {
                 if let Some(value) = value(row) {
-                    let labels = PodLabels {
-                        pool: row.pool.clone(),
-                        pod: row.pod.clone(),
-                    };
+                    let labels = PodLabels { pool: row.pool.clone(), pod: row.pod.clone() };
                     family.get_or_create(&labels).set(value);
                 }
             }
             family.encode(encoder.encode_descriptor(name, help, unit, family.metric_type())?)
         };
         let seconds = Unit::Seconds;
-        gauge("pod_running_requests", "Running requests, as last read", None, &|row| {
-            row.running.map(f64::from)
-        })?;
-        gauge("pod_waiting_requests", "Waiting requests, as last read", None, &|row| {
-            row.waiting.map(f64::from)
-        })?;
-        gauge(
-            "pod_kv_cache_usage_ratio",
-            "KV-cache usage, as last read",
-            None,
-            &|row| row.kv_usage,
-        )?;
-        gauge("pod_reading_age", "Age of the last reading", Some(&seconds), &|row| {
-            row.age_seconds
-        })?;
-        gauge("pod_in_flight_requests", "Our own requests there", None, &|row| {
-            Some(row.in_flight as f64)
-        })?;
+        gauge("pod_running_requests", "Running requests, as last read", None, &|row| row.running.map(f64::from))?;
+        gauge("pod_waiting_requests", "Waiting requests, as last read", None, &|row| row.waiting.map(f64::from))?;
+        gauge("pod_kv_cache_usage_ratio", "KV-cache usage, as last read", None, &|row| row.kv_usage)?;
+        gauge("pod_reading_age", "Age of the last reading", Some(&seconds), &|row| row.age_seconds)?;
+        gauge("pod_in_flight_requests", "Our own requests there", None, &|row| Some(row.in_flight as f64))?;
         let prefill = "Our own prompt tokens there, still without a first token";
-        gauge("pod_prefill_tokens", prefill, None, &|row| {
-            Some(row.prefill_tokens as f64)
-        })?;
+        gauge("pod_prefill_tokens", prefill, None, &|row| Some(row.prefill_tokens as f64))?;
         let pace = "Learned time to compute one prompt token";
-        gauge("pod_prefill_token", pace, Some(&seconds), &|row| {
-            Some(row.ms_per_token / 1e3)
-        })?;
+        gauge("pod_prefill_token", pace, Some(&seconds), &|row| Some(row.ms_per_token / 1e3))?;
         let itl = "Learned time between tokens";
-        gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| {
-            Some(row.itl_ms / 1e3)
-        })?;
+        gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| Some(row.itl_ms / 1e3))?;
         let conditions = Family::<ConditionLabels, Gauge>::default();
         for row in rows {
-            let labels = ConditionLabels {
-                pool: row.pool,
-                pod: row.pod,
-                condition: row.condition,
-            };
+            let labels = ConditionLabels { pool: row.pool, pod: row.pod, condition: row.condition };
             conditions.get_or_create(&labels).set(1);
         }
         let kind = conditions.metric_type();
@@ -470,10 +306,7 @@ mod tests {
             itl_ms: 10.0,
         };
         let metrics = Metrics::new(Arc::new(move || vec![row.clone()]));
-        let labels = ModelLabels {
-            listener: "openai".into(),
-            model: "llama2".into(),
-        };
+        let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
         metrics.ttft.get_or_create(&labels).observe(0.2);
         let page = metrics.page();
         for line in [
@@ -484,10 +317,7 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} not in\n{page}");
         }
-        assert!(
-            !page.contains("tidegate_pod_waiting_requests{"),
-            "what was not read is not shown as zero"
-        );
+        assert!(!page.contains("tidegate_pod_waiting_requests{"), "what was not read is not shown as zero");
         assert!(page.ends_with("# EOF\n"));
     }
 }

@@ -4,19 +4,17 @@
 //! pod's body, which closes the pod's connection, which makes the pod stop.
 
 use std::{
-    future::Future as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Sleep, sleep_until};
 
-use super::{Sent, Story, answer::BrokeOff};
+use super::{Sent, Story, answer::BrokeOff, timer::Timer};
 use crate::{
     clock,
     fleet::Pace,
@@ -27,7 +25,7 @@ use crate::{
         rejection::cut_event,
     },
     openai::{BodyWatch, Dialect, End, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper},
-    telemetry::{Name, metrics::PoolReasonLabels},
+    telemetry::{Name, labels::PoolReasonLabels},
     upstream::PodBody,
 };
 
@@ -158,11 +156,7 @@ impl Relay {
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        if self.rewrites() || !self.is_whole() {
-            SizeHint::default()
-        } else {
-            self.body.size_hint()
-        }
+        if self.rewrites() || !self.is_whole() { SizeHint::default() } else { self.body.size_hint() }
     }
 
     fn is_whole(&self) -> bool {
@@ -204,13 +198,8 @@ impl Relay {
         let ttft_ms = now.saturating_duration_since(sent).as_secs_f64() * 1e3;
         let pool = &matter.pool;
         let pace = pool.pace();
-        self.pick
-            .verdict
-            .pod
-            .speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
-        pool.speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
+        self.pick.verdict.pod.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, pace, now);
+        pool.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default(), now);
     }
 
     fn edit(&mut self, data: Bytes) -> Bytes {
@@ -272,11 +261,7 @@ impl Relay {
 
     fn last_words(&self) -> Bytes {
         let event = cut_event(self.dialect);
-        if self.between_events {
-            event
-        } else {
-            Bytes::from([b"\n\n", event.as_ref()].concat())
-        }
+        if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
     }
 
     fn broke_off(&mut self, why: &'static str) {
@@ -286,10 +271,7 @@ impl Relay {
 
     fn blame_pod(&self, why: &'static str) {
         let pod = &self.pick.verdict.pod;
-        let labels = PoolReasonLabels {
-            pool: Name::from(&pod.pool),
-            reason: why,
-        };
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
         self.house.metrics.cuts.get_or_create(&labels).inc();
         self.house.pod_failed(pod);
     }
@@ -338,11 +320,7 @@ impl Relay {
     }
 
     fn teach(&self, usage: Option<Usage>) {
-        let Some(matter) = self
-            .matter
-            .as_ref()
-            .filter(|_| self.receipt.outcome == Outcome::Complete)
-        else {
+        let Some(matter) = self.matter.as_ref().filter(|_| self.receipt.outcome == Outcome::Complete) else {
             return;
         };
         if !self.status.is_success() {
@@ -350,12 +328,11 @@ impl Relay {
         }
         let pool = &matter.pool;
         if let Some(itl_ms) = self.receipt.itl_ms() {
-            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace());
-            pool.speed.learn_itl(itl_ms, Pace::default());
+            let now = clock::now();
+            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace(), now);
+            pool.speed.learn_itl(itl_ms, Pace::default(), now);
         }
-        let output = usage
-            .and_then(|usage| usage.completion_tokens)
-            .or(Some(self.receipt.tokens));
+        let output = usage.and_then(|usage| usage.completion_tokens).or(Some(self.receipt.tokens));
         if let Some(tokens) = output.filter(|tokens| *tokens > 0) {
             pool.learn_output_tokens(tokens);
         }
@@ -372,56 +349,6 @@ impl Drop for Relay {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .map(http::HeaderValue::as_bytes)
-        .unwrap_or_default();
-    kind.get(..17)
-        .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
-}
-
-/// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
-/// event costs no timer.
-struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    silent_until: Instant,
-    idle: Duration,
-    total: Option<Instant>,
-}
-
-impl Timer {
-    fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self {
-            sleep: None,
-            silent_until: now + first,
-            idle,
-            total,
-        }
-    }
-
-    fn moved(&mut self, now: Instant) {
-        self.silent_until = now + self.idle;
-    }
-
-    /// Ready with the reason once the time is up.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
-        loop {
-            let now = clock::now();
-            if self.total.is_some_and(|total| now >= total) {
-                return Poll::Ready("total_timeout");
-            }
-            if now >= self.silent_until {
-                return Poll::Ready("idle_timeout");
-            }
-            // An armed sleep that fires early, because something came since, is simply armed again.
-            let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self
-                    .total
-                    .map_or(self.silent_until, |total| total.min(self.silent_until));
-                Box::pin(sleep_until(until.into()))
-            });
-            ready!(sleep.as_mut().poll(cx));
-            self.sleep = None;
-        }
-    }
+    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
 }

@@ -51,12 +51,7 @@ pub(in crate::scheduler) struct LeastCost<'a> {
 impl<'a> LeastCost<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
         let beliefs = Beliefs::gather(field, !field.base);
-        Self {
-            adapter: field.adapter || beliefs.adapter,
-            pool: field.scene.pool.pace(),
-            field,
-            beliefs,
-        }
+        Self { adapter: field.adapter || beliefs.adapter, pool: field.scene.pool.pace(), field, beliefs }
     }
 
     #[inline]

@@ -1,0 +1,169 @@
+"""Starts pods and a gateway, runs the checks of each client library against them, and adds up what they say.
+
+Every pod and listener gets its port from the system: a pod is started on port 0 and says where it is; the gateway logs
+where it listens. A check is a function; it passes if it returns and fails if it raises.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODEL = "llama2"
+
+
+class Faulty:
+    """A scripted pod: the answers it gives, in turn, then 200 for ever. `None` closes the connection unanswered."""
+
+    def __init__(self, answers):
+        import http.server
+        import threading
+
+        answers, asked = list(answers), self
+        self.requests = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                page = b'vllm:num_requests_running{model_name="m"} 0\nvllm:num_requests_waiting{model_name="m"} 0\n'
+                self.say(200 if self.path == "/metrics" else 404, page if self.path == "/metrics" else b"{}")
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                asked.requests += 1
+                status = answers.pop(0) if answers else 200
+                if status is None:
+                    self.close_connection = True
+                    return
+                if status == 200:
+                    body = {
+                        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
+                        "choices": [{"index": 0, "finish_reason": "stop",
+                                     "message": {"role": "assistant", "content": "at last"}}],
+                        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+                    }
+                else:
+                    body = {"error": {"message": "busy", "type": "overloaded", "param": None, "code": status}}
+                self.say(status, json.dumps(body).encode())
+
+            def say(self, status, body):
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+class Run:
+    """Everything that was started, and how to end it."""
+
+    def __init__(self, tidegate):
+        self.tidegate, self.children = tidegate, []
+
+    def start(self, *args):
+        child = subprocess.Popen([self.tidegate, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.children.append(child)
+        return child
+
+    def sim(self):
+        child = self.start("sim", "--pods", "1", "--port", "0", "--model", MODEL, "--adapters", "lora-a",
+                           "--time-scale", "0.1")
+        line = child.stdout.readline()
+        found = re.match(r"(http://[\d.:]+)", line)
+        assert found, f"sim said: {line}{child.stderr.read()}"
+        return found[1]
+
+    def serve(self, folder, pods):
+        """A gateway with a pool for each of `pods` (name -> urls); the model of pool `sim` is MODEL, others' their own."""
+        lines = ["listeners:", '  - { name: main, address: "127.0.0.1:0" }', "pools:"]
+        for name, urls in pods.items():
+            lines += [f"  - name: {name}", "    engine: vllm", "    endpoints:"]
+            lines += [f'      - {{ url: "{url}" }}' for url in urls]
+        lines += ["models:"]
+        for name in pods:
+            target = MODEL if name == "sim" else name
+            lines += [f"  - {{ modelName: {target}, poolRef: {name} }}"]
+        lines += ['admin: { address: "127.0.0.1:0" }', "log: { format: json }"]
+        file = Path(folder) / "tidegate.yaml"
+        file.write_text("\n".join(lines) + "\n")
+        child = self.start("serve", "--config", str(file))
+        said = ""
+        while True:
+            line = child.stderr.readline()
+            assert line, f"serve ended: {said}"
+            said += line
+            found = re.search(r'"(127\.0\.0\.1:\d+)"', line)
+            if found:
+                break
+        # The log goes on; nobody reads it, so it must not fill its pipe.
+        import threading
+
+        threading.Thread(target=child.stderr.read, daemon=True).start()
+        return f"http://{found[1]}"
+
+    def end(self):
+        for child in self.children:
+            child.kill()
+            child.wait()
+
+
+def results(name, child):
+    """Prints what a client library's checks say; every line is `ok WHAT` or `FAILED WHAT: WHY`."""
+    passed = failed = 0
+    for line in child.stdout:
+        line = line.rstrip()
+        passed += line.startswith("ok ")
+        failed += line.startswith("FAILED ")
+        print(f"{name:>18}  {line}", flush=True)
+    if child.wait() != 0 and not failed:
+        print(f"{name:>18}  FAILED to run, exit code {child.returncode}")
+        failed += 1
+    if not passed:
+        failed += 1
+    return passed, failed
+
+
+def main():
+    tidegate, cache = os.path.abspath(sys.argv[1]), sys.argv[2]
+    run = Run(tidegate)
+    # Whoever is asked first says 503, and a retry must come; one closes the connection; one is not there at all.
+    suites = {
+        "openai-python": [sys.executable, str(HERE / "openai_checks.py")],
+        "openai-node": ["node", str(HERE / "openai_checks.mjs")],
+        "anthropic-python": [sys.executable, str(HERE / "anthropic_checks.py")],
+    }
+    passed = failed = 0
+    try:
+        sims = [run.sim(), run.sim()]
+        for name, command in suites.items():
+            busy, dying, fine = Faulty([503]), Faulty([None]), Faulty([])
+            pods = {"sim": sims, "busy": [busy.url], "dying": [dying.url],
+                    "half-gone": ["http://127.0.0.1:1", fine.url], "gone": ["http://127.0.0.1:1"]}
+            with tempfile.TemporaryDirectory() as folder:
+                url = run.serve(folder, pods)
+                env = {**os.environ, "TIDEGATE_URL": url, "MODEL": MODEL, "NO_PROXY": "127.0.0.1",
+                       "CLIENTS_CACHE": cache}
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+                its = results(name, child)
+            passed, failed = passed + its[0], failed + its[1]
+    finally:
+        run.end()
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+//! The gateway as its clients, its pods and its operator meet it: real sockets, whole requests, every way to fail.
+//!
+//! One binary, so that it links once. A file a subject; what they share is in `harness`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::disallowed_methods,
+    clippy::large_futures,
+    clippy::float_cmp,
+    reason = "tests fail by panicking, count exactly, and own their time and their tasks"
+)]
+
+mod binary;
+mod failing;
+mod forwarding;
+mod harness;
+mod leaving;
+mod models;
+mod refusing;
+mod responses;
+mod rewriting;
+mod splitting;
+mod stopping;
+mod streaming;
+mod telling;
