@@ -200,7 +200,7 @@ impl Receipt {
 
     fn log(&self, whole: Duration) {
         let ms = |from: Option<Instant>, to: Option<Instant>| {
-            Some(to?.saturating_duration_since(from?).as_secs_f64() * 1e3).map(rounded)
+            Some(rounded(to?.saturating_duration_since(from?).as_secs_f64() * 1e3))
         };
         let (outcome, reason) = match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),

@@ -138,7 +138,8 @@ impl Story<'_> {
         let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session)?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
-        let carry = self.carry(&head, &read.bytes, &ask, &matter, receipt);
+        let forward = matter.pool.config.forward_authorization;
+        let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
         let total = config.timeouts.total;
         let answered = self.attempts(&carry, &matter, receipt);
         let (answer, pick) = match total {
@@ -202,20 +203,14 @@ impl Story<'_> {
         self.policy.config.timeouts
     }
 
-    fn carry(&self, head: &request::Parts, body: &Bytes, ask: &Ask, matter: &Matter, receipt: &Receipt) -> Carry {
+    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage.
+    fn body_for_pod(&self, body: &Bytes, ask: &Ask, matter: &Matter) -> Bytes {
         let changes =
             Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
-        let body = if ask.model.is_empty() || changes.change_nothing(ask) {
+        if ask.model.is_empty() || changes.change_nothing(ask) {
             body.clone()
         } else {
             openai::splice(body, ask, &changes)
-        };
-        let forward = matter.pool.config.forward_authorization;
-        Carry {
-            method: head.method.clone(),
-            path: path_and_query(head),
-            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
-            body,
         }
     }
 
@@ -255,12 +250,7 @@ impl Story<'_> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let forward = self.house.fleet.pool(&pod.pool).is_some_and(|pool| pool.config.forward_authorization);
-        let carry = Carry {
-            method: head.method.clone(),
-            path: path_and_query(head),
-            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
-            body,
-        };
+        let carry = carry(head, body, &receipt.request_id, forward);
         let pick = Pick::of_pod(&pod);
         let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
         let answer = attempt.map_err(|failure| {
@@ -307,8 +297,13 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-fn path_and_query(head: &request::Parts) -> Arc<str> {
-    head.uri.path_and_query().map_or("/", |it| it.as_str()).into()
+fn carry(head: &request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {
+    Carry {
+        method: head.method.clone(),
+        path: head.uri.path_and_query().map_or("/", |it| it.as_str()).into(),
+        headers: headers::to_pod(&head.headers, request_id, forward_authorization),
+        body,
+    }
 }
 
 fn chosen(pick: &Pick, matter: &Matter) -> Chosen {
