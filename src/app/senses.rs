@@ -10,7 +10,7 @@ use crate::{
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
-    telemetry::{Metrics, Name, metrics::PoolReasonLabels},
+    telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
 
 /// Hears what the scrape hears: counts it, and keeps the prefix index as large as the pods' caches are.

@@ -4,7 +4,7 @@ use super::House;
 use crate::{
     clock,
     fleet::{Condition, Evidence, Pod},
-    telemetry::{Metrics, Name, metrics::PoolReasonLabels},
+    telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
 
 impl House {

@@ -14,7 +14,7 @@ use crate::{
     openai::Usage,
     telemetry::{
         Name,
-        metrics::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
+        labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
     },
 };
 

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
 /// Distinct reported model names that become label values; the rest is `other`. A fleet with more adapters than this
 /// is watched per pool (the reference picker caps at 1,000 as well).
@@ -65,6 +65,97 @@ impl Bounded {
         seen.insert(Arc::clone(name));
         Name::from(name)
     }
+}
+
+/// Whose request it was.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// What was asked for, such as `chat_completions`.
+    pub endpoint: &'static str,
+    /// The client's name for the model; `unknown` if nobody serves it.
+    pub model: Name,
+    /// HTTP status of the answer; 499 if the client left before it.
+    pub code: u16,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabels {
+    /// Listener name.
+    pub listener: Name,
+}
+
+/// A listener and a model.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModelLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// The client's name for the model.
+    pub model: Name,
+}
+
+/// Tokens by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TokenLabels {
+    /// The client's name for the model.
+    pub model: Name,
+    /// `input`, `output` or `cached` (the part of the input found in a prefix cache).
+    pub kind: &'static str,
+}
+
+/// A split's arm.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ArmLabels {
+    /// The client's name for the model.
+    pub model: Name,
+    /// The served model's name.
+    pub target: Name,
+}
+
+/// A listener and a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// Why, from a fixed set.
+    pub reason: &'static str,
+}
+
+/// A pool and a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PoolReasonLabels {
+    /// Pool name.
+    pub pool: Name,
+    /// Why, from a fixed set.
+    pub reason: &'static str,
+}
+
+/// How a pod was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DecisionLabels {
+    /// Pool name.
+    pub pool: Name,
+    /// The policy's name.
+    pub policy: &'static str,
+    /// What the choice stood on: `fresh`, `in_flight_only` or `round_robin`.
+    pub sight: &'static str,
+}
+
+/// A pod's labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PodLabels {
+    pub(super) pool: Name,
+    pub(super) pod: Name,
+}
+
+/// A pod's labels and its condition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ConditionLabels {
+    pub(super) pool: Name,
+    pub(super) pod: Name,
+    pub(super) condition: &'static str,
 }
 
 #[cfg(test)]

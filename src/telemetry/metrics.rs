@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, text},
+    encoding::{EncodeMetric, text},
     metrics::{
         counter::Counter,
         family::{Family, MetricConstructor},
@@ -14,7 +14,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::labels::{Bounded, Name};
+use super::labels::{
+    ArmLabels, Bounded, ConditionLabels, DecisionLabels, ListenerLabels, ModelLabels, Name, PodLabels, PoolReasonLabels,
+    ReasonLabels, RequestLabels, TokenLabels,
+};
 
 /// Time to first token, seconds: the OpenTelemetry GenAI buckets, with more around the usual targets and up to a
 /// minute, where overload lives.
@@ -67,82 +70,6 @@ pub type Histograms<L> = Family<L, Histogram, Buckets>;
 
 fn histograms<L: Clone + Eq + std::hash::Hash>(buckets: &'static [f64]) -> Histograms<L> {
     Family::new_with_constructor(Buckets(buckets))
-}
-
-/// Whose request it was.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// What was asked for, such as `chat_completions`.
-    pub endpoint: &'static str,
-    /// The client's name for the model; `unknown` if nobody serves it.
-    pub model: Name,
-    /// HTTP status of the answer; 499 if the client left before it.
-    pub code: u16,
-}
-
-/// A listener.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ListenerLabels {
-    /// Listener name.
-    pub listener: Name,
-}
-
-/// A listener and a model.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ModelLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// The client's name for the model.
-    pub model: Name,
-}
-
-/// Tokens by kind.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TokenLabels {
-    /// The client's name for the model.
-    pub model: Name,
-    /// `input`, `output` or `cached` (the part of the input found in a prefix cache).
-    pub kind: &'static str,
-}
-
-/// A split's arm.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ArmLabels {
-    /// The client's name for the model.
-    pub model: Name,
-    /// The served model's name.
-    pub target: Name,
-}
-
-/// A listener and a reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabels {
-    /// Listener name.
-    pub listener: Name,
-    /// Why, from a fixed set.
-    pub reason: &'static str,
-}
-
-/// A pool and a reason.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PoolReasonLabels {
-    /// Pool name.
-    pub pool: Name,
-    /// Why, from a fixed set.
-    pub reason: &'static str,
-}
-
-/// How a pod was chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DecisionLabels {
-    /// Pool name.
-    pub pool: Name,
-    /// The policy's name.
-    pub policy: &'static str,
-    /// What the choice stood on: `fresh`, `in_flight_only` or `round_robin`.
-    pub sight: &'static str,
 }
 
 /// The state of a pod as the scheduler sees it, for the families that are read at scrape time.
@@ -362,21 +289,6 @@ impl Metrics {
         );
         r.register_collector(Box::new(PodCollector(pods)));
     }
-}
-
-/// A pod's labels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PodLabels {
-    pool: Name,
-    pod: Name,
-}
-
-/// A pod's labels and its condition.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConditionLabels {
-    pool: Name,
-    pod: Name,
-    condition: &'static str,
 }
 
 struct PodCollector(PodRows);

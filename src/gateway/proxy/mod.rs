@@ -3,6 +3,7 @@
 mod answer;
 mod headers;
 mod relay;
+mod timer;
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -24,7 +25,7 @@ use crate::{
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint},
     routing::UnknownModel,
     scheduler::{NoPod, Tried},
-    telemetry::{Name, metrics::PoolReasonLabels},
+    telemetry::{Name, labels::PoolReasonLabels},
     upstream::{self, Carry, Failure, Fault},
 };
 

@@ -4,19 +4,17 @@
 //! pod's body, which closes the pod's connection, which makes the pod stop.
 
 use std::{
-    future::Future as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Sleep, sleep_until};
 
-use super::{Sent, Story, answer::BrokeOff};
+use super::{Sent, Story, answer::BrokeOff, timer::Timer};
 use crate::{
     clock,
     fleet::Pace,
@@ -27,7 +25,7 @@ use crate::{
         rejection::cut_event,
     },
     openai::{BodyWatch, Dialect, End, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper},
-    telemetry::{Name, metrics::PoolReasonLabels},
+    telemetry::{Name, labels::PoolReasonLabels},
     upstream::PodBody,
 };
 
@@ -378,50 +376,4 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
         .unwrap_or_default();
     kind.get(..17)
         .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
-}
-
-/// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
-/// event costs no timer.
-struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    silent_until: Instant,
-    idle: Duration,
-    total: Option<Instant>,
-}
-
-impl Timer {
-    fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self {
-            sleep: None,
-            silent_until: now + first,
-            idle,
-            total,
-        }
-    }
-
-    fn moved(&mut self, now: Instant) {
-        self.silent_until = now + self.idle;
-    }
-
-    /// Ready with the reason once the time is up.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
-        loop {
-            let now = clock::now();
-            if self.total.is_some_and(|total| now >= total) {
-                return Poll::Ready("total_timeout");
-            }
-            if now >= self.silent_until {
-                return Poll::Ready("idle_timeout");
-            }
-            // An armed sleep that fires early, because something came since, is simply armed again.
-            let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self
-                    .total
-                    .map_or(self.silent_until, |total| total.min(self.silent_until));
-                Box::pin(sleep_until(until.into()))
-            });
-            ready!(sleep.as_mut().poll(cx));
-            self.sleep = None;
-        }
-    }
 }
