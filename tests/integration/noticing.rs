@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use tidegate::clock;
+use tidegate::{clock, sim::PodConfig};
 
 use crate::harness::{Gateway, SimPod, chat, chat_stream, eventually, refusing_endpoint};
 
@@ -86,12 +86,14 @@ async fn pods_come_and_go_with_their_file_and_those_that_go_end_what_they_do() {
 
 #[tokio::test]
 async fn least_cost_sends_less_to_a_pod_that_is_slow() {
-    let (slow, fast) = (SimPod::start().await, SimPod::start().await);
+    // Five times slower than the other tests' pods: their speed, not this machine's, must be what is learned.
+    let pod = || SimPod::like(PodConfig::new("m").time_scale(0.5));
+    let (slow, fast) = (pod().await, pod().await);
     slow.faults().change(|faults| faults.slow = 8.0);
     let gateway = Gateway::over([slow.endpoint(), fast.endpoint()]).start().await;
     gateway.sees_all_pods().await;
     let worker = async |nth: usize| {
-        for turn in 0..12 {
+        for turn in 0..8 {
             let prompt = format!("{nth} {turn} {}", "tide ".repeat(400));
             let text = chat_stream(&prompt, 40).send(gateway.addr).await.text().await;
             assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
@@ -99,7 +101,7 @@ async fn least_cost_sends_less_to_a_pod_that_is_slow() {
     };
     futures_util::future::join_all((0..6).map(worker)).await;
     let (slow, fast) = (slow.state().served, fast.state().served);
-    assert_eq!(slow + fast, 72);
+    assert_eq!(slow + fast, 48);
     assert!(fast > 2 * slow, "slow served {slow}, fast {fast}");
 }
 
