@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 
 mod check;
 mod completions;
+mod demo;
 mod explain;
 mod serve;
 mod sim;
@@ -41,6 +42,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Demo(demo::Args),
     Serve(serve::Args),
     Check(check::Args),
     Sim(sim::Args),
@@ -51,6 +53,7 @@ enum Verb {
 impl Verb {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Demo(args) => demo::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Sim(args) => sim::run(args),
             Self::Check(args) => check::run(&args),

@@ -58,22 +58,22 @@ async fn serve(config: crate::config::Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
 }
 
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-enum SignalKindSeen {
+pub(super) enum SignalKindSeen {
     Terminate,
     Interrupt,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) -> SignalKindSeen {
+    pub(super) async fn next(&mut self) -> SignalKindSeen {
         tokio::select! {
             _ = self.terminate.recv() => SignalKindSeen::Terminate,
             _ = self.interrupt.recv() => SignalKindSeen::Interrupt,
