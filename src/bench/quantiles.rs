@@ -72,7 +72,9 @@ mod tests {
 
     fn samples(values: &[f64]) -> Samples {
         let mut samples = Samples::default();
-        values.iter().for_each(|&value| samples.add(value));
+        for &value in values {
+            samples.add(value);
+        }
         samples
     }
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Turns a terminal's text with its colours into an SVG picture, for the README.
 
-    tmux new-session -d -s show -x 100 -y 30 'tidegate demo'
-    tmux capture-pane -t show -p -e | python3 tests/tools/screen_to_svg.py 'tidegate demo' > docs/demo.svg
+    tmux new-session -d -s show -x 100 -y 30 'tidegate demo --once; sleep 60'
+    sleep 22; tmux capture-pane -t show -p -e > busy      # in the middle of the last burst
+    sleep 16; tmux capture-pane -t show -p -e > over      # the same run's verdict
+    (cat busy; grep -A 99 'time to first' -B 1 over) | python3 tests/tools/screen_to_svg.py 'tidegate demo' > docs/demo.svg
 
 It knows the few escape sequences that the demo uses (bold, faint, three colours) and nothing else. Bars are drawn as
 rectangles, because fonts leave gaps between block characters. No dependencies.

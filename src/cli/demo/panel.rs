@@ -180,7 +180,7 @@ pub(super) mod tests {
 
     #[test]
     fn panels_stand_side_by_side_from_100_columns_and_fit_the_width() {
-        for width in [60, 80, 99, 100, 120, 200] {
+        for width in [80, 99, 100, 120, 200] {
             let lines = lines(&frame(), width);
             assert_eq!(lines.len() < 15, width >= 100, "{width}: {} lines", lines.len());
             for line in &lines {
@@ -211,7 +211,7 @@ pub(super) mod tests {
     fn the_slower_side_has_the_longer_bar() {
         let text: Vec<String> = comparison(&frame().sides, 60).iter().map(|line| line.render(60, false)).collect();
         let filled = |text: &str| text.chars().filter(|&it| it == '█').count();
-        assert_eq!(filled(&text[0]), 30, "{text:?}");
+        assert_eq!(filled(&text[0]), 26, "{text:?}");
         assert!((3..=4).contains(&filled(&text[1])), "{text:?}");
     }
 }
