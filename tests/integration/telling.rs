@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidegate::fleet::FleetSnapshot;
 
-use crate::harness::{Call, Client, Gateway, RawPod, SimPod, chat, chat_stream, whole_json, within};
+use crate::harness::{Call, Client, Gateway, RawPod, SimPod, chat, chat_stream, eventually, whole_json, within};
 
 #[tokio::test]
 async fn the_page_of_metrics_is_sound_and_counts_what_happened() {
@@ -190,4 +190,18 @@ async fn a_request_that_the_pod_answers_with_an_error_is_passed_on_and_counted()
     assert_eq!(gateway.counted("tidegate_requests_total", &["code=\"400\""]).await, 1.0);
     let shown: Value = gateway.admin_json("/debug/fleet").await;
     assert_ne!(shown["pools"][0]["pods"][0]["condition"], "ejected");
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_takes_long_does_not_count_as_waiting_for_its_first_token_all_the_time() {
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let reply = chat("hello", 8).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    let ledger = || gateway.pods()[0].ledger.unstarted();
+    eventually("its prefill to be over, by what is believed of the pod", || ledger() == 0).await;
+    assert_eq!(gateway.pods()[0].ledger.in_flight(), 1);
+    asked.say(whole_json("{}")).await;
+    assert_eq!(reply.await.unwrap().status(), 200);
+    gateway.quiet().await;
 }

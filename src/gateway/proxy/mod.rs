@@ -166,18 +166,18 @@ impl Story<'_> {
         let mut tried = Tried::none();
         let mut failed: Option<Failure> = None;
         loop {
-            let pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
+            let mut pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
                 (Ok(pick), _) => pick,
                 (Err(NoPod::AllTried), Some(failure)) => return Err(Rejection::Failed(failure)),
                 (Err(no_pod), _) => return Err(Rejection::NoPod(no_pod)),
             };
             receipt.chose(chosen(&pick, matter), pick.took);
-            let pod = &pick.verdict.pod;
-            let failure = match self.house.upstream.attempt(pod, carry, &self.timeouts()).await {
+            let failure = match self.attempt(carry, &mut pick, receipt.streamed).await {
                 Ok(answer) => return Ok((answer, pick)),
                 Err(failure) => failure,
             };
             self.note_failure(&pick, &failure);
+            let pod = &pick.verdict.pod;
             tried.add(pod);
             let spent = tried.len() > retry.attempts as usize;
             if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
@@ -187,6 +187,23 @@ impl Story<'_> {
             self.house.metrics.retries.get_or_create(&labels).inc();
             failed = Some(failure);
         }
+    }
+
+    /// One attempt. A whole answer does not show its first token, so its prefill is taken to be over when it should be;
+    /// else it would count as waiting until its last token.
+    async fn attempt(&self, carry: &Carry, pick: &mut Pick, streamed: bool) -> Result<upstream::Answer, Failure> {
+        let (pod, timeouts) = (Arc::clone(&pick.verdict.pod), self.timeouts());
+        let attempt = self.house.upstream.attempt(&pod, carry, &timeouts);
+        if streamed {
+            return attempt.await;
+        }
+        let mut attempt = std::pin::pin!(attempt);
+        tokio::select! {
+            biased;
+            answer = &mut attempt => return answer,
+            () = tokio::time::sleep(pick.first_token_due) => pick.reservation.first_token(),
+        }
+        attempt.await
     }
 
     fn note_failure(&self, pick: &Pick, failure: &Failure) {
