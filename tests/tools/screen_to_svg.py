@@ -4,7 +4,8 @@
     tmux new-session -d -s show -x 100 -y 30 'tidegate demo --once; sleep 60'
     sleep 22; tmux capture-pane -t show -p -e > busy      # in the middle of the last burst
     sleep 16; tmux capture-pane -t show -p -e > over      # the same run's verdict
-    (cat busy; grep -A 99 'time to first' -B 1 over) | python3 tests/tools/screen_to_svg.py 'tidegate demo' > docs/demo.svg
+    (cat busy; grep -A 99 'round robin   inference' over) | cat -s |
+        python3 tests/tools/screen_to_svg.py 'tidegate demo' > docs/demo.svg
 
 It knows the few escape sequences that the demo uses (bold, faint, three colours) and nothing else. Bars are drawn as
 rectangles, because fonts leave gaps between block characters. No dependencies.

@@ -168,11 +168,11 @@ pub(super) fn shape(length: Duration) -> Shape {
     }
 }
 
-/// Conversations that begin in a second. Measured: round robin's set then has to prefill about 30,000 tokens a second
-/// that it has not cached. That is 70 % of the 43,700 that a set of this profile could do if it did nothing else (12,500
-/// for each pod at full speed), but a quarter of it goes to the pod that has a seventh of the speed. At 17 it cannot
-/// answer all within the show.
-const RATE: f64 = 15.0;
+/// Conversations that begin in a second. Measured: round robin's set then has to prefill about 26,000 tokens a second
+/// that it has not cached. That is 59 % of the 43,700 that a set of this profile could do if it decoded nothing (12,500
+/// for each pod at full speed), but a quarter of it goes to the pod that has a seventh of the speed. Above 14 it often
+/// cannot answer all within the show; at 10 both sides have little to wait for.
+const RATE: f64 = 13.0;
 
 #[cfg(test)]
 mod tests {
