@@ -360,7 +360,7 @@ fn without_words(text: &str) -> String {
         let length = word_at(rest, code.chars().next_back());
         match length {
             0 => code.push(first),
-            _ => code.extend(rest[..length].chars().filter(|c| *c == '\n').collect::<String>().chars()),
+            _ => code.extend(rest[..length].chars().filter(|c| *c == '\n')),
         }
         rest = &rest[length.max(first.len_utf8())..];
     }

@@ -63,12 +63,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some(config) = load_config(&args.config)? else { return Ok(ExitCode::from(PROBLEMS)) };
     let body = read(&args.request)?;
-    let (answer, source) = match &args.state {
-        Some(state) => (from_state(config, args, &body, state)?, format!("state of {}", state.display())),
-        None => {
-            let admin = args.admin.clone().unwrap_or_else(|| format!("http://{}", reachable(config.admin)));
-            (from_gateway(&admin, args, body)?, format!("live, from {admin}"))
-        }
+    let (answer, source) = if let Some(state) = &args.state {
+        (from_state(config, args, &body, state)?, format!("state of {}", state.display()))
+    } else {
+        let admin = args.admin.clone().unwrap_or_else(|| format!("http://{}", reachable(config.admin)));
+        (from_gateway(&admin, args, body)?, format!("live, from {admin}"))
     };
     let mut out = io::stdout().lock();
     if args.json {

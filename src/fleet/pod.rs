@@ -182,8 +182,11 @@ impl Pod {
         }
     }
 
-    /// What `model` is to it.
+    /// What `model` is to it. No name is no question.
     pub fn serving(&self, model: &str) -> Serving {
+        if model.is_empty() {
+            return Serving::Unknown;
+        }
         let models = self.models.load();
         let Some(models) = models.as_ref() else {
             return Serving::Unknown;

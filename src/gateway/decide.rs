@@ -43,6 +43,8 @@ pub struct Pick {
     pub reservation: Reservation,
     /// Prompt tokens that had to be computed before the first token: those ahead and its own.
     pub tokens_ahead: f64,
+    /// When its first token is due, by the speed that the pod has shown.
+    pub first_token_due: Duration,
     /// How long the choice took.
     pub took: Duration,
 }
@@ -60,7 +62,7 @@ impl Pick {
             failed_open: false,
         };
         let reservation = Reservation::new(Arc::clone(pod), verdict.send);
-        Self { verdict, reservation, tokens_ahead: 0.0, took: Duration::ZERO }
+        Self { verdict, reservation, tokens_ahead: 0.0, first_token_due: Duration::ZERO, took: Duration::ZERO }
     }
 }
 
@@ -139,7 +141,11 @@ impl Matter {
         drop(gate);
         house.prefix.insert(verdict.pod.slot, &self.blocks);
         let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
-        Ok(Pick { verdict, reservation, tokens_ahead, took: clock::now().saturating_duration_since(began) })
+        let pace = verdict.pod.speed.pace(self.pool.pace());
+        let due_ms = pace.base_ms + tokens_ahead * pace.ms_per_token;
+        let first_token_due = Duration::try_from_secs_f64(due_ms / 1e3).unwrap_or_default();
+        let took = clock::now().saturating_duration_since(began);
+        Ok(Pick { verdict, reservation, tokens_ahead, first_token_due, took })
     }
 
     /// The same choice, explained and not made.

@@ -67,9 +67,9 @@ impl House {
         self.fleet.pod(&self.homes.find(id)?)
     }
 
-    /// The pool in which a pod reports `model`.
+    /// The pool in which a pod reports `model`; the first of all if no model is named.
     fn pool_reporting(&self, model: &str) -> Option<Arc<str>> {
-        let reports = |pod: &Arc<Pod>| pod.serves(model) == Some(true);
+        let reports = |pod: &Arc<Pod>| model.is_empty() || pod.serves(model) == Some(true);
         let pool = self.fleet.pools().find(|pool| pool.pods().iter().any(reports))?;
         Some(Arc::clone(pool.name()))
     }

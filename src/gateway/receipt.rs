@@ -15,6 +15,7 @@ use crate::{
     telemetry::{
         Name,
         labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
+        logs::REQUEST,
     },
 };
 
@@ -200,7 +201,7 @@ impl Receipt {
 
     fn log(&self, whole: Duration) {
         let ms = |from: Option<Instant>, to: Option<Instant>| {
-            Some(to?.saturating_duration_since(from?).as_secs_f64() * 1e3).map(rounded)
+            Some(rounded(to?.saturating_duration_since(from?).as_secs_f64() * 1e3))
         };
         let (outcome, reason) = match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),
@@ -210,7 +211,7 @@ impl Receipt {
         };
         let chosen = self.chosen.as_ref();
         tracing::info!(
-            target: "tidegate::request",
+            target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
             endpoint = self.endpoint,
@@ -235,8 +236,33 @@ impl Receipt {
             prompt_tokens = self.usage.and_then(|it| it.prompt_tokens),
             cached_tokens = self.usage.and_then(|it| it.cached_tokens),
             output_tokens = self.usage.and_then(|it| it.completion_tokens),
-            "request",
+            "{}",
+            self.summary(whole),
         );
+    }
+
+    /// The line for a person: what, where to, how it went.
+    fn summary(&self, whole: Duration) -> String {
+        let model = self.model.as_ref().map_or("", |it| &*it.0);
+        let mut line = format!("{:<16} {model}", self.endpoint);
+        if let Some(chosen) = &self.chosen {
+            line.push_str(&format!(" -> {}", chosen.pod));
+        }
+        line.push_str(&format!("  {}  {:.0} ms", self.code(), whole.as_secs_f64() * 1e3));
+        if let Some(first) = self.first_token {
+            let ttft = first.saturating_duration_since(self.received);
+            line.push_str(&format!(", first token {:.0} ms, {} tokens", ttft.as_secs_f64() * 1e3, self.tokens));
+        }
+        if self.attempts > 1 {
+            line.push_str(&format!(", {} attempts", self.attempts));
+        }
+        match &self.outcome {
+            Outcome::Complete => {}
+            Outcome::Open => line.push_str(&format!(", the client left ({})", self.step.name())),
+            Outcome::Refused(reason) => line.push_str(&format!(", refused: {reason}")),
+            Outcome::Cut(reason) => line.push_str(&format!(", CUT: {reason}")),
+        }
+        line
     }
 }
 

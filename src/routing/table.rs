@@ -86,7 +86,8 @@ impl Table {
         table
     }
 
-    /// The route of a request for `model`. `reported` says which pool has pods that report a name which the
+    /// The route of a request for `model`; empty for a path of the operator's own that names none: such a request
+    /// goes to the first model's pool as it is. `reported` says which pool has pods that report a name which the
     /// configuration does not know.
     pub fn find(
         &self,
@@ -95,7 +96,10 @@ impl Table {
         reported: impl Fn(&str) -> Option<Arc<str>>,
         rng: &mut impl Rng,
     ) -> Result<Route, UnknownModel> {
-        let configured = self.entries.get(model).and_then(|entry| entry.route(key, rng));
+        let configured = match model {
+            "" => self.nameless(),
+            model => self.entries.get(model).and_then(|entry| entry.route(key, rng)),
+        };
         configured.or_else(|| self.reported(model, reported)).ok_or_else(|| UnknownModel {
             asked: model.to_owned(),
             served: self.names.iter().map(ToString::to_string).collect(),
@@ -115,6 +119,18 @@ impl Table {
     /// The pools that this table can lead to by configuration; one may come several times.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<str>> {
         self.names.iter().filter_map(|name| self.entries.get(name)).map(|entry| &entry.pool)
+    }
+
+    fn nameless(&self) -> Option<Route> {
+        let first = self.names.first().and_then(|name| self.entries.get(name))?;
+        Some(Route {
+            client_model: "".into(),
+            pool: Arc::clone(&first.pool),
+            served_model: "".into(),
+            arm: 0,
+            rewrite_response_model: false,
+            criticality: first.criticality,
+        })
     }
 
     fn reported(&self, model: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {

@@ -1,13 +1,32 @@
 //! Where log lines go and how they look: JSON, one object a line, unless a person is watching.
 
-use std::io::IsTerminal as _;
+use std::{
+    fmt::{self, Debug},
+    io::{self, IsTerminal as _},
+    time::UNIX_EPOCH,
+};
 
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer, layer},
+    prelude::*,
+    registry::LookupSpan,
+};
 
-use crate::config::{Log, LogFormat};
+use crate::{
+    clock,
+    config::{Log, LogFormat},
+};
 
 /// The environment variable that overrides the configured level.
 const FILTER_VARIABLE: &str = "TIDEGATE_LOG";
+
+/// The target of request lines, one a request. Their message sums the fields up for a person; JSON has them all.
+pub const REQUEST: &str = "tidegate::request";
 
 /// Starts logging to stderr. Call it once a process; a second call changes nothing.
 ///
@@ -18,18 +37,64 @@ pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
         Ok(filter) => EnvFilter::try_new(filter)?,
         Err(_) => EnvFilter::try_new(&log.level)?,
     };
-    let pretty = match log.format {
+    let terminal = io::stderr().is_terminal();
+    let for_people = match log.format {
         LogFormat::Pretty => true,
         LogFormat::Json => false,
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => terminal,
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let started = if pretty {
-        registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).compact()).try_init()
+    let started = if for_people {
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        registry.with(layer().with_writer(io::stderr).with_ansi(colour).event_format(ForPeople)).try_init()
     } else {
-        registry.with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true)).try_init()
+        registry.with(layer().with_writer(io::stderr).json().flatten_event(true)).try_init()
     };
     // A process that already logs (a test, the demo) keeps its own way of logging.
     started.ok();
     Ok(())
+}
+
+/// Time of day, level, message; the fields of anything but a request line.
+struct ForPeople;
+
+impl<S, N> FormatEvent<S, N> for ForPeople
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let level = *event.metadata().level();
+        let (colour, plain) = match level {
+            Level::ERROR => ("\x1b[31m", "\x1b[0m"),
+            Level::WARN => ("\x1b[33m", "\x1b[0m"),
+            _ => ("\x1b[2m", "\x1b[0m"),
+        };
+        let (colour, plain) = if writer.has_ansi_escapes() { (colour, plain) } else { ("", "") };
+        write!(writer, "{colour}{} {level:>5}{plain} ", time_of_day())?;
+        if event.metadata().target() == REQUEST {
+            event.record(&mut MessageOnly(&mut writer));
+        } else {
+            context.format_fields(writer.by_ref(), event)?;
+        }
+        writeln!(writer)
+    }
+}
+
+struct MessageOnly<'a, 'b>(&'a mut Writer<'b>);
+
+impl Visit for MessageOnly<'_, '_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            // Nobody can be told that telling failed.
+            write!(self.0, "{value:?}").ok();
+        }
+    }
+}
+
+/// `12:34:56.789`, UTC.
+fn time_of_day() -> String {
+    let since = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs() % 86_400;
+    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60, since.subsec_millis())
 }

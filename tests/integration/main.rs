@@ -10,7 +10,10 @@
     clippy::disallowed_methods,
     clippy::large_futures,
     clippy::float_cmp,
-    reason = "tests fail by panicking, count exactly, and own their time and their tasks"
+    clippy::cognitive_complexity,
+    clippy::format_push_string,
+    clippy::format_collect,
+    reason = "tests fail by panicking, count exactly, own their time and their tasks, and tell a story from top to bottom"
 )]
 
 mod binary;
@@ -18,7 +21,9 @@ mod failing;
 mod forwarding;
 mod harness;
 mod leaving;
+mod mixture;
 mod models;
+mod noticing;
 mod refusing;
 mod responses;
 mod rewriting;
@@ -26,3 +31,4 @@ mod splitting;
 mod stopping;
 mod streaming;
 mod telling;
+mod tls;

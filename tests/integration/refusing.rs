@@ -77,6 +77,13 @@ async fn only_known_paths_pass_and_those_that_the_operator_allows() {
     let mut asked = pod.asked().await;
     assert!(asked.head.starts_with("POST /v1/moderations HTTP/1.1\r\n"));
     asked.say(whole_json("{}")).await;
+    asked.keep_alive();
+    assert_eq!(reply.await.unwrap().status(), 200);
+    // Such a path may name no model: it goes to the first model's pool as it is.
+    let reply = Call::post("/v1/moderations", r#"{"input":"hi"}"#).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    assert_eq!(asked.body, br#"{"input":"hi"}"#);
+    asked.say(whole_json("{}")).await;
     assert_eq!(reply.await.unwrap().status(), 200);
 }
 

@@ -42,7 +42,7 @@ async fn the_next_turn_goes_to_the_pod_that_remembers_the_last() {
     for _ in 0..5 {
         last = create(Some(&last), false).send(gateway.addr).await.json().await["id"].clone();
     }
-    let mut asked: Vec<_> = pods.iter().map(|pod| pod.asked()).collect();
+    let mut asked: Vec<_> = pods.iter().map(SimPod::asked).collect();
     asked.sort_unstable();
     assert_eq!(asked, [0, 0, 6]);
 }

@@ -138,7 +138,8 @@ impl Story<'_> {
         let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session)?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
-        let carry = self.carry(&head, &read.bytes, &ask, &matter, receipt);
+        let forward = matter.pool.config.forward_authorization;
+        let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
         let total = config.timeouts.total;
         let answered = self.attempts(&carry, &matter, receipt);
         let (answer, pick) = match total {
@@ -165,18 +166,18 @@ impl Story<'_> {
         let mut tried = Tried::none();
         let mut failed: Option<Failure> = None;
         loop {
-            let pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
+            let mut pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
                 (Ok(pick), _) => pick,
                 (Err(NoPod::AllTried), Some(failure)) => return Err(Rejection::Failed(failure)),
                 (Err(no_pod), _) => return Err(Rejection::NoPod(no_pod)),
             };
             receipt.chose(chosen(&pick, matter), pick.took);
-            let pod = &pick.verdict.pod;
-            let failure = match self.house.upstream.attempt(pod, carry, &self.timeouts()).await {
+            let failure = match self.attempt(carry, &mut pick, receipt.streamed).await {
                 Ok(answer) => return Ok((answer, pick)),
                 Err(failure) => failure,
             };
             self.note_failure(&pick, &failure);
+            let pod = &pick.verdict.pod;
             tried.add(pod);
             let spent = tried.len() > retry.attempts as usize;
             if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
@@ -186,6 +187,23 @@ impl Story<'_> {
             self.house.metrics.retries.get_or_create(&labels).inc();
             failed = Some(failure);
         }
+    }
+
+    /// One attempt. A whole answer does not show its first token, so its prefill is taken to be over when it should be;
+    /// else it would count as waiting until its last token.
+    async fn attempt(&self, carry: &Carry, pick: &mut Pick, streamed: bool) -> Result<upstream::Answer, Failure> {
+        let (pod, timeouts) = (Arc::clone(&pick.verdict.pod), self.timeouts());
+        let attempt = self.house.upstream.attempt(&pod, carry, &timeouts);
+        if streamed {
+            return attempt.await;
+        }
+        let mut attempt = std::pin::pin!(attempt);
+        tokio::select! {
+            biased;
+            answer = &mut attempt => return answer,
+            () = tokio::time::sleep(pick.first_token_due) => pick.reservation.first_token(),
+        }
+        attempt.await
     }
 
     fn note_failure(&self, pick: &Pick, failure: &Failure) {
@@ -202,20 +220,14 @@ impl Story<'_> {
         self.policy.config.timeouts
     }
 
-    fn carry(&self, head: &request::Parts, body: &Bytes, ask: &Ask, matter: &Matter, receipt: &Receipt) -> Carry {
+    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage.
+    fn body_for_pod(&self, body: &Bytes, ask: &Ask, matter: &Matter) -> Bytes {
         let changes =
             Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
-        let body = if ask.model.is_empty() || changes.change_nothing(ask) {
+        if ask.model.is_empty() || changes.change_nothing(ask) {
             body.clone()
         } else {
             openai::splice(body, ask, &changes)
-        };
-        let forward = matter.pool.config.forward_authorization;
-        Carry {
-            method: head.method.clone(),
-            path: path_and_query(head),
-            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
-            body,
         }
     }
 
@@ -255,12 +267,7 @@ impl Story<'_> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let forward = self.house.fleet.pool(&pod.pool).is_some_and(|pool| pool.config.forward_authorization);
-        let carry = Carry {
-            method: head.method.clone(),
-            path: path_and_query(head),
-            headers: headers::to_pod(&head.headers, &receipt.request_id, forward),
-            body,
-        };
+        let carry = carry(head, body, &receipt.request_id, forward);
         let pick = Pick::of_pod(&pod);
         let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
         let answer = attempt.map_err(|failure| {
@@ -307,8 +314,13 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-fn path_and_query(head: &request::Parts) -> Arc<str> {
-    head.uri.path_and_query().map_or("/", |it| it.as_str()).into()
+fn carry(head: &request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {
+    Carry {
+        method: head.method.clone(),
+        path: head.uri.path_and_query().map_or("/", |it| it.as_str()).into(),
+        headers: headers::to_pod(&head.headers, request_id, forward_authorization),
+        body,
+    }
 }
 
 fn chosen(pick: &Pick, matter: &Matter) -> Chosen {

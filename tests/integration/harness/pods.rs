@@ -137,7 +137,8 @@ impl Drop for RawPod {
     }
 }
 
-/// A request, and the connection to answer it on. Dropped, it closes.
+/// A request, and the connection to answer it on. Dropped, it closes. The gateway keeps an answered connection for its
+/// next request, which this pod reads only after [`Exchange::keep_alive`].
 pub(crate) struct Exchange {
     /// The request's head as it came.
     pub(crate) head: String,
