@@ -135,6 +135,8 @@ async fn a_compressed_body_is_refused() {
     let gateway = Gateway::over([pod.endpoint()]).start().await;
     let reply = chat("hi", 1).header("content-encoding", "gzip").send(gateway.addr).await;
     reply.error(415).await;
+    let twice = chat("hi", 1).header("content-encoding", "identity").header("content-encoding", "gzip");
+    twice.send(gateway.addr).await.error(415).await;
 }
 
 #[tokio::test]
