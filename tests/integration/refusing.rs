@@ -178,6 +178,23 @@ async fn all_bodies_together_have_one_budget() {
 }
 
 #[tokio::test]
+async fn bodies_that_are_announced_and_never_sent_keep_nobody_out() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("limits: { body: 2KiB, buffered_bodies: 3KiB }").start().await;
+    let mut promising = Vec::new();
+    for _ in 0..4 {
+        let mut client = RawClient::connect(gateway.addr).await;
+        client.say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n").await;
+        promising.push(client);
+    }
+    let open = &gateway.running.house.requests_open;
+    eventually("all promises to be heard", || open.load(std::sync::atomic::Ordering::Relaxed) == 4).await;
+    assert_eq!(chat("hi", 1).send(gateway.addr).await.status(), 200);
+    drop(promising);
+    gateway.quiet().await;
+}
+
+#[tokio::test]
 async fn every_answer_has_a_request_id_and_takes_the_clients_if_it_can_be_one() {
     let pod = SimPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;
