@@ -1,6 +1,11 @@
 //! The accept loop: one task a connection, each with a deadline for its headers and a share of the connection bound.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
@@ -11,8 +16,8 @@ use hyper_util::{
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::sleep,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    time::{sleep, timeout},
 };
 
 use super::Phase;
@@ -82,7 +87,13 @@ where
             _ = phase.wait_for(|phase| *phase >= Phase::Closing) => break,
             next = accept(&door) => next,
         };
-        let connection = builder.serve_connection(TokioIo::new(stream), service_fn(service.clone())).into_owned();
+        let (asked, service) = (Arc::new(Notify::new()), service.clone());
+        let heard = Arc::clone(&asked);
+        let serve = move |request| {
+            heard.notify_one();
+            service(request)
+        };
+        let connection = builder.serve_connection(TokioIo::new(stream), service_fn(serve)).into_owned();
         let watched = graceful.watch(connection);
         let mut cut = phase.clone();
         tasks.spawn(async move {
@@ -91,11 +102,20 @@ where
                 // How a connection ends is told request by request, by their receipts.
                 _ = watched => {}
                 _ = cut.wait_for(|phase| *phase >= Phase::Cutting) => {}
+                () = stays_silent(&asked, door.limits.header_read) => {}
             }
         });
     }
     drop(door);
     graceful.shutdown().await;
+}
+
+/// Resolves if nothing was asked within `limit`. hyper's deadline begins with the first byte of an HTTP/1.1 head: it
+/// misses who says nothing at all, a part of HTTP/2's preface, or that preface and nothing more.
+async fn stays_silent(asked: &Notify, limit: Duration) {
+    if timeout(limit, asked.notified()).await.is_ok() {
+        pending::<()>().await;
+    }
 }
 
 /// The next connection and its place. Waits while the house is full: the kernel's backlog is the queue then.

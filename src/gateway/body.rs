@@ -36,6 +36,10 @@ impl BodyBudget {
     pub fn held(&self) -> u64 {
         self.held.load(Relaxed)
     }
+
+    fn has_room_for(&self, bytes: u64) -> bool {
+        self.held().saturating_add(bytes) <= self.limit
+    }
 }
 
 /// A share of the budget, given back when dropped.
@@ -82,8 +86,12 @@ pub(super) async fn read(
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(Rejection::TooLarge { limit });
     }
+    if !budget.has_room_for(announced.unwrap_or(0)) {
+        return Err(Rejection::BuffersFull);
+    }
+    // What is announced is looked at, not held: else a few clients that announce much and send nothing would keep
+    // everybody else out.
     let mut share = Share { budget: Arc::clone(budget), bytes: 0 };
-    share.grow(announced.unwrap_or(0))?;
     timeout(within, collect(body, &mut share, limit))
         .await
         .map_err(|_| Rejection::BodyTimeout)?

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header, response};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header, response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -84,6 +84,9 @@ impl Upstream {
             Ok(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
                 return Err(blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent)));
+            }
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(Failure::new(FailureKind::NotHttp, "the pod switched protocols, which nobody asked for"));
             }
             Ok(Ok(response)) => response,
         };
@@ -166,9 +169,13 @@ struct Home {
 
 impl PodBody {
     fn go_home_if_over(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(home) = self.home.take()
-        {
+        if self.incoming.is_end_stream() {
+            self.go_home();
+        }
+    }
+
+    fn go_home(&mut self) {
+        if let Some(home) = self.home.take() {
             home.idle.keep(&home.pod, home.live, clock::now());
         }
     }
@@ -181,13 +188,11 @@ impl Body for PodBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         match &frame {
+            // Nothing comes after trailers.
+            Some(Ok(frame)) if frame.is_trailers() => self.go_home(),
             Some(Ok(_)) => self.go_home_if_over(),
             Some(Err(_)) => self.home = None,
-            None => {
-                if let Some(home) = self.home.take() {
-                    home.idle.keep(&home.pod, home.live, clock::now());
-                }
-            }
+            None => self.go_home(),
         }
         Poll::Ready(frame)
     }

@@ -126,6 +126,28 @@ async fn an_answer_that_is_not_http_is_the_pods_fault() {
     }
 }
 
+#[tokio::test]
+async fn a_pod_that_switches_protocols_is_not_followed() {
+    let pod =
+        RawPod::answering("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            .await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let error = chat("hi", 1).send(gateway.addr).await.error(502).await;
+    assert_eq!(error["code"], "upstream_failed");
+}
+
+#[tokio::test]
+async fn a_wrong_length_beside_chunks_does_not_cut_the_answer() {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+    let pod = RawPod::answering(format!("{head}8\r\n{{\"ok\":1}}\r\n0\r\n\r\n")).await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let reply = chat("hi", 1).send(gateway.addr).await;
+    assert_eq!(reply.header("content-length"), None);
+    assert_eq!(reply.text().await, "{\"ok\":1}");
+    assert_eq!(gateway.counted("tidegate_aborts_total", &[]).await, 0.0);
+}
+
 /// The client has seen the first event; the pod dies.
 async fn stream_cut_by(break_it: impl FnOnce(crate::harness::Exchange), h2: bool) -> String {
     let (mut one, mut two) = (RawPod::start().await, RawPod::start().await);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Call, Gateway, RawClient, RawPod, SimPod, chat, eventually, whole_json};
+use crate::harness::{Call, Client, Gateway, RawClient, RawPod, SimPod, chat, eventually, whole_json};
 
 #[tokio::test]
 async fn a_body_that_two_readers_could_take_differently_is_refused() {
@@ -136,6 +136,8 @@ async fn a_compressed_body_is_refused() {
     let gateway = Gateway::over([pod.endpoint()]).start().await;
     let reply = chat("hi", 1).header("content-encoding", "gzip").send(gateway.addr).await;
     reply.error(415).await;
+    let twice = chat("hi", 1).header("content-encoding", "identity").header("content-encoding", "gzip");
+    twice.send(gateway.addr).await.error(415).await;
 }
 
 #[tokio::test]
@@ -174,6 +176,47 @@ async fn all_bodies_together_have_one_budget() {
     let third = chat(&large, 1).begin(gateway.addr);
     pod.asked().await.say(whole_json("{}")).await;
     assert_eq!(third.await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn bodies_that_are_announced_and_never_sent_keep_nobody_out() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("limits: { body: 2KiB, buffered_bodies: 3KiB }").start().await;
+    let mut promising = Vec::new();
+    for _ in 0..4 {
+        let mut client = RawClient::connect(gateway.addr).await;
+        client.say("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n").await;
+        promising.push(client);
+    }
+    let open = &gateway.running.house.requests_open;
+    eventually("all promises to be heard", || open.load(std::sync::atomic::Ordering::Relaxed) == 4).await;
+    assert_eq!(chat("hi", 1).send(gateway.addr).await.status(), 200);
+    drop(promising);
+    gateway.quiet().await;
+}
+
+#[tokio::test]
+async fn who_connects_and_asks_nothing_is_let_go() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("timeouts: { header_read: 200ms }").start().await;
+    let mut silent = Vec::new();
+    for start in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut client = RawClient::connect(gateway.addr).await;
+        client.say(start).await;
+        silent.push(client);
+    }
+    // Who does ask is not hurried by it.
+    pod.faults().change(|faults| faults.slow = 50.0);
+    let busy = [Client::h1(gateway.addr).await, Client::h2(gateway.addr).await];
+    let answers = busy.map(|client| tokio::spawn(async { client.send(chat("hi", 5)).await.bytes().await }));
+    for client in &mut silent {
+        client.rest().await;
+    }
+    for answer in answers {
+        assert!(!answer.await.unwrap().is_empty());
+    }
+    let house = &gateway.running.house;
+    eventually("all connections to be closed", || house.metrics.connections.get() == 0).await;
 }
 
 #[tokio::test]

@@ -71,6 +71,23 @@ async fn trailers_survive_to_http2_clients() {
 }
 
 #[tokio::test]
+async fn an_answer_with_trailers_is_complete_and_edited_to_its_end() {
+    // The last bytes could be the start of a model's name and are held until the end is known.
+    let held = WITH_TRAILERS.replace("2\r\n{}\r\n", "6\r\n{\"mode\r\n");
+    let pod = RawPod::answering(held).await;
+    let gateway = Gateway::over([pod.endpoint()])
+        .models(&["{ modelName: m, poolRef: pods, rewrite_response_model: true }"])
+        .start()
+        .await;
+    let reply = Client::h2(gateway.addr).await.send(chat_stream("hi", 1)).await;
+    let (body, trailers) = reply.collected().await.unwrap();
+    assert_eq!((body.as_ref(), &trailers.unwrap()["x-cost"]), (&b"{\"mode"[..], &"7".parse().unwrap()));
+    gateway.quiet().await;
+    assert_eq!(gateway.counted("tidegate_aborts_total", &[]).await, 0.0, "nobody left");
+    assert_eq!(gateway.running.house.upstream.idle_connections(), 1, "the pod's connection is kept");
+}
+
+#[tokio::test]
 async fn trailers_survive_to_http1_clients_that_take_them() {
     let pod = RawPod::answering(WITH_TRAILERS).await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;

@@ -68,13 +68,15 @@ pub(super) fn to_pod(client: &HeaderMap, request_id: &HeaderValue, forward_autho
 
 /// A pod's answer headers as the client shall see them. `rewritten`: the body's length changes on the way.
 pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten: bool) {
+    // Chunks win over a length that stands beside them (RFC 9112, 6.3), and then the length may be wrong.
+    let length_means_nothing = rewritten || pod.contains_key(header::TRANSFER_ENCODING);
     for name in named_by_connection(pod) {
         pod.remove(name);
     }
     for name in HOP_BY_HOP.iter().chain(&OF_THE_POD) {
         pod.remove(*name);
     }
-    if rewritten {
+    if length_means_nothing {
         pod.remove(header::CONTENT_LENGTH);
     }
     pod.insert(X_REQUEST_ID, request_id.clone());

@@ -296,10 +296,10 @@ fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
     if headers.get_all(header::UPGRADE).iter().any(websocket) {
         return Err(Rejection::Upgrade);
     }
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
-    match encoding {
-        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => Err(Rejection::Encoded(encoding.into_owned())),
-        _ => Ok(()),
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        Some(encoding) => Err(Rejection::Encoded(String::from_utf8_lossy(encoding.as_bytes()).into_owned())),
+        None => Ok(()),
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) struct Relay {
     between_events: bool,
     /// Whether HTTP itself says where the body ends.
     framed: bool,
+    trailers: Option<HeaderMap>,
     state: State,
 }
 
@@ -53,7 +54,7 @@ pub(super) struct Relay {
 enum State {
     /// The pod's body goes on.
     Flowing,
-    /// All was said; the end is next.
+    /// All was said; trailers, if there are any, and the end are next.
     Said,
     /// Over.
     Over,
@@ -113,6 +114,7 @@ impl Relay {
             timer,
             between_events: true,
             framed: headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH),
+            trailers: None,
             state: State::Flowing,
         }
     }
@@ -126,11 +128,11 @@ impl Relay {
         loop {
             match self.state {
                 State::Flowing => {}
-                State::Said => self.state = State::Over,
+                State::Said => {
+                    self.state = State::Over;
+                    return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+                }
                 State::Over => return Poll::Ready(None),
-            }
-            if self.state == State::Over {
-                continue;
             }
             let out = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Pending => {
@@ -139,7 +141,11 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.pass(data),
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                    // The body's end, and what the edits still hold goes before them.
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.end()
+                    }
                 },
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(self.cut("connection_died").map(Frame::data))),
                 Poll::Ready(None) => self.end(),
