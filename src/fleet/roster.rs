@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::{Evidence, Health, Pace, Pod, PodId, Speed, View};
+use super::{Evidence, Health, Moment, Pace, Pod, PodId, Speed, View};
 use crate::config::{Pool, Target};
 
 /// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
@@ -128,9 +128,9 @@ impl Fleet {
     fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
         let young = now.saturating_duration_since(state.born) < YOUTH;
         let health = if young {
-            Health::present_from_the_start(now)
+            Health::present_from_the_start(state.born)
         } else {
-            Health::newcomer(now)
+            Health::newcomer(now, state.born)
         };
         let slot = self.next_slot.fetch_add(1, Relaxed);
         let view = view_of(&state.config, target);
@@ -189,6 +189,11 @@ impl PoolState {
     /// across an await.
     pub fn gate(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `now`, to ask its pods about.
+    pub fn moment(&self, now: Instant) -> Moment {
+        Moment::new(now, self.born)
     }
 
     /// What the pool as a whole has shown.
@@ -314,7 +319,10 @@ mod tests {
     fn the_same_address_listed_twice_is_one_pod_even_under_two_credentials() {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[pool()], now);
-        let other = Target { token_file: Some("other".into()), ..target("a") };
+        let other = Target {
+            token_file: Some("other".into()),
+            ..target("a")
+        };
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
         assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));

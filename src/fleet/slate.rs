@@ -63,8 +63,14 @@ impl<const N: usize> Slate<N> {
     }
 
     #[inline]
+    #[expect(clippy::indexing_slicing, reason = "both have N")]
     fn read_any(&self) -> [u64; N] {
-        std::array::from_fn(|at| self.words.get(at).map_or(0, |cell| cell.load(Relaxed)))
+        let mut words = [0; N];
+        // Not by an iterator: this is most of what a pick does, and must become N loads and nothing else.
+        for at in 0..N {
+            words[at] = self.words[at].load(Relaxed);
+        }
+        words
     }
 
     /// Makes the version odd; another writer waits. Returns the even version before it.

@@ -84,6 +84,7 @@ pub struct Term {
 
 impl Price {
     /// The number that is compared: the lowest wins.
+    #[inline]
     pub fn rank(&self) -> f64 {
         match self {
             Self::Cost(cost) => cost.total_ms(),
@@ -117,7 +118,10 @@ impl Price {
 
     /// Its parts.
     pub fn terms(&self) -> SmallVec<[Term; 8]> {
-        let term = |(name, value): (&'static str, f64)| Term { name: name.into(), value };
+        let term = |(name, value): (&'static str, f64)| Term {
+            name: name.into(),
+            value,
+        };
         match self {
             Self::Cost(cost) => cost.terms().into_iter().map(term).collect(),
             Self::Points(points) => points.terms().into_iter().map(term).collect(),

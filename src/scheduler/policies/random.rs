@@ -7,7 +7,7 @@ use crate::scheduler::filters::Field;
 
 /// See the file's comment.
 pub(in crate::scheduler) struct Random {
-    drawn: usize,
+    pub(super) drawn: usize,
 }
 
 impl Random {
@@ -16,9 +16,5 @@ impl Random {
         Self {
             drawn: thinned(field, rng, |rng| rng.random_range(0..many)),
         }
-    }
-
-    pub(super) fn drawn(&self, place: usize) -> bool {
-        place == self.drawn
     }
 }
