@@ -41,10 +41,7 @@ fn asks(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(format!("parse/{name}"), |b| b.iter(parse));
         let ask = parse();
-        let changes = Changes {
-            model: Some("llama2-lora-v2"),
-            include_usage: true,
-        };
+        let changes = Changes { model: Some("llama2-lora-v2"), include_usage: true };
         group.bench_function(format!("splice/{name}"), |b| {
             b.iter(|| splice(body.as_bytes(), &ask, &changes));
         });
@@ -65,19 +62,11 @@ fn answers(c: &mut Criterion) {
     });
     group.bench_function("rename", |b| {
         let mut renamer = ModelRenamer::new("/model/llama2", Framing::Events);
-        b.iter_batched(
-            || Bytes::from_static(EVENT.as_bytes()),
-            |event| renamer.push(event),
-            BatchSize::SmallInput,
-        );
+        b.iter_batched(|| Bytes::from_static(EVENT.as_bytes()), |event| renamer.push(event), BatchSize::SmallInput);
     });
     group.bench_function("strip", |b| {
         let mut stripper = UsageStripper::new();
-        b.iter_batched(
-            || Bytes::from_static(EVENT.as_bytes()),
-            |event| stripper.push(event),
-            BatchSize::SmallInput,
-        );
+        b.iter_batched(|| Bytes::from_static(EVENT.as_bytes()), |event| stripper.push(event), BatchSize::SmallInput);
     });
     group.finish();
     c.bench_function("watch/new", |b| b.iter(|| StreamWatch::new(Dialect::OpenAi)));

@@ -1,11 +1,7 @@
 //! What a decision costs: one pick at 10, 100 and 1,000 pods, and hashing and matching a prompt's blocks. Targets: 2 us
 //! at 10 pods, 20 us at 1,000; a 2 KB prompt well under 3 us, a 220 KB one under 150 us.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a bench may stop where it stands"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench may stop where it stands")]
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
@@ -45,46 +41,23 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
     let pool = fleet.pool("pool").unwrap();
     for (n, pod) in pool.pods().iter().enumerate() {
         pod.store_models(models());
-        let send = Send {
-            prompt_tokens: 900,
-            uncached_tokens: 700,
-        };
+        let send = Send { prompt_tokens: 900, uncached_tokens: 700 };
         held.extend((0..n % 5).map(|_| Reservation::new(Arc::clone(pod), send)));
-        pod.store_load(PodLoad {
-            began: now,
-            sent_mark: pod.ledger.sent(),
-            ended_mark: 0,
-            reading: reading(n),
-        });
+        pod.store_load(PodLoad { began: now, sent_mark: pod.ledger.sent(), ended_mark: 0, reading: reading(n) });
         pod.speed.learn_first_token(500.0, 40.0, pool.pace());
     }
     (fleet, held)
 }
 
 fn target(n: usize) -> Target {
-    let origin = Origin {
-        https: false,
-        host: format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256),
-        port: 8000,
-    };
-    Target {
-        origin,
-        base_path: String::new(),
-        token_file: None,
-        metrics_url: None,
-    }
+    let origin = Origin { https: false, host: format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256), port: 8000 };
+    Target { origin, base_path: String::new(), token_file: None, metrics_url: None }
 }
 
 fn models() -> Vec<ReportedModel> {
     let base: Arc<str> = "meta-llama/Llama-3.1-8B-Instruct".into();
-    let adapter = |name: &&str| ReportedModel {
-        name: (*name).into(),
-        parent: Some(Arc::clone(&base)),
-    };
-    let own = ReportedModel {
-        name: Arc::clone(&base),
-        parent: None,
-    };
+    let adapter = |name: &&str| ReportedModel { name: (*name).into(), parent: Some(Arc::clone(&base)) };
+    let own = ReportedModel { name: Arc::clone(&base), parent: None };
     std::iter::once(own).chain(ADAPTERS.iter().map(adapter)).collect()
 }
 
@@ -117,12 +90,7 @@ fn hits(pods: usize) -> Hits {
 }
 
 fn picks(c: &mut Criterion) {
-    let gie = [
-        (Scorer::Queue, 2.0),
-        (Scorer::KvCache, 2.0),
-        (Scorer::PrefixCache, 3.0),
-        (Scorer::LoraAffinity, 1.0),
-    ];
+    let gie = [(Scorer::Queue, 2.0), (Scorer::KvCache, 2.0), (Scorer::PrefixCache, 3.0), (Scorer::LoraAffinity, 1.0)];
     let gie = gie.map(|(scorer, weight)| WeightedScorer { scorer, weight }).to_vec();
     let policies = [
         Scheduler::LeastCost,
@@ -142,11 +110,7 @@ fn picks(c: &mut Criterion) {
                 b.iter(|| {
                     let _gate = pool.gate();
                     let listed = pool.pods();
-                    let scene = Scene {
-                        pool,
-                        pods: &listed,
-                        now: clock::now(),
-                    };
+                    let scene = Scene { pool, pods: &listed, now: clock::now() };
                     let question = Question {
                         served_model: "code",
                         prompt_tokens: 900,
@@ -174,9 +138,7 @@ fn prompts(c: &mut Criterion) {
             let part = bytes * (slot as usize + 1) / 10 / BLOCK_BYTES * BLOCK_BYTES;
             index.insert(slot, &Blocks::of("code", "", [&prompt[..part]]));
             for n in 0..20u8 {
-                let other: Vec<u8> = (0..60_000)
-                    .map(|at: usize| u8::try_from(at % 239).unwrap() ^ n)
-                    .collect();
+                let other: Vec<u8> = (0..60_000).map(|at: usize| u8::try_from(at % 239).unwrap() ^ n).collect();
                 index.insert(slot, &Blocks::of("code", &slot.to_string(), [&other]));
             }
         }

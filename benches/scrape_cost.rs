@@ -41,11 +41,7 @@ const TICKS_A_SECOND: f64 = 100.0;
 
 fn main() {
     if let Some(page) = env::args().skip_while(|arg| arg != "--serve").nth(1) {
-        Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime")
-            .block_on(serve(&page));
+        Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(serve(&page));
         return;
     }
     measure("idle", "vllm-0.32.0-metrics-after", 2.0);
@@ -54,11 +50,7 @@ fn main() {
 
 fn measure(what: &str, page: &str, target: f64) {
     let (mut server, ports) = start_server(page);
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let (cpu, pages) = runtime.block_on(watch(&ports));
     server.kill().expect("the server ends");
     server.wait().expect("the server ended");
@@ -97,11 +89,7 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
     });
     let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
     let target = |port: &u16| Target {
-        origin: Origin {
-            https: false,
-            host: "127.0.0.1".into(),
-            port: *port,
-        },
+        origin: Origin { https: false, host: "127.0.0.1".into(), port: *port },
         base_path: String::new(),
         token_file: None,
         metrics_url: None,
@@ -187,9 +175,7 @@ async fn serve(page: &str) {
 async fn answer_all(mut socket: TcpStream, answers: Arc<Answers>) {
     let mut request = [0; 2048];
     while let Ok(length @ 1..) = socket.read(&mut request).await {
-        let asks_models = request
-            .get(..length)
-            .is_some_and(|it| it.starts_with(b"GET /v1/models"));
+        let asks_models = request.get(..length).is_some_and(|it| it.starts_with(b"GET /v1/models"));
         let answer = if asks_models { &answers.models } else { &answers.page };
         if socket.write_all(answer).await.is_err() {
             return;

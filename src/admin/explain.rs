@@ -43,11 +43,7 @@ pub struct ExplainAnswer {
     pub decision: Explanation,
 }
 
-pub(super) async fn explain(
-    State(office): State<Office>,
-    Query(place): Query<Place>,
-    body: Bytes,
-) -> Response {
+pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Place>, body: Bytes) -> Response {
     let policy = office.policy.load_full();
     match explain_request(&office.house, &policy, place.listener.as_deref(), &place.path, &body) {
         Ok(answer) => Json(answer).into_response(),

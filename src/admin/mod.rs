@@ -44,12 +44,7 @@ pub struct Office {
 impl Office {
     /// The office of one gateway.
     pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>) -> Self {
-        Self {
-            house,
-            policy,
-            stage,
-            was_ready: Arc::default(),
-        }
+        Self { house, policy, stage, was_ready: Arc::default() }
     }
 
     /// Why the gateway is not ready; `None` if it is. Once a pod was ready it stays so until it stops: taking every
@@ -67,10 +62,7 @@ impl Office {
     fn any_pod_ready(&self) -> bool {
         let now = clock::now();
         let usable = |condition| matches!(condition, Condition::Ready | Condition::Warming);
-        self.house
-            .fleet
-            .pools()
-            .any(|pool| pool.pods().iter().any(|pod| usable(pod.condition(now))))
+        self.house.fleet.pools().any(|pool| pool.pods().iter().any(|pod| usable(pod.condition(now))))
     }
 }
 
@@ -101,9 +93,5 @@ async fn ready(State(office): State<Office>) -> Response {
 }
 
 async fn metrics(State(office): State<Office>) -> Response {
-    (
-        [(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)],
-        office.house.metrics.page(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], office.house.metrics.page()).into_response()
 }

@@ -79,13 +79,7 @@ fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semapho
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door {
-        name,
-        socket,
-        limits,
-        room: Arc::clone(room),
-        open: house.metrics.connections.clone(),
-    }
+    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.

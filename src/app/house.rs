@@ -58,7 +58,8 @@ pub(super) fn live_house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<Hous
     #[expect(clippy::indexing_slicing, reason = "filled from these very pools above")]
     let tls_of = |pool: &Pool| ClientConfig::clone(&tls[&pool.name]);
     let scraper = Scraper::start(&known.fleet, tasks, &tls_of, &ears).map_err(io::Error::other)?;
-    let house = Arc::new(furnish(config, known, Connector::new(tls, tasks.clone()), Box::new(move |pod| scraper.doubt(pod))));
+    let house =
+        Arc::new(furnish(config, known, Connector::new(tls, tasks.clone()), Box::new(move |pod| scraper.doubt(pod))));
     let (pruned, limit) = (Arc::clone(&house), config.timeouts.pool_idle);
     tasks.spawn_until_stop(async move { pruned.upstream.prune_forever(limit).await });
     senses::discover(config, &house, tasks);

@@ -66,7 +66,5 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 async fn bind(what: String, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Bind { what, address, source })
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { what, address, source })
 }

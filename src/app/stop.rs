@@ -20,18 +20,10 @@ impl Running {
     pub async fn stop(self, delay: Duration, grace: Duration, hurry: impl Future<Output = ()>) -> Stopped {
         let orderly = async {
             self.stage.enter(Phase::Leaving);
-            tracing::info!(
-                open = self.open(),
-                ?delay,
-                "stopping: not ready any more, still accepting"
-            );
+            tracing::info!(open = self.open(), ?delay, "stopping: not ready any more, still accepting");
             sleep(delay).await;
             self.stage.enter(Phase::Closing);
-            tracing::info!(
-                open = self.open(),
-                ?grace,
-                "stopping: no new connections, open requests go on"
-            );
+            tracing::info!(open = self.open(), ?grace, "stopping: no new connections, open requests go on");
             // What is still open afterwards is counted below.
             timeout(grace, self.clients.wait()).await.ok();
         };

@@ -63,11 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// What there is to say about one file, and whether it can be used.
 fn verdict(path: &Path, coloured: bool) -> (String, bool) {
-    let name = if path == Path::new("-") {
-        STDIN.to_owned()
-    } else {
-        path.display().to_string()
-    };
+    let name = if path == Path::new("-") { STDIN.to_owned() } else { path.display().to_string() };
     let (problems, last, good) = match load(path) {
         Ok((config, warnings)) => {
             let last = format!("{name}: ok ({}){}\n", summary(&config), also(warnings.len()));
@@ -76,11 +72,7 @@ fn verdict(path: &Path, coloured: bool) -> (String, bool) {
         Err(report) => {
             let errors = report.errors();
             let warnings = report.problems.len() - errors;
-            (
-                report.problems,
-                format!("{name}: {}{}\n", counted(errors, "error"), also(warnings)),
-                false,
-            )
+            (report.problems, format!("{name}: {}{}\n", counted(errors, "error"), also(warnings)), false)
         }
     };
     let shown = |problem: &Problem| problem.rendered(coloured) + "\n";
@@ -117,11 +109,7 @@ fn counted(number: usize, noun: &str) -> String {
 
 /// The warnings, if there are any, to go behind something else.
 fn also(warnings: usize) -> String {
-    if warnings == 0 {
-        String::new()
-    } else {
-        format!(", {}", counted(warnings, "warning"))
-    }
+    if warnings == 0 { String::new() } else { format!(", {}", counted(warnings, "warning")) }
 }
 
 #[cfg(test)]
@@ -131,10 +119,7 @@ mod tests {
     #[test]
     fn a_good_file_is_summed_up() {
         let (text, good) = verdict(Path::new("config/two-listeners.yaml"), false);
-        assert_eq!(
-            (text.as_str(), good),
-            ("config/two-listeners.yaml: ok (2 listeners, 2 pools, 1 model)\n", true)
-        );
+        assert_eq!((text.as_str(), good), ("config/two-listeners.yaml: ok (2 listeners, 2 pools, 1 model)\n", true));
     }
 
     #[test]

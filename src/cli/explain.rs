@@ -102,7 +102,8 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
     let mut query = vec![("path", args.path.clone())];
     query.extend(args.listener.clone().map(|listener| ("listener", listener)));
     runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::upstream::client_tls(None)?);
+        let client =
+            reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::upstream::client_tls(None)?);
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
         let asked = client.build()?.post(&url).query(&query).body(body).send().await;
         let response = asked.with_context(|| {
@@ -119,8 +120,8 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
 
 fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow::Result<ExplainAnswer> {
     let text = std::fs::read_to_string(state).with_context(|| format!("cannot read {}", state.display()))?;
-    let snapshot: FleetSnapshot = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not what /debug/fleet answers", state.display()))?;
+    let snapshot: FleetSnapshot =
+        serde_json::from_str(&text).with_context(|| format!("{} is not what /debug/fleet answers", state.display()))?;
     let config = Arc::new(config);
     let house = app::still_house(&config);
     let now = clock::now();
@@ -156,8 +157,10 @@ fn rendered(answer: &ExplainAnswer, source: &str, coloured: bool) -> String {
 }
 
 fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {
-    let terms: Vec<&str> =
-        candidates.iter().find(|it| !it.terms.is_empty()).map_or_else(Vec::new, |it| it.terms.iter().map(|term| &*term.name).collect());
+    let terms: Vec<&str> = candidates
+        .iter()
+        .find(|it| !it.terms.is_empty())
+        .map_or_else(Vec::new, |it| it.terms.iter().map(|term| &*term.name).collect());
     let unit = candidates.iter().find(|it| it.total.is_some()).map_or("", |it| &*it.unit);
     let fixed = ["", "pod", "condition", "read ago", "in flight", "streams", "uncached"];
     let total = format!("total {unit}");
@@ -174,7 +177,11 @@ fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {
             candidate.uncached_tokens.to_string(),
         ];
         row.extend(terms.iter().map(|name| {
-            candidate.terms.iter().find(|term| term.name == *name).map_or_else(String::new, |term| format!("{:.1}", term.value))
+            candidate
+                .terms
+                .iter()
+                .find(|term| term.name == *name)
+                .map_or_else(String::new, |term| format!("{:.1}", term.value))
         }));
         row.push(candidate.total.map_or_else(String::new, |total| format!("{total:.1}")));
         row.push(candidate.excluded.as_ref().map_or_else(String::new, ToString::to_string));

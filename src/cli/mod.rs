@@ -78,9 +78,7 @@ pub fn main() -> ExitCode {
 
 fn broken_pipe(error: &anyhow::Error) -> bool {
     let cause = |cause: &(dyn std::error::Error + 'static)| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     error.chain().any(cause)
 }

@@ -54,9 +54,7 @@ async fn serve(config: crate::config::Config) -> anyhow::Result<ExitCode> {
         SignalKindSeen::Interrupt => Duration::ZERO,
         SignalKindSeen::Terminate => delay,
     };
-    let stopped = running
-        .stop(delay, grace, async move { _ = signals.next().await })
-        .await;
+    let stopped = running.stop(delay, grace, async move { _ = signals.next().await }).await;
     Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
 }
 
@@ -72,10 +70,7 @@ enum SignalKindSeen {
 
 impl Signals {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) -> SignalKindSeen {

@@ -74,10 +74,7 @@ async fn start(args: &Args, tasks: &Tasks) -> anyhow::Result<Vec<RunningPod>> {
     let config = pod_config(args)?;
     let mut pods = Vec::new();
     for nth in 0..args.pods {
-        let port = args
-            .port
-            .checked_add(nth)
-            .context("the ports would go beyond 65535; choose a lower --port")?;
+        let port = args.port.checked_add(nth).context("the ports would go beyond 65535; choose a lower --port")?;
         let address = SocketAddr::new(args.host, port);
         let factor = args.speed.iter().cycle().nth(usize::from(nth)).copied().unwrap_or(1.0);
         let started = Pod::start(config.clone().speed(factor), address, tasks).await;
@@ -96,34 +93,16 @@ fn pod_config(args: &Args) -> anyhow::Result<PodConfig> {
         "--speed names {count} factors for {} pods; give one, or one for each pod",
         args.pods
     );
-    ensure!(
-        args.speed.iter().all(|&it| it.is_finite() && it > 0.0),
-        "--speed takes numbers above 0"
-    );
-    ensure!(
-        args.time_scale.is_finite() && args.time_scale > 0.0,
-        "--time-scale takes a number above 0"
-    );
-    ensure!(
-        args.max_num_seqs > 0 && args.max_loras > 0,
-        "--max-num-seqs and --max-loras must be at least 1"
-    );
+    ensure!(args.speed.iter().all(|&it| it.is_finite() && it > 0.0), "--speed takes numbers above 0");
+    ensure!(args.time_scale.is_finite() && args.time_scale > 0.0, "--time-scale takes a number above 0");
+    ensure!(args.max_num_seqs > 0 && args.max_loras > 0, "--max-num-seqs and --max-loras must be at least 1");
     let defaults = EngineConfig::new(StepModel::new(profile, 1.0));
     let blocks = args.num_gpu_blocks.unwrap_or(defaults.num_gpu_blocks);
     ensure!(blocks > 1, "--num-gpu-blocks must be at least 2");
-    let engine = EngineConfig {
-        num_gpu_blocks: blocks,
-        max_num_seqs: args.max_num_seqs,
-        max_loras: args.max_loras,
-        ..defaults
-    };
+    let engine =
+        EngineConfig { num_gpu_blocks: blocks, max_num_seqs: args.max_num_seqs, max_loras: args.max_loras, ..defaults };
     let adapters = args.adapters.iter().filter(|name| !name.is_empty()).cloned().collect();
-    Ok(PodConfig {
-        adapters,
-        engine,
-        time_scale: args.time_scale,
-        ..PodConfig::new(args.model.clone())
-    })
+    Ok(PodConfig { adapters, engine, time_scale: args.time_scale, ..PodConfig::new(args.model.clone()) })
 }
 
 fn explain(cause: &io::Error, address: SocketAddr, args: &Args) -> anyhow::Error {
@@ -136,10 +115,7 @@ fn explain(cause: &io::Error, address: SocketAddr, args: &Args) -> anyhow::Error
             args.pods
         ),
         io::ErrorKind::AddrNotAvailable => {
-            anyhow::anyhow!(
-                "{} is not an address of this machine; choose another --host",
-                address.ip()
-            )
+            anyhow::anyhow!("{} is not an address of this machine; choose another --host", address.ip())
         }
         _ => anyhow::anyhow!("cannot listen on {address}: {cause}"),
     }
@@ -149,23 +125,11 @@ fn announce(args: &Args, pods: &[RunningPod]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     for (pod, speed) in pods.iter().zip(args.speed.iter().cycle()) {
         let what = profiles::find(&args.profile).map_or("", |profile| profile.what);
-        let slower = if (*speed - 1.0).abs() < f64::EPSILON {
-            String::new()
-        } else {
-            format!(", speed x{speed}")
-        };
+        let slower = if (*speed - 1.0).abs() < f64::EPSILON { String::new() } else { format!(", speed x{speed}") };
         writeln!(out, "{}  {}  {what}{slower}", pod.url(), args.model)?;
     }
-    writeln!(
-        out,
-        "\nA config that serves them (tidegate serve --config FILE):\n\n{}\n",
-        snippet(args, pods)
-    )?;
-    writeln!(
-        out,
-        "Break one:  curl {}/sim/faults -d '{{\"error_rate\": 0.5}}'   ('{{}}' heals it)",
-        first(pods)
-    )?;
+    writeln!(out, "\nA config that serves them (tidegate serve --config FILE):\n\n{}\n", snippet(args, pods))?;
+    writeln!(out, "Break one:  curl {}/sim/faults -d '{{\"error_rate\": 0.5}}'   ('{{}}' heals it)", first(pods))?;
     writeln!(out, "Ctrl-C ends.")?;
     out.flush()?;
     Ok(())
@@ -176,10 +140,7 @@ fn first(pods: &[RunningPod]) -> String {
 }
 
 fn snippet(args: &Args, pods: &[RunningPod]) -> String {
-    let mut lines = vec![
-        "listeners:".to_owned(),
-        "  - { name: openai, address: 127.0.0.1:8081 }".to_owned(),
-    ];
+    let mut lines = vec!["listeners:".to_owned(), "  - { name: openai, address: 127.0.0.1:8081 }".to_owned()];
     lines.extend(["pools:", "  - name: sim", "    engine: vllm", "    endpoints:"].map(str::to_owned));
     lines.extend(pods.iter().map(|pod| format!("      - {{ url: \"{}\" }}", pod.url())));
     lines.push("models:".to_owned());
@@ -194,17 +155,11 @@ fn quoted(name: &str) -> String {
 }
 
 fn names() -> String {
-    profiles::PROFILES
-        .iter()
-        .map(|profile| profile.name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    profiles::PROFILES.iter().map(|profile| profile.name).collect::<Vec<_>>().join(", ")
 }
 
 fn after_help() -> String {
-    let list = profiles::PROFILES
-        .iter()
-        .map(|profile| format!("  {:<16} {}", profile.name, profile.what));
+    let list = profiles::PROFILES.iter().map(|profile| format!("  {:<16} {}", profile.name, profile.what));
     format!(
         "Profiles:\n{}\n\nStep times were fitted to measurements that NVIDIA publishes with aiconfigurator (Apache-2.0).\n\
          \nExamples:\n  tidegate sim                                    four pods on 127.0.0.1:9001-9004\n  \

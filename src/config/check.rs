@@ -36,22 +36,17 @@ pub fn load_file(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| {
         let (message, remedy) = match error.kind() {
-            ErrorKind::NotFound => (
-                "there is no such file".to_owned(),
-                "check the path; it is taken from the directory you are in",
-            ),
+            ErrorKind::NotFound => {
+                ("there is no such file".to_owned(), "check the path; it is taken from the directory you are in")
+            }
             ErrorKind::PermissionDenied => (
                 "this file may not be read".to_owned(),
                 "give your user the right to read it and to enter its directories",
             ),
-            ErrorKind::IsADirectory => (
-                "this is a directory".to_owned(),
-                "name the files in it, such as `config/*.yaml`",
-            ),
-            _ => (
-                format!("this file cannot be read: {error}"),
-                "check the path and the disk",
-            ),
+            ErrorKind::IsADirectory => {
+                ("this is a directory".to_owned(), "name the files in it, such as `config/*.yaml`")
+            }
+            _ => (format!("this file cannot be read: {error}"), "check the path and the disk"),
         };
         Report::whole_file(&name, message, remedy)
     })?;
@@ -68,19 +63,14 @@ pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>
             let good = String::from_utf8_lossy(good);
             let last = good.rsplit('\n').next().unwrap_or_default();
             let count = |number: usize| u32::try_from(number + 1).unwrap_or(u32::MAX);
-            let place = Place {
-                line: count(good.matches('\n').count()),
-                column: count(last.chars().count()),
-                length: 1,
-            };
+            let place =
+                Place { line: count(good.matches('\n').count()), column: count(last.chars().count()), length: 1 };
             let finding = Finding::error(
                 place,
                 "this file is not UTF-8 text",
                 "save it as UTF-8 (from UTF-16 or Latin-1: `iconv -t utf-8`)",
             );
-            Err(Report {
-                problems: Source::new(path_name, &shown).problems(vec![finding]),
-            })
+            Err(Report { problems: Source::new(path_name, &shown).problems(vec![finding]) })
         }
     }
 }
@@ -113,13 +103,10 @@ fn read(text: &str, sheet: &mut Sheet) -> Option<Config> {
 /// Whether all of a list was read, so that what it does not name does not exist.
 fn whole(root: &Node, list: &str) -> bool {
     let Kind::Map(entries) = &root.kind else { return false };
-    let items = entries
-        .iter()
-        .filter(|entry| entry.key == list)
-        .flat_map(|entry| match &entry.value.kind {
-            Kind::List(items) => items.as_slice(),
-            _ => &[],
-        });
+    let items = entries.iter().filter(|entry| entry.key == list).flat_map(|entry| match &entry.value.kind {
+        Kind::List(items) => items.as_slice(),
+        _ => &[],
+    });
     !root.lost(list) && items.into_iter().all(|item| !item.dropped.get())
 }
 
@@ -149,10 +136,7 @@ impl Sheet {
     }
 
     pub(super) fn errors(&self) -> usize {
-        self.findings
-            .iter()
-            .filter(|finding| finding.severity == Severity::Error)
-            .count()
+        self.findings.iter().filter(|finding| finding.severity == Severity::Error).count()
     }
 
     /// Names that are empty, unprintable or used twice.
@@ -181,10 +165,7 @@ impl Sheet {
     }
 
     pub(super) fn span(&mut self, value: Option<&At<Span>>, default: Duration) -> Duration {
-        let value = value.map(|at| At {
-            value: at.value.0,
-            place: at.place,
-        });
+        let value = value.map(|at| At { value: at.value.0, place: at.place });
         self.positive(
             value.as_ref(),
             default,
@@ -193,10 +174,7 @@ impl Sheet {
     }
 
     pub(super) fn bytes(&mut self, value: Option<&At<Bytes>>, default: Bytes) -> Bytes {
-        let value = value.map(|at| At {
-            value: at.value.0,
-            place: at.place,
-        });
+        let value = value.map(|at| At { value: at.value.0, place: at.place });
         Bytes(self.positive(
             value.as_ref(),
             default.0,
@@ -205,20 +183,13 @@ impl Sheet {
     }
 
     pub(super) fn count(&mut self, value: Option<&At<u32>>, default: u32) -> u32 {
-        self.positive(
-            value,
-            default,
-            "a limit of zero would refuse everything; leave it out for the default",
-        )
+        self.positive(value, default, "a limit of zero would refuse everything; leave it out for the default")
     }
 }
 
 fn check(file: &File, sheet: &mut Sheet) -> Config {
-    let reported = file
-        .api
-        .as_ref()
-        .and_then(|api| api.serve_reported_models)
-        .unwrap_or(defaults::api().serve_reported_models);
+    let reported =
+        file.api.as_ref().and_then(|api| api.serve_reported_models).unwrap_or(defaults::api().serve_reported_models);
     let pools = check_pools::pools(&file.pools, sheet);
     let models = check_models::models(file, reported, sheet);
     let listeners = check_models::listeners(file, sheet);
@@ -228,9 +199,10 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         listeners,
         pools,
         models,
-        scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| {
-            check_models::scheduler(scheduler, sheet)
-        }),
+        scheduler: file
+            .scheduler
+            .as_ref()
+            .map_or(defaults::SCHEDULER, |scheduler| check_models::scheduler(scheduler, sheet)),
         admin,
         probes,
         limits: check_settings::limits(file.limits.as_ref(), sheet),
@@ -257,11 +229,7 @@ pub(super) fn address(text: &At<String>, sheet: &mut Sheet) -> Option<SocketAddr
             ),
             _ => "write an IP address and a port, such as `0.0.0.0:8081` or `[::]:8081`".to_owned(),
         };
-        sheet.error(
-            text.place,
-            format!("`{}` is not an address to listen on", text.value),
-            remedy,
-        );
+        sheet.error(text.place, format!("`{}` is not an address to listen on", text.value), remedy);
     }
     parsed
 }
@@ -289,28 +257,16 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut claim = |who: String, place: Place, address: SocketAddr, sheet: &mut Sheet| {
         if let Some((other, _)) = taken.iter().find(|(_, earlier)| collide(*earlier, address)) {
-            sheet.error(
-                place,
-                format!("{who} and {other} want the same address"),
-                "give one of them another port",
-            );
+            sheet.error(place, format!("{who} and {other} want the same address"), "give one of them another port");
         }
         taken.push((who, address));
     };
     // The default is claimed first: no line of the file can be blamed for it.
     if file.admin.is_none() {
-        claim(
-            "the admin listener (by default)".to_owned(),
-            Place::default(),
-            admin_address,
-            sheet,
-        );
+        claim("the admin listener (by default)".to_owned(), Place::default(), admin_address, sheet);
     }
     let quiet = &mut Sheet::default();
-    for ListenerFile {
-        name, address: text, ..
-    } in &file.listeners.value
-    {
+    for ListenerFile { name, address: text, .. } in &file.listeners.value {
         if let Some(address) = address(text, quiet) {
             claim(format!("listener `{}`", name.value), text.place, address, sheet);
         }
@@ -367,11 +323,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         };
         let line = |problem: &Problem| {
             let Place { line, column, .. } = problem.place;
-            let severity = if problem.severity == Severity::Error {
-                ""
-            } else {
-                "warning: "
-            };
+            let severity = if problem.severity == Severity::Error { "" } else { "warning: " };
             format!("{line}:{column} {severity}{} -> {}", problem.message, problem.remedy)
         };
         problems.iter().map(line).collect()
@@ -414,13 +366,9 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         fields(schema().as_value(), &mut found);
         assert!(found.len() > 50, "{found:?}");
         for field in found {
-            let named = EVERYTHING
-                .split(|letter: char| !letter.is_alphanumeric() && letter != '_')
-                .any(|word| word == field);
-            assert!(
-                named && EVERYTHING.contains(&format!("{field}:")),
-                "config/everything.yaml lacks `{field}`"
-            );
+            let named =
+                EVERYTHING.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|word| word == field);
+            assert!(named && EVERYTHING.contains(&format!("{field}:")), "config/everything.yaml lacks `{field}`");
         }
     }
 
@@ -444,32 +392,15 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         assert_eq!(config.timeouts.first_byte, Duration::from_secs(600));
         assert_eq!(config.timeouts.pool_idle, Duration::from_secs(4));
         assert_eq!(config.timeouts.total, None);
-        assert_eq!(
-            (config.retry.attempts, config.retry.budget.0, config.retry.budget_floor),
-            (2, 0.2, 3)
-        );
+        assert_eq!((config.retry.attempts, config.retry.budget.0, config.retry.budget_floor), (2, 0.2, 3));
         assert_eq!(config.sessions.header, "x-session-id");
-        let [pool] = &config.pools[..] else {
-            panic!("{:?}", config.pools)
-        };
+        let [pool] = &config.pools[..] else { panic!("{:?}", config.pools) };
         assert_eq!((&pool.engine, pool.endpoints.len()), (&Engine::Auto, 2));
+        assert_eq!((pool.metrics.path.as_str(), pool.metrics.interval), ("/metrics", Duration::from_millis(250)));
+        let [model] = &config.models[..] else { panic!("{:?}", config.models) };
+        assert_eq!((model.criticality, model.sticky), (Criticality::Standard, Sticky::Session));
         assert_eq!(
-            (pool.metrics.path.as_str(), pool.metrics.interval),
-            ("/metrics", Duration::from_millis(250))
-        );
-        let [model] = &config.models[..] else {
-            panic!("{:?}", config.models)
-        };
-        assert_eq!(
-            (model.criticality, model.sticky),
-            (Criticality::Standard, Sticky::Session)
-        );
-        assert_eq!(
-            model
-                .targets
-                .iter()
-                .map(|target| (&*target.name, target.weight))
-                .collect::<Vec<_>>(),
+            model.targets.iter().map(|target| (&*target.name, target.weight)).collect::<Vec<_>>(),
             [("llama2", 1)]
         );
     }
@@ -477,15 +408,11 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn what_is_given_arrives() {
         let (config, _) = load("t.yaml", EVERYTHING).unwrap();
-        let [openai, classic] = &config.listeners[..] else {
-            panic!("{:?}", config.listeners)
-        };
+        let [openai, classic] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
         assert_eq!((openai.scheduler.as_ref(), openai.models.as_ref()), (None, None));
         assert_eq!(classic.scheduler, Some(Scheduler::RoundRobin));
         assert_eq!(classic.models.as_ref().unwrap()["llama2"].as_deref(), Some("triton"));
-        let [vllm, triton, homemade] = &config.pools[..] else {
-            panic!("{:?}", config.pools)
-        };
+        let [vllm, triton, homemade] = &config.pools[..] else { panic!("{:?}", config.pools) };
         let [Endpoint::Fixed(plain), Endpoint::Fixed(remote), Endpoint::Dns(named)] = &vllm.endpoints[..] else {
             panic!("{:?}", vllm.endpoints)
         };
@@ -494,27 +421,14 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
             (plain.origin.authority().as_str(), &plain.token_file),
             ("10.0.0.1:8000", &token("/run/secrets/pods"))
         );
-        assert_eq!(
-            (remote.base_path.as_str(), &remote.token_file),
-            ("/llama", &token("/run/secrets/app"))
-        );
-        assert_eq!(
-            remote.metrics_url.as_deref(),
-            Some("https://app.example.net/llama-metrics")
-        );
+        assert_eq!((remote.base_path.as_str(), &remote.token_file), ("/llama", &token("/run/secrets/app")));
+        assert_eq!(remote.metrics_url.as_deref(), Some("https://app.example.net/llama-metrics"));
         assert_eq!(named.origin.host, "vllm.default.svc.cluster.local");
         assert_eq!((triton.metrics.port, &triton.engine), (Some(8002), &Engine::Triton));
-        let Engine::Custom(custom) = &homemade.engine else {
-            panic!("{:?}", homemade.engine)
-        };
+        let Engine::Custom(custom) = &homemade.engine else { panic!("{:?}", homemade.engine) };
         assert_eq!(custom.waiting.as_deref(), Some("queue_size{queue=\"main\"}"));
-        let Scheduler::Weighted(scorers) = &config.scheduler else {
-            panic!("{:?}", config.scheduler)
-        };
-        assert_eq!(
-            scorers.iter().map(|scorer| scorer.weight).collect::<Vec<_>>(),
-            [2.0, 1.0, 2.0, 3.0, 1.0]
-        );
+        let Scheduler::Weighted(scorers) = &config.scheduler else { panic!("{:?}", config.scheduler) };
+        assert_eq!(scorers.iter().map(|scorer| scorer.weight).collect::<Vec<_>>(), [2.0, 1.0, 2.0, 3.0, 1.0]);
         let weights = config.models[0].targets.iter().map(|target| target.weight);
         assert_eq!(weights.collect::<Vec<_>>(), [90, 10]);
         assert_eq!(config.timeouts.total, Some(Duration::from_secs(3600)));
@@ -605,32 +519,14 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             ("", "t.yaml: error: the configuration is empty"),
             ("# nothing\n", "t.yaml: error: the configuration is empty"),
             ("hello", "t.yaml:1:1: error: the text `hello` does not fit here"),
-            (
-                "listeners:\n\t- name: a\n",
-                "t.yaml:2:1: error: a tab is used for indentation",
-            ),
-            (
-                "a:\n  b: 1\n \tc: 2\n",
-                "t.yaml:3:2: error: a tab is used for indentation",
-            ),
-            (
-                "a: 1\n---\nb: 2\n",
-                "t.yaml:3:1: error: there is more than one YAML document",
-            ),
+            ("listeners:\n\t- name: a\n", "t.yaml:2:1: error: a tab is used for indentation"),
+            ("a:\n  b: 1\n \tc: 2\n", "t.yaml:3:2: error: a tab is used for indentation"),
+            ("a: 1\n---\nb: 2\n", "t.yaml:3:1: error: there is more than one YAML document"),
             ("a: *b\n", "t.yaml:1:4: error: this alias has no anchor"),
             ("a: !foo b\n", "t.yaml:1:9: error: the tag `!foo` is not supported"),
-            (
-                "a: [1\n",
-                "t.yaml:1:4: error: this is not valid YAML: unclosed bracket '['",
-            ),
-            (
-                "a: \"x\n",
-                "t.yaml:1:6: error: this is not valid YAML: invalid indentation in multiline quoted scalar",
-            ),
-            (
-                "a: b: c\n",
-                "t.yaml:1:5: error: this is not valid YAML: mapping values are not allowed in this context",
-            ),
+            ("a: [1\n", "t.yaml:1:4: error: this is not valid YAML: unclosed bracket '['"),
+            ("a: \"x\n", "t.yaml:1:6: error: this is not valid YAML: invalid indentation in multiline quoted scalar"),
+            ("a: b: c\n", "t.yaml:1:5: error: this is not valid YAML: mapping values are not allowed in this context"),
             ("? [a]\n: d\n", "t.yaml:1:3: error: a key has to be text"),
         ] {
             let report = report(text);
@@ -642,12 +538,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
     #[test]
     fn bytes_that_are_no_text_are_pointed_at() {
         let report = load_bytes("t.yaml", b"listeners:\n  - caf\xe9\n").unwrap_err();
-        assert!(
-            report
-                .to_string()
-                .starts_with("t.yaml:2:8: error: this file is not UTF-8 text\n"),
-            "{report}"
-        );
+        assert!(report.to_string().starts_with("t.yaml:2:8: error: this file is not UTF-8 text\n"), "{report}");
     }
 
     #[test]
@@ -685,10 +576,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             "limits: { connections: -1 }",
             &["3:24 the number -1 does not fit here -> write a whole number from 0 to 4294967295"],
         ),
-        (
-            "limits: { body: 1MiB, body: 2MiB }",
-            &["3:23 `body` is given twice -> keep one: the first is on line 3"],
-        ),
+        ("limits: { body: 1MiB, body: 2MiB }", &["3:23 `body` is given twice -> keep one: the first is on line 3"]),
         (
             "timeouts: { connect: 0s }",
             &["3:22 this cannot be zero -> a limit of zero would end everything at once; leave it out for the default"],
@@ -707,19 +595,10 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:18 `120%` is more than the whole -> write a percentage such as `20%`, or a number from 0 to 1 such as `0.2`",
             ],
         ),
-        (
-            "retry: { attempts: 11 }",
-            &["3:20 11 further attempts are too many -> write at most 10"],
-        ),
-        (
-            "sessions: { header: \"x y\" }",
-            &["3:21 `x y` is not a header's name -> write one such as `x-session-id`"],
-        ),
+        ("retry: { attempts: 11 }", &["3:20 11 further attempts are too many -> write at most 10"]),
+        ("sessions: { header: \"x y\" }", &["3:21 `x y` is not a header's name -> write one such as `x-session-id`"]),
         ("sessions: {}", &["3:11 `header` is missing -> add `header: ...` here"]),
-        (
-            "api: { inject_usage: yes }",
-            &["3:22 the text `yes` does not fit here -> write `true` or `false`"],
-        ),
+        ("api: { inject_usage: yes }", &["3:22 the text `yes` does not fit here -> write `true` or `false`"]),
         (
             "api: { extra_paths: [v1/x] }",
             &[
@@ -738,10 +617,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:15 `inof` is not a log level -> did you mean `info`? the levels are: off, error, warn, info, debug, trace",
             ],
         ),
-        (
-            "log: { format: [json] }",
-            &["3:16 a list does not fit here -> write one of auto, json, pretty"],
-        ),
+        ("log: { format: [json] }", &["3:16 a list does not fit here -> write one of auto, json, pretty"]),
         (
             "admin: { address: localhost:9090 }",
             &["3:19 `localhost:9090` is not an address to listen on -> write `127.0.0.1:9090`"],
@@ -783,10 +659,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:86 this scorer is listed twice -> keep one, with the sum of the weights",
             ],
         ),
-        (
-            "models: [{ modelName: m, poolRef: vlm }]",
-            &["3:35 there is no pool called `vlm` -> did you mean `vllm`?"],
-        ),
+        ("models: [{ modelName: m, poolRef: vlm }]", &["3:35 there is no pool called `vlm` -> did you mean `vllm`?"]),
         (
             "models: [{ modelName: m, poolRef: other }]",
             &["3:35 there is no pool called `other` -> the pools are: vllm"],
@@ -799,10 +672,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             "models: [{ modelName: \" m\", poolRef: vllm }]",
             &["3:23 this is not a name for a model -> use at least one character, and no space at either end"],
         ),
-        (
-            "models: [{ modelName: m, poolRef: { name: vllm } }]",
-            &["3:35 a map does not fit here -> write plain text"],
-        ),
+        ("models: [{ modelName: m, poolRef: { name: vllm } }]", &["3:35 a map does not fit here -> write plain text"]),
         (
             "models: [{ modelName: m, poolRef: vllm, criticality: critical }]",
             &[
@@ -847,10 +717,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:31 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
             ],
         ),
-        (
-            "endpoints: [{}]",
-            &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"],
-        ),
+        ("endpoints: [{}]", &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"]),
         (
             "endpoints: [{ url: \"http://a\", file: b }]",
             &[
@@ -964,21 +831,9 @@ api: { serve_reported_models: false }
     fn a_misfit_brings_no_false_alarms_after_it() {
         // The pool that does not fit is not "unknown", and the typo in `pools` leaves models unjudged.
         let dropped = "pools: [{ name: p, endpoints: 5 }]\nlisteners: [{ name: a, address: 127.0.0.1:1 }]\nmodels: [{ modelName: m, poolRef: p }]\n";
-        assert_eq!(
-            load("t.yaml", dropped).unwrap_err().problems.len(),
-            1,
-            "{}",
-            report(dropped)
-        );
-        let typo = dropped
-            .replace("pools", "poools")
-            .replace('5', "[{ url: \"http://a\" }]");
-        assert_eq!(
-            load("t.yaml", &typo).unwrap_err().problems.len(),
-            1,
-            "{}",
-            report(&typo)
-        );
+        assert_eq!(load("t.yaml", dropped).unwrap_err().problems.len(), 1, "{}", report(dropped));
+        let typo = dropped.replace("pools", "poools").replace('5', "[{ url: \"http://a\" }]");
+        assert_eq!(load("t.yaml", &typo).unwrap_err().problems.len(), 1, "{}", report(&typo));
     }
 
     #[test]
@@ -1011,17 +866,8 @@ api: { serve_reported_models: false }
         for problem in problems {
             prop_assert!(!problem.message.is_empty() && !problem.remedy.is_empty());
             let shown = problem.rendered(false);
-            prop_assert!(
-                !shown.chars().any(|letter| letter.is_control() && letter != '\n'),
-                "{:?}",
-                shown
-            );
-            prop_assert_eq!(
-                shown.lines().count(),
-                if problem.place.line == 0 { 2 } else { 5 },
-                "{}",
-                shown
-            );
+            prop_assert!(!shown.chars().any(|letter| letter.is_control() && letter != '\n'), "{:?}", shown);
+            prop_assert_eq!(shown.lines().count(), if problem.place.line == 0 { 2 } else { 5 }, "{}", shown);
         }
         Ok(())
     }

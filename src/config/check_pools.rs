@@ -29,11 +29,7 @@ fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
         let token = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Fixed(target) | Endpoint::Dns(target) if target.token_file.is_some());
         if endpoints.iter().any(token) {
             let message = "a pool's own token replaces the client's Authorization, so both cannot reach the pods";
-            sheet.warning(
-                forward.place,
-                message,
-                "remove `forward_authorization`, or `token_file`",
-            );
+            sheet.warning(forward.place, message, "remove `forward_authorization`, or `token_file`");
         }
     }
     if let Some(ca_file) = &file.ca_file {
@@ -63,11 +59,7 @@ fn endpoints(pool: &PoolFile, sheet: &mut Sheet) -> Vec<Endpoint> {
     if pool.endpoints.value.is_empty() {
         let remedy =
             "add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`";
-        sheet.error(
-            pool.endpoints.place,
-            format!("pool `{}` has no endpoints", pool.name.value),
-            remedy,
-        );
+        sheet.error(pool.endpoints.place, format!("pool `{}` has no endpoints", pool.name.value), remedy);
     }
     let mut endpoints = Vec::new();
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
@@ -105,14 +97,7 @@ fn endpoint(
             let metrics_url = metrics_page(sheet, given.metrics_url.as_ref());
             let token_file = token.map(|path| path.value.clone());
             let target = parse_target(sheet, url)?;
-            Some((
-                url.place,
-                Endpoint::Fixed(Target {
-                    token_file,
-                    metrics_url,
-                    ..target
-                }),
-            ))
+            Some((url.place, Endpoint::Fixed(Target { token_file, metrics_url, ..target })))
         }
         (None, Some(dns), None) => {
             let target = resolved(dns, given.metrics_url.as_ref(), sheet)?;
@@ -120,17 +105,10 @@ fn endpoint(
             Some((dns.place, Endpoint::Dns(Target { token_file, ..target })))
         }
         (None, None, Some(file)) => {
-            let elsewhere = [
-                token.map(|path| path.place),
-                given.metrics_url.as_ref().map(|url| url.place),
-            ];
+            let elsewhere = [token.map(|path| path.place), given.metrics_url.as_ref().map(|url| url.place)];
             for place in elsewhere.into_iter().flatten() {
                 let message = "this does not reach the endpoints that are read from a file";
-                sheet.error(
-                    place,
-                    message,
-                    "give it to each entry in that file: `- { url: ..., token_file: ... }`",
-                );
+                sheet.error(place, message, "give it to each entry in that file: `- { url: ..., token_file: ... }`");
             }
             Some((file.place, Endpoint::File(file.value.clone())))
         }
@@ -151,19 +129,11 @@ fn endpoint(
 fn resolved(dns: &At<String>, metrics_url: Option<&At<String>>, sheet: &mut Sheet) -> Option<Target> {
     if let Some(metrics_url) = metrics_url {
         let message = "`metrics_url` would be the same page for every address of the name";
-        sheet.error(
-            metrics_url.place,
-            message,
-            "set `path` and `port` under the pool's `metrics` instead",
-        );
+        sheet.error(metrics_url.place, message, "set `path` and `port` under the pool's `metrics` instead");
     }
     let target = parse_target(sheet, dns)?;
     if target.origin.host.parse::<IpAddr>().is_ok() {
-        sheet.error(
-            dns.place,
-            "there is nothing to resolve in an IP address",
-            "write `url:` instead of `dns:`",
-        );
+        sheet.error(dns.place, "there is nothing to resolve in an IP address", "write `url:` instead of `dns:`");
     }
     Some(target)
 }
@@ -245,10 +215,7 @@ fn metrics(file: Option<&MetricsFile>, engine: &Engine, sheet: &mut Sheet) -> Me
     let Some(file) = file else { return metrics };
     if let Some(path) = &file.path {
         if !path.value.starts_with('/')
-            || path
-                .value
-                .chars()
-                .any(|letter| letter.is_whitespace() || letter.is_control())
+            || path.value.chars().any(|letter| letter.is_whitespace() || letter.is_control())
         {
             sheet.error(
                 path.place,
@@ -288,18 +255,8 @@ mod tests {
         for good in ["queue", "ns:queue_size", "q{a=\"b\"}", "q{a=\"b\",c=\"d e\"}", "q{}"] {
             assert!(is_metric(good), "{good}");
         }
-        for bad in [
-            "",
-            "1queue",
-            "a b",
-            "q{",
-            "q{a}",
-            "q{a=b}",
-            "q{a=\"b\"",
-            "{a=\"b\"}",
-            "q{a=\"b\"}x",
-            "q{a=\"b\",}",
-        ] {
+        for bad in ["", "1queue", "a b", "q{", "q{a}", "q{a=b}", "q{a=\"b\"", "{a=\"b\"}", "q{a=\"b\"}x", "q{a=\"b\",}"]
+        {
             assert!(!is_metric(bad), "{bad}");
         }
     }

@@ -20,10 +20,7 @@ pub(super) fn limits(file: Option<&LimitsFile>, sheet: &mut Sheet) -> Limits {
     let limits = Limits {
         body: sheet.bytes(given.body.as_ref(), default.body),
         buffered_bodies: sheet.bytes(given.buffered_bodies.as_ref(), default.buffered_bodies),
-        connections: given
-            .connections
-            .as_ref()
-            .map_or(default.connections, |at| sheet.count(Some(at), 1) as usize),
+        connections: given.connections.as_ref().map_or(default.connections, |at| sheet.count(Some(at), 1) as usize),
         header_fields: given
             .header_fields
             .as_ref()
@@ -33,10 +30,7 @@ pub(super) fn limits(file: Option<&LimitsFile>, sheet: &mut Sheet) -> Limits {
     };
     let blamed = given.body.as_ref().or(given.buffered_bodies.as_ref());
     if let Some(blamed) = blamed.filter(|_| limits.body > limits.buffered_bodies) {
-        let message = format!(
-            "`body` ({}) is more than `buffered_bodies` ({})",
-            limits.body, limits.buffered_bodies
-        );
+        let message = format!("`body` ({}) is more than `buffered_bodies` ({})", limits.body, limits.buffered_bodies);
         sheet.error(
             blamed.place,
             message,
@@ -64,11 +58,7 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
         drain_delay: plain(given.drain_delay.as_ref(), default.drain_delay),
         drain_grace: plain(given.drain_grace.as_ref(), default.drain_grace),
     };
-    if let Some(at) = given
-        .pool_idle
-        .as_ref()
-        .filter(|at| at.value.0 >= Duration::from_secs(5))
-    {
+    if let Some(at) = given.pool_idle.as_ref().filter(|at| at.value.0 >= Duration::from_secs(5)) {
         let message =
             "uvicorn, under most engines, closes idle connections after 5s, and requests would be lost to that race";
         sheet.warning(
@@ -112,9 +102,7 @@ pub(super) fn sessions(file: Option<&SessionsFile>, sheet: &mut Sheet) -> Sessio
             "write one such as `x-session-id`",
         );
     }
-    Sessions {
-        header: header.value.to_ascii_lowercase(),
-    }
+    Sessions { header: header.value.to_ascii_lowercase() }
 }
 
 /// What is open and added.

@@ -52,11 +52,7 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 
 /// Retries: two further pods at most, as a share of requests that cannot become a storm (Envoy's and linkerd's 20 %),
 /// with Envoy's floor of 3 so that a quiet gateway may retry at all.
-pub(super) const RETRY: Retry = Retry {
-    attempts: 2,
-    budget: Ratio(0.2),
-    budget_floor: 3,
-};
+pub(super) const RETRY: Retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3 };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";
@@ -83,22 +79,10 @@ pub(super) const SCHEDULER: Scheduler = Scheduler::LeastCost;
 
 /// The Gateway API Inference Extension's default weights, and its adapter scorer.
 pub(super) const SCORERS: [WeightedScorer; 4] = [
-    WeightedScorer {
-        scorer: Scorer::Queue,
-        weight: 2.0,
-    },
-    WeightedScorer {
-        scorer: Scorer::KvCache,
-        weight: 2.0,
-    },
-    WeightedScorer {
-        scorer: Scorer::PrefixCache,
-        weight: 3.0,
-    },
-    WeightedScorer {
-        scorer: Scorer::LoraAffinity,
-        weight: 1.0,
-    },
+    WeightedScorer { scorer: Scorer::Queue, weight: 2.0 },
+    WeightedScorer { scorer: Scorer::KvCache, weight: 2.0 },
+    WeightedScorer { scorer: Scorer::PrefixCache, weight: 3.0 },
+    WeightedScorer { scorer: Scorer::LoraAffinity, weight: 1.0 },
 ];
 
 /// A scorer's weight where none is given, as in the Inference Extension.
@@ -106,28 +90,18 @@ pub(super) const SCORER_WEIGHT: f64 = 1.0;
 
 /// The header by which most gateways and chat front ends name a session.
 pub(super) fn sessions() -> Sessions {
-    Sessions {
-        header: "x-session-id".to_owned(),
-    }
+    Sessions { header: "x-session-id".to_owned() }
 }
 
 /// Known paths only; what pods report may be asked for, so that a file without `models` works; nothing is added to
 /// requests or answers that the client did not ask for.
 pub(super) fn api() -> Api {
-    Api {
-        extra_paths: Vec::new(),
-        serve_reported_models: true,
-        inject_usage: false,
-        decision_headers: false,
-    }
+    Api { extra_paths: Vec::new(), serve_reported_models: true, inject_usage: false, decision_headers: false }
 }
 
 /// One line a request is `info`; the shape follows the terminal.
 pub(super) fn log() -> Log {
-    Log {
-        level: "info".to_owned(),
-        format: LogFormat::Auto,
-    }
+    Log { level: "info".to_owned(), format: LogFormat::Auto }
 }
 
 /// The most target models that the Inference Extension allows for one model.

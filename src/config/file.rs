@@ -12,10 +12,7 @@ use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, tree::At, unit
 
 /// A Tidegate configuration.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a map that begins with `listeners:` or another section"
-)]
+#[serde(deny_unknown_fields, expecting = "a map that begins with `listeners:` or another section")]
 // Both lists have defaults so that a file without them is still checked for all else.
 #[schemars(title = "Tidegate configuration", extend("required" = ["listeners", "pools"]))]
 pub(super) struct File {
@@ -49,10 +46,7 @@ pub(super) struct File {
 
 /// One address on which clients come in.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a listener, such as `{ name: openai, address: 0.0.0.0:8081 }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a listener, such as `{ name: openai, address: 0.0.0.0:8081 }`")]
 pub(super) struct ListenerFile {
     /// Its name in logs and metrics; unique.
     pub(super) name: At<String>,
@@ -107,10 +101,7 @@ pub(super) enum PolicyFile {
 
 /// A scorer and its weight.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a scorer, such as `{ name: queue-scorer, weight: 2 }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a scorer, such as `{ name: queue-scorer, weight: 2 }`")]
 pub(super) struct ScorerFile {
     /// The scorer, by the Inference Extension's name.
     pub(super) name: At<Scorer>,
@@ -164,10 +155,7 @@ pub(super) enum EngineFile {
 
 /// One entry of `endpoints`: exactly one of `url`, `dns` and `file`.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "an endpoint, such as `{ url: \"http://10.0.0.1:8000\" }`"
-)]
+#[serde(deny_unknown_fields, expecting = "an endpoint, such as `{ url: \"http://10.0.0.1:8000\" }`")]
 #[schemars(extend("oneOf" = [{"required": ["url"]}, {"required": ["dns"]}, {"required": ["file"]}]))]
 pub(super) struct EndpointFile {
     /// One pod: http or https, host, port, and a base path if it has one (without /v1).
@@ -184,10 +172,7 @@ pub(super) struct EndpointFile {
 
 /// How a pool's pods are scraped.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a map, such as `{ path: /metrics, interval: 250ms }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ path: /metrics, interval: 250ms }`")]
 pub(super) struct MetricsFile {
     /// Path of the page. Default: /metrics.
     pub(super) path: Option<At<String>>,
@@ -205,10 +190,7 @@ pub(super) struct MetricsFile {
 
 /// The metric names of a `custom` engine, each `name` or `name{label="value"}`; at least one.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a map, such as `{ waiting: my_queue_size, running: my_running }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ waiting: my_queue_size, running: my_running }`")]
 pub(super) struct CustomFile {
     /// Requests waiting to be scheduled.
     pub(super) waiting: Option<At<String>>,
@@ -220,10 +202,7 @@ pub(super) struct CustomFile {
 
 /// A name that clients ask for.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a model, such as `{ modelName: llama2, poolRef: vllm }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a model, such as `{ modelName: llama2, poolRef: vllm }`")]
 pub(super) struct ModelFile {
     /// The name in the client's `model` field; unique.
     #[serde(rename = "modelName")]
@@ -244,10 +223,7 @@ pub(super) struct ModelFile {
 
 /// One arm of a split.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    deny_unknown_fields,
-    expecting = "a target model, such as `{ name: llama2-lora-v2, weight: 10 }`"
-)]
+#[serde(deny_unknown_fields, expecting = "a target model, such as `{ name: llama2-lora-v2, weight: 10 }`")]
 pub(super) struct TargetModelFile {
     /// The served model's or adapter's name.
     pub(super) name: At<String>,

@@ -54,17 +54,12 @@ impl Report {
     /// A report of one error about a file as a whole, such as one that cannot be read.
     pub fn whole_file(file: &str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         let finding = Finding::error(Place::default(), message, remedy);
-        Self {
-            problems: Source::new(file, "").problems(vec![finding]),
-        }
+        Self { problems: Source::new(file, "").problems(vec![finding]) }
     }
 
     /// How many of the problems are errors.
     pub fn errors(&self) -> usize {
-        self.problems
-            .iter()
-            .filter(|problem| problem.severity == Severity::Error)
-            .count()
+        self.problems.iter().filter(|problem| problem.severity == Severity::Error).count()
     }
 }
 
@@ -109,28 +104,15 @@ impl Problem {
         if line > 0 {
             write!(out, ":{line}:{column}")?;
         }
-        writeln!(
-            out,
-            ": {reset}{loud}{word}{reset}{bold}: {}{reset}",
-            printable(&self.message)
-        )?;
+        writeln!(out, ": {reset}{loud}{word}{reset}{bold}: {}{reset}", printable(&self.message))?;
         let margin = " ".repeat(line.to_string().len());
         if let Some(text) = &self.line {
             let (shown, before, carets) = excerpt(text, column, length);
             writeln!(out, "{hint}{margin} |{reset}")?;
             writeln!(out, "{hint}{line} |{reset} {shown}")?;
-            writeln!(
-                out,
-                "{hint}{margin} |{reset} {}{loud}{}{reset}",
-                " ".repeat(before),
-                "^".repeat(carets)
-            )?;
+            writeln!(out, "{hint}{margin} |{reset} {}{loud}{}{reset}", " ".repeat(before), "^".repeat(carets))?;
         }
-        writeln!(
-            out,
-            "{hint}{margin} ={reset} {bold}help:{reset} {}",
-            printable(&self.remedy)
-        )
+        writeln!(out, "{hint}{margin} ={reset} {bold}help:{reset} {}", printable(&self.remedy))
     }
 }
 
@@ -144,21 +126,10 @@ struct Paint {
 }
 
 impl Paint {
-    const PLAIN: Self = Self {
-        bold: "",
-        error: "",
-        warning: "",
-        hint: "",
-        reset: "",
-    };
+    const PLAIN: Self = Self { bold: "", error: "", warning: "", hint: "", reset: "" };
     /// The colours that rustc uses, from the basic sixteen that every terminal has.
-    const COLOUR: Self = Self {
-        bold: "\x1b[1m",
-        error: "\x1b[1;31m",
-        warning: "\x1b[1;33m",
-        hint: "\x1b[1;34m",
-        reset: "\x1b[0m",
-    };
+    const COLOUR: Self =
+        Self { bold: "\x1b[1m", error: "\x1b[1;31m", warning: "\x1b[1;33m", hint: "\x1b[1;34m", reset: "\x1b[0m" };
 }
 
 /// How wide an excerpt may be: a terminal's 80 columns and half as much again.
@@ -171,11 +142,7 @@ const LEAD: usize = 40;
 fn excerpt(text: &str, column: u32, length: u32) -> (String, usize, usize) {
     let letters: Vec<char> = printable(text).chars().collect();
     let at = (column as usize).saturating_sub(1).min(letters.len());
-    let start = if letters.len() <= WIDEST {
-        0
-    } else {
-        at.saturating_sub(LEAD)
-    };
+    let start = if letters.len() <= WIDEST { 0 } else { at.saturating_sub(LEAD) };
     let shown: String = letters.iter().skip(start).take(WIDEST).collect();
     let before = at - start;
     let room = shown.chars().count().saturating_sub(before).max(1);
@@ -208,19 +175,11 @@ pub(super) struct Finding {
 
 impl Finding {
     pub(super) fn error(place: Place, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Error,
-            place,
-            message: message.into(),
-            remedy: remedy.into(),
-        }
+        Self { severity: Severity::Error, place, message: message.into(), remedy: remedy.into() }
     }
 
     pub(super) fn warning(place: Place, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Warning,
-            ..Self::error(place, message, remedy)
-        }
+        Self { severity: Severity::Warning, ..Self::error(place, message, remedy) }
     }
 }
 
@@ -233,10 +192,7 @@ pub(super) struct Source<'a> {
 impl<'a> Source<'a> {
     pub(super) fn new(name: &str, text: &'a str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        Self {
-            name: name.into(),
-            lines: text.lines().collect(),
-        }
+        Self { name: name.into(), lines: text.lines().collect() }
     }
 
     /// The findings in the order of their lines, each with its line.
@@ -247,16 +203,9 @@ impl<'a> Source<'a> {
     }
 
     fn problem(&self, finding: Finding) -> Problem {
-        let Finding {
-            severity,
-            place,
-            message,
-            remedy,
-        } = finding;
+        let Finding { severity, place, message, remedy } = finding;
         let place = self.inside(place);
-        let line = (place.line as usize)
-            .checked_sub(1)
-            .and_then(|index| self.lines.get(index));
+        let line = (place.line as usize).checked_sub(1).and_then(|index| self.lines.get(index));
         Problem {
             severity,
             file: Arc::clone(&self.name),
@@ -272,11 +221,9 @@ impl<'a> Source<'a> {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let end = count(self.lines.len());
         match self.lines.last() {
-            Some(last) if place.line > end => Place {
-                line: end,
-                column: count(last.chars().count()).saturating_add(1),
-                length: 1,
-            },
+            Some(last) if place.line > end => {
+                Place { line: end, column: count(last.chars().count()).saturating_add(1), length: 1 }
+            }
             _ => place,
         }
     }
@@ -325,10 +272,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 fn plain(word: &str) -> Vec<char> {
-    word.chars()
-        .filter(|letter| !matches!(letter, '_' | '-'))
-        .flat_map(char::to_lowercase)
-        .collect()
+    word.chars().filter(|letter| !matches!(letter, '_' | '-')).flat_map(char::to_lowercase).collect()
 }
 
 /// Edit distance in which two neighbours that changed places count once, as fingers make that slip so often.
@@ -341,9 +285,7 @@ fn distance(left: &[char], right: &[char]) -> usize {
         for (column, other) in right.iter().enumerate() {
             let at = |cells: &[usize], index: usize| cells.get(index).copied().unwrap_or(usize::MAX - 1);
             let same = usize::from(letter != other);
-            written = (at(&last, column) + same)
-                .min(at(&last, column + 1) + 1)
-                .min(written + 1);
+            written = (at(&last, column) + same).min(at(&last, column + 1) + 1).min(written + 1);
             let swapped = column.checked_sub(1).zip(row.checked_sub(1));
             if let Some((left_of, _)) = swapped
                 .filter(|(left_of, above)| right.get(*left_of) == Some(letter) && left.get(*above) == Some(other))

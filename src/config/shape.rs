@@ -32,10 +32,7 @@ pub(super) fn read<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
     let findings = RefCell::new(Vec::new());
     let mut value = None;
     while !root.dropped.get() && findings.borrow().len() < MOST_MISFITS {
-        let reader = Reader {
-            node: root,
-            findings: &findings,
-        };
+        let reader = Reader { node: root, findings: &findings };
         match T::deserialize(reader) {
             Ok(read) => {
                 value = Some(read);
@@ -47,11 +44,7 @@ pub(super) fn read<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
     let mut findings = findings.into_inner();
     if findings.len() >= MOST_MISFITS {
         let message = format!("only the first {MOST_MISFITS} problems are shown");
-        findings.push(Finding::error(
-            Place::default(),
-            message,
-            "correct these and check again",
-        ));
+        findings.push(Finding::error(Place::default(), message, "correct these and check again"));
     }
     Reading { value, findings }
 }
@@ -130,15 +123,9 @@ fn expectation(expected: &str, found: Unexpected<'_>) -> String {
         "path string" => "the path of a file",
         other => other,
     };
-    let scalar = matches!(
-        found,
-        Unexpected::Bool(_) | Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_)
-    );
-    let quotes = if expected == "a string" && scalar {
-        ": put it in \"quotes\""
-    } else {
-        ""
-    };
+    let scalar =
+        matches!(found, Unexpected::Bool(_) | Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_));
+    let quotes = if expected == "a string" && scalar { ": put it in \"quotes\"" } else { "" };
     format!("write {words}{quotes}")
 }
 
@@ -167,10 +154,9 @@ impl<'a> Reader<'a> {
                 return Misfit::Reported;
             }
             Misfit::Missing(field) => (format!("`{field}` is missing"), format!("add `{field}: ...` here")),
-            Misfit::UnknownWord(word, allowed) => (
-                format!("`{word}` is not known here"),
-                suggestion(&word, allowed, "allowed are"),
-            ),
+            Misfit::UnknownWord(word, allowed) => {
+                (format!("`{word}` is not known here"), suggestion(&word, allowed, "allowed are"))
+            }
             Misfit::Said(words) => match words.split_once('\n') {
                 Some((message, remedy)) => (message.to_owned(), remedy.to_owned()),
                 None => (words, "correct the value".to_owned()),
@@ -197,11 +183,7 @@ impl<'a> Reader<'a> {
                 self.report(Finding::error(entry.key_place, message, remedy));
             } else if let Some(known) = known.filter(|known| !known.contains(&entry.key.as_str())) {
                 let message = format!("`{}` is not a field here", entry.key);
-                self.report(Finding::error(
-                    entry.key_place,
-                    message,
-                    suggestion(&entry.key, known, "the fields are"),
-                ));
+                self.report(Finding::error(entry.key_place, message, suggestion(&entry.key, known, "the fields are")));
             } else {
                 continue;
             }
@@ -228,9 +210,9 @@ impl Node {
     /// Whether this map once had `field`, or a slip of it, and it was dropped.
     pub(super) fn lost(&self, field: &str) -> bool {
         match &self.kind {
-            Kind::Map(entries) => entries
-                .iter()
-                .any(|entry| entry.value.dropped.get() && nearest(&entry.key, [field]).is_some()),
+            Kind::Map(entries) => {
+                entries.iter().any(|entry| entry.value.dropped.get() && nearest(&entry.key, [field]).is_some())
+            }
             _ => false,
         }
     }
@@ -250,17 +232,10 @@ impl<'de> Deserializer<'de> for Reader<'de> {
             },
             Kind::Float(value) => visitor.visit_f64(*value),
             Kind::Text(text) => visitor.visit_borrowed_str(text),
-            Kind::List(nodes) => visitor.visit_seq(List {
-                reader: self,
-                rest: nodes.iter(),
-            }),
+            Kind::List(nodes) => visitor.visit_seq(List { reader: self, rest: nodes.iter() }),
             Kind::Map(entries) => {
                 self.sift(entries, None);
-                visitor.visit_map(Map {
-                    reader: self,
-                    rest: entries.iter(),
-                    value: None,
-                })
+                visitor.visit_map(Map { reader: self, rest: entries.iter(), value: None })
             }
         }
     }
@@ -275,10 +250,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Misfit> {
         if name == AT {
             let Place { line, column, length } = self.node.place;
-            visitor.visit_seq(Placed {
-                numbers: [line, column, length].into_iter(),
-                reader: Some(self),
-            })
+            visitor.visit_seq(Placed { numbers: [line, column, length].into_iter(), reader: Some(self) })
         } else {
             visitor.visit_newtype_struct(self)
         }
@@ -292,11 +264,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     ) -> Result<V::Value, Misfit> {
         if let Kind::Map(entries) = &self.node.kind {
             self.sift(entries, Some(fields));
-            visitor.visit_map(Map {
-                reader: self,
-                rest: entries.iter(),
-                value: None,
-            })
+            visitor.visit_map(Map { reader: self, rest: entries.iter(), value: None })
         } else {
             Err(de::Error::invalid_type(self.unexpected(), &visitor))
         }
@@ -334,9 +302,7 @@ impl<'de> SeqAccess<'de> for List<'de> {
             return Ok(None);
         };
         let reader = self.reader.of(node);
-        seed.deserialize(reader)
-            .map(Some)
-            .map_err(|misfit| reader.settle(misfit))
+        seed.deserialize(reader).map(Some).map_err(|misfit| reader.settle(misfit))
     }
 }
 

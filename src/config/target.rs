@@ -25,9 +25,7 @@ pub fn parse_endpoints(name: &str, text: &str) -> Result<Vec<Target>, Report> {
     let root = match tree::parse(text) {
         Ok(root) => root,
         Err(finding) => {
-            return Err(Report {
-                problems: source.problems(vec![finding]),
-            });
+            return Err(Report { problems: source.problems(vec![finding]) });
         }
     };
     let mut sheet = Sheet::default();
@@ -52,21 +50,12 @@ pub fn parse_endpoints(name: &str, text: &str) -> Result<Vec<Target>, Report> {
     }
     match sheet.errors() {
         0 => Ok(targets),
-        _ => Err(Report {
-            problems: source.problems(sheet.findings),
-        }),
+        _ => Err(Report { problems: source.problems(sheet.findings) }),
     }
 }
 
 fn listed_target(entry: &At<EndpointFile>, sheet: &mut Sheet) -> Option<(Place, Target)> {
-    let EndpointFile {
-        url: Some(url),
-        dns: None,
-        file: None,
-        token_file,
-        metrics_url,
-    } = &entry.value
-    else {
+    let EndpointFile { url: Some(url), dns: None, file: None, token_file, metrics_url } = &entry.value else {
         let remedy = "write `- url: http://10.0.0.1:8000`";
         sheet.error(entry.place, "only `url` can stand in a file of endpoints", remedy);
         return None;
@@ -74,26 +63,14 @@ fn listed_target(entry: &At<EndpointFile>, sheet: &mut Sheet) -> Option<(Place, 
     let token_file = token_file.as_ref().map(|path| path.value.clone());
     let metrics_url = metrics_page(sheet, metrics_url.as_ref());
     let target = parse_target(sheet, url)?;
-    Some((
-        url.place,
-        Target {
-            token_file,
-            metrics_url,
-            ..target
-        },
-    ))
+    Some((url.place, Target { token_file, metrics_url, ..target }))
 }
 
 /// The target that `url` names; a wrong one goes on the sheet.
 pub(super) fn parse_target(sheet: &mut Sheet, url: &At<String>) -> Option<Target> {
     let parsed = split(&url.value).and_then(|(origin, path)| Ok((origin, base_path(path)?)));
     match parsed {
-        Ok((origin, base_path)) => Some(Target {
-            origin,
-            base_path,
-            token_file: None,
-            metrics_url: None,
-        }),
+        Ok((origin, base_path)) => Some(Target { origin, base_path, token_file: None, metrics_url: None }),
         Err((message, remedy)) => {
             sheet.error(url.place, message, remedy);
             None
@@ -112,35 +89,21 @@ pub(super) fn metrics_page(sheet: &mut Sheet, url: Option<&At<String>>) -> Optio
 
 /// Scheme, host and port, and the path as written.
 fn split(url: &str) -> Result<(Origin, &str), Wrong> {
-    let no_scheme = || {
-        (
-            format!("`{url}` has no scheme"),
-            format!("write `http://{url}` or `https://{url}`"),
-        )
-    };
+    let no_scheme = || (format!("`{url}` has no scheme"), format!("write `http://{url}` or `https://{url}`"));
     let (scheme, rest) = url.split_once("://").ok_or_else(no_scheme)?;
     let https = match scheme.to_ascii_lowercase().as_str() {
         "http" => false,
         "https" => true,
         _ => {
-            return Err((
-                format!("the scheme `{scheme}` is not supported"),
-                "use `http://` or `https://`".to_owned(),
-            ));
+            return Err((format!("the scheme `{scheme}` is not supported"), "use `http://` or `https://`".to_owned()));
         }
     };
     if let Some(mark) = rest.find(['?', '#']) {
         let cut = url.len() - rest.len() + mark;
         let kept = url.get(..cut).unwrap_or_default();
-        return Err((
-            "this URL has a query or a fragment".to_owned(),
-            format!("leave it out: `{kept}`"),
-        ));
+        return Err(("this URL has a query or a fragment".to_owned(), format!("leave it out: `{kept}`")));
     }
-    let (authority, path) = rest
-        .find('/')
-        .and_then(|slash| rest.split_at_checked(slash))
-        .unwrap_or((rest, ""));
+    let (authority, path) = rest.find('/').and_then(|slash| rest.split_at_checked(slash)).unwrap_or((rest, ""));
     if authority.contains('@') {
         let remedy = "put a bearer token in a file and name it in `token_file`";
         return Err(("this URL holds a user or a password".to_owned(), remedy.to_owned()));
@@ -149,10 +112,7 @@ fn split(url: &str) -> Result<(Origin, &str), Wrong> {
         byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
     }) {
         let remedy = "write other characters percent-encoded, a space as `%20`";
-        return Err((
-            "this URL's path has characters that no path may have".to_owned(),
-            remedy.to_owned(),
-        ));
+        return Err(("this URL's path has characters that no path may have".to_owned(), remedy.to_owned()));
     }
     let (host, port) = host_and_port(authority)?;
     let port = port.unwrap_or(if https { 443 } else { 80 });
@@ -161,15 +121,9 @@ fn split(url: &str) -> Result<(Origin, &str), Wrong> {
 
 fn host_and_port(authority: &str) -> Result<(String, Option<u16>), Wrong> {
     let bad_host = |host: &str| {
-        let message = if host.is_empty() {
-            "this URL has no host".to_owned()
-        } else {
-            format!("`{host}` is not a host")
-        };
-        (
-            message,
-            "write a host name, an IPv4 address, or an IPv6 address in brackets: `http://[::1]:8000`".to_owned(),
-        )
+        let message =
+            if host.is_empty() { "this URL has no host".to_owned() } else { format!("`{host}` is not a host") };
+        (message, "write a host name, an IPv4 address, or an IPv6 address in brackets: `http://[::1]:8000`".to_owned())
     };
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or_else(|| bad_host(authority))?;
@@ -181,9 +135,7 @@ fn host_and_port(authority: &str) -> Result<(String, Option<u16>), Wrong> {
         };
         (address.to_string(), port)
     } else {
-        let (host, port) = authority
-            .split_once(':')
-            .map_or((authority, None), |(host, port)| (host, Some(port)));
+        let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
         // 253 is the longest name that DNS knows.
         if host.is_empty() || host.len() > 253 || !host.bytes().all(plain) {
@@ -192,16 +144,8 @@ fn host_and_port(authority: &str) -> Result<(String, Option<u16>), Wrong> {
         (host.to_ascii_lowercase(), port)
     };
     let port = port.map(|port| {
-        let number = port
-            .parse()
-            .ok()
-            .filter(|number| *number != 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
-        number.ok_or_else(|| {
-            (
-                format!("`{port}` is not a port"),
-                "write a number from 1 to 65535".to_owned(),
-            )
-        })
+        let number = port.parse().ok().filter(|number| *number != 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
+        number.ok_or_else(|| (format!("`{port}` is not a port"), "write a number from 1 to 65535".to_owned()))
     });
     Ok((host, port.transpose()?))
 }
@@ -212,21 +156,14 @@ fn base_path(path: &str) -> Result<String, Wrong> {
     let segments = || path.split('/').skip(1);
     if segments().any(|segment| segment == "v1") {
         let kept = path.split("/v1").next().unwrap_or_default();
-        let kept = if kept.is_empty() {
-            String::new()
-        } else {
-            format!(" and keep `{kept}`")
-        };
+        let kept = if kept.is_empty() { String::new() } else { format!(" and keep `{kept}`") };
         return Err((
             "this URL ends in an API path".to_owned(),
             format!("drop `/v1`{kept}: Tidegate adds the path of each request"),
         ));
     }
     if segments().any(|segment| matches!(segment, "" | "." | "..")) {
-        return Err((
-            "this URL's path has an empty part, `.` or `..`".to_owned(),
-            "write the path out".to_owned(),
-        ));
+        return Err(("this URL's path has an empty part, `.` or `..`".to_owned(), "write the path out".to_owned()));
     }
     Ok(path.to_owned())
 }
@@ -237,19 +174,9 @@ mod tests {
 
     fn target(url: &str) -> Result<Target, String> {
         let mut sheet = Sheet::default();
-        let parsed = parse_target(
-            &mut sheet,
-            &At {
-                value: url.to_owned(),
-                place: super::super::Place::default(),
-            },
-        );
+        let parsed = parse_target(&mut sheet, &At { value: url.to_owned(), place: super::super::Place::default() });
         parsed.ok_or_else(|| {
-            sheet
-                .findings
-                .pop()
-                .map(|finding| format!("{}: {}", finding.message, finding.remedy))
-                .unwrap()
+            sheet.findings.pop().map(|finding| format!("{}: {}", finding.message, finding.remedy)).unwrap()
         })
     }
 
@@ -259,12 +186,7 @@ mod tests {
             ("http://10.0.0.1:8000", "http", "10.0.0.1:8000", ""),
             ("http://10.0.0.1", "http", "10.0.0.1:80", ""),
             ("HTTPS://App.Example.net/", "https", "app.example.net:443", ""),
-            (
-                "https://example.net/team-a/llama//",
-                "https",
-                "example.net:443",
-                "/team-a/llama",
-            ),
+            ("https://example.net/team-a/llama//", "https", "example.net:443", "/team-a/llama"),
             ("http://[::1]:8000/x%20y", "http", "[::1]:8000", "/x%20y"),
             ("http://[2001:DB8::1]", "http", "[2001:db8::1]:80", ""),
             ("http://pod_1.svc", "http", "pod_1.svc:80", ""),
@@ -272,11 +194,7 @@ mod tests {
         ] {
             let target = target(url).unwrap();
             assert_eq!(
-                (
-                    target.origin.scheme(),
-                    target.origin.authority().as_str(),
-                    target.base_path.as_str()
-                ),
+                (target.origin.scheme(), target.origin.authority().as_str(), target.base_path.as_str()),
                 (scheme, authority, base)
             );
         }
@@ -285,18 +203,9 @@ mod tests {
     #[test]
     fn what_is_a_mistake_is_called_one() {
         for (url, why) in [
-            (
-                "10.0.0.1:8000",
-                "`10.0.0.1:8000` has no scheme: write `http://10.0.0.1:8000` or `https://10.0.0.1:8000`",
-            ),
-            (
-                "ftp://host",
-                "the scheme `ftp` is not supported: use `http://` or `https://`",
-            ),
-            (
-                "http://host:8000/v1",
-                "this URL ends in an API path: drop `/v1`: Tidegate adds the path of each request",
-            ),
+            ("10.0.0.1:8000", "`10.0.0.1:8000` has no scheme: write `http://10.0.0.1:8000` or `https://10.0.0.1:8000`"),
+            ("ftp://host", "the scheme `ftp` is not supported: use `http://` or `https://`"),
+            ("http://host:8000/v1", "this URL ends in an API path: drop `/v1`: Tidegate adds the path of each request"),
             (
                 "http://host/a/v1/models",
                 "this URL ends in an API path: drop `/v1` and keep `/a`: Tidegate adds the path of each request",
@@ -305,20 +214,11 @@ mod tests {
                 "http://u:p@host",
                 "this URL holds a user or a password: put a bearer token in a file and name it in `token_file`",
             ),
-            (
-                "http://host/?a=1",
-                "this URL has a query or a fragment: leave it out: `http://host/`",
-            ),
-            (
-                "http://host#x",
-                "this URL has a query or a fragment: leave it out: `http://host`",
-            ),
+            ("http://host/?a=1", "this URL has a query or a fragment: leave it out: `http://host/`"),
+            ("http://host#x", "this URL has a query or a fragment: leave it out: `http://host`"),
             ("http://host:0", "`0` is not a port: write a number from 1 to 65535"),
             ("http://host:+80", "`+80` is not a port: write a number from 1 to 65535"),
-            (
-                "http://host/a/../b",
-                "this URL's path has an empty part, `.` or `..`: write the path out",
-            ),
+            ("http://host/a/../b", "this URL's path has an empty part, `.` or `..`: write the path out"),
             (
                 "http://host/a b",
                 "this URL's path has characters that no path may have: write other characters percent-encoded, a space as `%20`",
@@ -326,15 +226,8 @@ mod tests {
         ] {
             assert_eq!(target(url).unwrap_err(), why, "{url}");
         }
-        for url in [
-            "http://",
-            "http://:80",
-            "http://::1",
-            "http://[::1",
-            "http://[::1]x",
-            "http://hö/",
-            "http://a b",
-        ] {
+        for url in ["http://", "http://:80", "http://::1", "http://[::1", "http://[::1]x", "http://hö/", "http://a b"]
+        {
             assert!(target(url).is_err(), "{url}");
         }
     }
@@ -343,17 +236,8 @@ mod tests {
     fn a_file_of_endpoints_is_a_list_of_urls() {
         let text = "- url: http://a:8000\n- { url: https://b, token_file: /run/token }\n";
         let targets = parse_endpoints("pods.yaml", text).unwrap();
-        assert_eq!(
-            targets
-                .iter()
-                .map(|target| target.origin.authority())
-                .collect::<Vec<_>>(),
-            ["a:8000", "b:443"]
-        );
-        assert_eq!(
-            targets[1].token_file.as_deref(),
-            Some(std::path::Path::new("/run/token"))
-        );
+        assert_eq!(targets.iter().map(|target| target.origin.authority()).collect::<Vec<_>>(), ["a:8000", "b:443"]);
+        assert_eq!(targets[1].token_file.as_deref(), Some(std::path::Path::new("/run/token")));
         assert!(parse_endpoints("pods.yaml", "[]").unwrap().is_empty());
     }
 
@@ -363,11 +247,6 @@ mod tests {
         let report = parse_endpoints("pods.yaml", text).unwrap_err();
         let lines: Vec<u32> = report.problems.iter().map(|problem| problem.place.line).collect();
         assert_eq!(lines, [1, 2, 3, 3, 5], "{report}");
-        assert!(
-            parse_endpoints("pods.yaml", "")
-                .unwrap_err()
-                .to_string()
-                .contains("`[]` for no pods")
-        );
+        assert!(parse_endpoints("pods.yaml", "").unwrap_err().to_string().contains("`[]` for no pods"));
     }
 }

@@ -62,21 +62,13 @@ impl From<Spanned<Kind>> for Node {
         if matches!(spanned.value, Kind::List(_) | Kind::Map(_) | Kind::Null) {
             place.length = 1;
         }
-        Self {
-            place,
-            kind: spanned.value,
-            dropped: Cell::new(false),
-        }
+        Self { place, kind: spanned.value, dropped: Cell::new(false) }
     }
 }
 
 fn place(location: &Location) -> Place {
     let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Place {
-        line: narrow(location.line()),
-        column: narrow(location.column()),
-        length: narrow(location.span().len()),
-    }
+    Place { line: narrow(location.line()), column: narrow(location.column()), length: narrow(location.span().len()) }
 }
 
 /// A parser's error in our words where it is a common one, with what to do about it.
@@ -100,25 +92,19 @@ fn finding(text: &str, error: &serde_saphyr::Error) -> Finding {
             "there is more than one YAML document".to_owned(),
             "keep one configuration in one file: remove the `---` and what follows it",
         ),
-        Error::UnknownAnchor { .. } => (
-            "this alias has no anchor".to_owned(),
-            "write `&name` before the value that `*name` shall repeat",
-        ),
-        Error::Unexpected {
-            expected: "string scalar",
-            ..
-        } => (
-            "a key has to be text".to_owned(),
-            "write the key as one word and its value after `: `",
-        ),
+        Error::UnknownAnchor { .. } => {
+            ("this alias has no anchor".to_owned(), "write `&name` before the value that `*name` shall repeat")
+        }
+        Error::Unexpected { expected: "string scalar", .. } => {
+            ("a key has to be text".to_owned(), "write the key as one word and its value after `: `")
+        }
         Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => (
             "this file is larger or more deeply nested than any configuration".to_owned(),
             "split it: endpoints can live in a file of their own (`file: endpoints.yaml`)",
         ),
-        Error::UnsupportedTag { tag, .. } => (
-            format!("the tag `{tag}` is not supported"),
-            "remove the tag and write the value plainly",
-        ),
+        Error::UnsupportedTag { tag, .. } => {
+            (format!("the tag `{tag}` is not supported"), "remove the tag and write the value plainly")
+        }
         other => (
             format!("this is not valid YAML: {}", plain_message(other)),
             "look at the line and the one above: indentation, a missing `:`, an open quote, bracket or brace",
@@ -135,19 +121,12 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
 
 /// The first line up to the error's own, or just after it, that is indented with a tab.
 fn tab_indent(text: &str, error_line: u32) -> Option<Place> {
-    let lines = text
-        .lines()
-        .zip(1_u32..)
-        .take_while(|(_, number)| *number <= error_line.saturating_add(1));
+    let lines = text.lines().zip(1_u32..).take_while(|(_, number)| *number <= error_line.saturating_add(1));
     for (line, number) in lines {
         let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
         let tab = line.chars().take(indent).position(|letter| letter == '\t');
         if let (Some(column), false) = (tab, line.trim().is_empty()) {
-            return Some(Place {
-                line: number,
-                column: u32::try_from(column).ok()?.saturating_add(1),
-                length: 1,
-            });
+            return Some(Place { line: number, column: u32::try_from(column).ok()?.saturating_add(1), length: 1 });
         }
     }
     None
@@ -197,9 +176,7 @@ impl<'de> Visitor<'de> for KindVisitor {
     }
 
     fn visit_u128<E: de::Error>(self, value: u128) -> Result<Kind, E> {
-        i128::try_from(value)
-            .map(Kind::Whole)
-            .map_err(|_| E::custom("this number is too large"))
+        i128::try_from(value).map(Kind::Whole).map_err(|_| E::custom("this number is too large"))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Kind, E> {
@@ -225,11 +202,7 @@ impl<'de> Visitor<'de> for KindVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut items: A) -> Result<Kind, A::Error> {
         let mut map = Vec::new();
         while let Some((key, value)) = items.next_entry::<Spanned<String>, Spanned<Kind>>()? {
-            map.push(Entry {
-                key_place: place(&key.referenced),
-                key: key.value,
-                value: Node::from(value),
-            });
+            map.push(Entry { key_place: place(&key.referenced), key: key.value, value: Node::from(value) });
         }
         Ok(Kind::Map(map))
     }
@@ -273,14 +246,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
                 let mut number = || parts.next_element::<u32>().map(Option::unwrap_or_default);
-                let place = Place {
-                    line: number()?,
-                    column: number()?,
-                    length: number()?,
-                };
-                let value = parts
-                    .next_element()?
-                    .ok_or_else(|| de::Error::custom("a place without a value"))?;
+                let place = Place { line: number()?, column: number()?, length: number()? };
+                let value = parts.next_element()?.ok_or_else(|| de::Error::custom("a place without a value"))?;
                 Ok(At { value, place })
             }
         }

@@ -75,10 +75,7 @@ pub fn bytes(text: &str) -> Result<Bytes, String> {
         "GB" => 1_000_000_000,
         _ => return Err(bad()),
     };
-    number
-        .checked_mul(unit)
-        .map(Bytes)
-        .ok_or_else(|| format!("`{text}` is more than can be counted\n{SIZES}"))
+    number.checked_mul(unit).map(Bytes).ok_or_else(|| format!("`{text}` is more than can be counted\n{SIZES}"))
 }
 
 /// The share that a text says, or why it says none.
@@ -110,10 +107,7 @@ fn number(text: &str) -> Option<(u64, &str)> {
 impl fmt::Display for Bytes {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-        match units
-            .into_iter()
-            .find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size))
-        {
+        match units.into_iter().find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size)) {
             Some((unit, size)) => write!(out, "{}{unit}", self.0 / size),
             None => write!(out, "{}B", self.0),
         }
@@ -238,43 +232,22 @@ mod tests {
 
     #[test]
     fn durations_in_every_unit_and_together() {
-        for (text, millis) in [
-            ("250ms", 250),
-            ("5s", 5_000),
-            ("2m", 120_000),
-            ("24h", 86_400_000),
-            ("1h30m", 5_400_000),
-            ("0s", 0),
-        ] {
+        for (text, millis) in
+            [("250ms", 250), ("5s", 5_000), ("2m", 120_000), ("24h", 86_400_000), ("1h30m", 5_400_000), ("0s", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
     }
 
     #[test]
     fn durations_that_say_nothing_sure_are_refused_with_the_units() {
-        for text in [
-            "",
-            "5",
-            "s",
-            "1.5s",
-            "5 s",
-            "-5s",
-            "5sec",
-            "1s1s",
-            "30m1h",
-            "99999999999999999999s",
-            "５s",
-            "5S",
-        ] {
+        for text in ["", "5", "s", "1.5s", "5 s", "-5s", "5sec", "1s1s", "30m1h", "99999999999999999999s", "５s", "5S"]
+        {
             let why = duration(text).unwrap_err();
             assert!(why.contains("`ms`, `s`, `m` or `h`"), "{text}: {why}");
         }
         assert!(duration("8761h").unwrap_err().contains("longer than a year"));
-        assert!(
-            duration("18446744073709551615h")
-                .unwrap_err()
-                .contains("longer than a year")
-        );
+        assert!(duration("18446744073709551615h").unwrap_err().contains("longer than a year"));
     }
 
     #[test]

@@ -124,20 +124,13 @@ mod tests {
         assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE / 2), None);
         answers.note(Some(addresses(&[1])), now + EMPTY_GRACE / 2);
         assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE), None, "it begins anew");
-        assert_eq!(
-            answers.note(Some(vec![]), now + EMPTY_GRACE * 2),
-            Some(&[] as &[IpAddr])
-        );
+        assert_eq!(answers.note(Some(vec![]), now + EMPTY_GRACE * 2), Some(&[] as &[IpAddr]));
     }
 
     #[test]
     fn an_address_takes_the_place_of_the_name() {
         let target = Target {
-            origin: Origin {
-                https: false,
-                host: "pods.example".into(),
-                port: 8000,
-            },
+            origin: Origin { https: false, host: "pods.example".into(), port: 8000 },
             base_path: "/app".into(),
             token_file: None,
             metrics_url: None,
@@ -149,11 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn localhost_resolves_to_itself() {
-        let origin = Origin {
-            https: false,
-            host: "localhost".into(),
-            port: 8000,
-        };
+        let origin = Origin { https: false, host: "localhost".into(), port: 8000 };
         let found = resolve(&origin).await.unwrap();
         assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
     }

@@ -27,18 +27,13 @@ pub(super) async fn watch(path: PathBuf, parse: ParseEndpoints, slot: Slot) {
     loop {
         tick.tick().await;
         let found = read(&path).await;
-        let mark = found
-            .as_ref()
-            .map(|text| xxh3_64(text.as_bytes()))
-            .map_err(io::Error::kind);
+        let mark = found.as_ref().map(|text| xxh3_64(text.as_bytes())).map_err(io::Error::kind);
         if seen == Some(mark) {
             continue;
         }
         seen = Some(mark);
         let name = path.display().to_string();
-        let list = found
-            .map_err(|error| error.to_string())
-            .and_then(|text| parse(&name, &text));
+        let list = found.map_err(|error| error.to_string()).and_then(|text| parse(&name, &text));
         match list {
             Ok(targets) => slot.publish(targets),
             Err(problem) => tracing::warn!(file = name, %problem, "list of endpoints not usable, the last one stays"),

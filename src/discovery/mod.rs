@@ -54,11 +54,7 @@ mod tests {
 
     fn target(host: &str) -> Target {
         Target {
-            origin: Origin {
-                https: false,
-                host: host.into(),
-                port: 8000,
-            },
+            origin: Origin { https: false, host: host.into(), port: 8000 },
             base_path: String::new(),
             token_file: None,
             metrics_url: None,

@@ -47,10 +47,7 @@ impl Sources {
 
     /// Where the endpoint at `place` of the configuration puts what it knows.
     pub(super) fn slot(self: &Arc<Self>, place: usize) -> Slot {
-        Slot {
-            sources: Arc::clone(self),
-            place,
-        }
+        Slot { sources: Arc::clone(self), place }
     }
 
     /// The lock is held while the fleet takes over, so that of two lists the later one wins there too.
@@ -80,9 +77,6 @@ impl Slot {
 /// All targets once: where two sources name the same address, the first one's credentials count.
 fn union(lists: &[Vec<Target>]) -> Vec<Target> {
     let mut seen = std::collections::HashSet::new();
-    let targets = lists
-        .iter()
-        .flatten()
-        .filter(|target| seen.insert(target.origin.authority()));
+    let targets = lists.iter().flatten().filter(|target| seen.insert(target.origin.authority()));
     targets.cloned().collect()
 }

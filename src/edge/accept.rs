@@ -82,9 +82,7 @@ where
             _ = phase.wait_for(|phase| *phase >= Phase::Closing) => break,
             next = accept(&door) => next,
         };
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service_fn(service.clone()))
-            .into_owned();
+        let connection = builder.serve_connection(TokioIo::new(stream), service_fn(service.clone())).into_owned();
         let watched = graceful.watch(connection);
         let mut cut = phase.clone();
         tasks.spawn(async move {
@@ -107,21 +105,10 @@ async fn accept(door: &Door) -> (TcpStream, Guest) {
         let Ok(room) = Arc::clone(&door.room).acquire_owned().await else {
             continue;
         };
-        match door
-            .socket
-            .accept()
-            .await
-            .and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream))
-        {
+        match door.socket.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
             Ok(stream) => {
                 door.open.inc();
-                return (
-                    stream,
-                    Guest {
-                        _room: room,
-                        open: door.open.clone(),
-                    },
-                );
+                return (stream, Guest { _room: room, open: door.open.clone() });
             }
             Err(error) if is_about_one_client(&error) => {}
             Err(error) => {
@@ -134,10 +121,7 @@ async fn accept(door: &Door) -> (TcpStream, Guest) {
 
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionReset | NotConnected | InvalidInput
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
 }
 
 fn builder(limits: Limits, tasks: &Tasks) -> auto::Builder<OnTasks> {

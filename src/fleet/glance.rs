@@ -71,10 +71,7 @@ pub struct Name<'a> {
 impl<'a> Name<'a> {
     /// Hashes `text`.
     pub fn new(text: &'a str) -> Self {
-        Self {
-            text,
-            hash: xxh3_64(text.as_bytes()),
-        }
+        Self { text, hash: xxh3_64(text.as_bytes()) }
     }
 }
 
@@ -89,20 +86,12 @@ pub struct Moment {
 impl Moment {
     /// `now`, for pods that count from `epoch`. Others may be asked, too; it takes longer.
     pub(super) fn new(now: Instant, epoch: Instant) -> Self {
-        Self {
-            now,
-            epoch,
-            micros: micros(now, epoch),
-        }
+        Self { now, epoch, micros: micros(now, epoch) }
     }
 
     #[inline]
     fn micros(&self, epoch: Instant) -> u64 {
-        if epoch == self.epoch {
-            self.micros
-        } else {
-            micros(self.now, epoch)
-        }
+        if epoch == self.epoch { self.micros } else { micros(self.now, epoch) }
     }
 }
 
@@ -231,10 +220,7 @@ fn state(words: [u64; WORDS], hash: u64) -> Option<AdapterState> {
         return None;
     }
     // One bit a place: comparisons without a branch.
-    let found = names
-        .iter()
-        .rev()
-        .fold(0, |found, it| found << 1 | u8::from(*it == hash));
+    let found = names.iter().rev().fold(0, |found, it| found << 1 | u8::from(*it == hash));
     Some(if found & running != 0 {
         AdapterState::Held
     } else if flags & ROOM != 0 {
@@ -292,20 +278,11 @@ mod tests {
 
     fn adapters(running: &[&str], waiting: &[&str], max: Option<u32>) -> Adapters {
         let names = |list: &[&str]| list.iter().map(|it| (*it).into()).collect();
-        Adapters {
-            max,
-            running: names(running),
-            waiting: names(waiting),
-        }
+        Adapters { max, running: names(running), waiting: names(waiting) }
     }
 
     fn load(began: Instant, reading: Reading) -> PodLoad {
-        PodLoad {
-            began,
-            sent_mark: 7,
-            ended_mark: 3,
-            reading,
-        }
+        PodLoad { began, sent_mark: 7, ended_mark: 3, reading }
     }
 
     #[test]
@@ -327,10 +304,7 @@ mod tests {
         let glance = board.read(&after(12)).unwrap();
         assert!((glance.trust - 0.6).abs() < 1e-6);
         assert_eq!((glance.ours, glance.others), (4.0, 3.0));
-        assert_eq!(
-            (glance.waiting, glance.others_waiting, glance.running),
-            (3.0, 9.0 / 7.0, 4.0)
-        );
+        assert_eq!((glance.waiting, glance.others_waiting, glance.running), (3.0, 9.0 / 7.0, 4.0));
         assert_eq!((glance.kv_usage, glance.kv_capacity), (0.5, Some(1_600.0)));
         assert_eq!(board.adapter(Name::new("a")), Some(AdapterState::Untold));
         board.write(&load(epoch, Reading::default()));
@@ -343,10 +317,7 @@ mod tests {
         let now = epoch + Duration::from_secs(12);
         let read = |counted_from| {
             let board = Board::new(counted_from, Duration::from_millis(250));
-            let reading = Reading {
-                running: Some(1),
-                ..Reading::default()
-            };
+            let reading = Reading { running: Some(1), ..Reading::default() };
             board.write(&load(epoch + Duration::from_secs(11), reading));
             board.read(&Moment::new(now, epoch)).map(|it| it.trust)
         };
@@ -359,10 +330,7 @@ mod tests {
         let repeated = adapters(&["a"], &["a"], Some(2));
         assert_eq!(repeated.state("b"), AdapterState::Room);
         let wanted = adapters(&["a"], &["b"], Some(2));
-        assert_eq!(
-            (wanted.state("b"), wanted.state("c")),
-            (AdapterState::Wanted, AdapterState::Full)
-        );
+        assert_eq!((wanted.state("b"), wanted.state("c")), (AdapterState::Wanted, AdapterState::Full));
     }
 
     proptest! {

@@ -88,14 +88,7 @@ impl Condition {
     }
 
     /// Every condition, for metric families with one series each.
-    pub const ALL: [Self; 6] = [
-        Self::Unknown,
-        Self::Ready,
-        Self::Warming,
-        Self::Ejected,
-        Self::Asleep,
-        Self::Draining,
-    ];
+    pub const ALL: [Self; 6] = [Self::Unknown, Self::Ready, Self::Warming, Self::Ejected, Self::Asleep, Self::Draining];
 
     fn of(code: u8) -> Self {
         Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Unknown)
@@ -184,11 +177,7 @@ impl Health {
             Condition::Warming => self.warming_share(now).map_or(Admission::Yes, Admission::Warming),
             Condition::Ejected => {
                 let over = self.millis(now) >= self.turns_at_ms.load(Relaxed);
-                if over && !self.probing.load(Relaxed) {
-                    Admission::Probe
-                } else {
-                    Admission::No(Condition::Ejected)
-                }
+                if over && !self.probing.load(Relaxed) { Admission::Probe } else { Admission::No(Condition::Ejected) }
             }
             out @ (Condition::Asleep | Condition::Draining) => Admission::No(out),
         }
@@ -306,11 +295,7 @@ impl Health {
     }
 
     fn warming_share(&self, now: Instant) -> Option<f64> {
-        let left = self
-            .turns_at_ms
-            .load(Relaxed)
-            .checked_sub(self.millis(now))
-            .filter(|left| *left > 0)?;
+        let left = self.turns_at_ms.load(Relaxed).checked_sub(self.millis(now)).filter(|left| *left > 0)?;
         let done = 1.0 - left as f64 / WARM_UP.as_millis() as f64;
         Some(done.max(WARM_UP_SHARE))
     }
@@ -334,10 +319,7 @@ mod tests {
 
     fn ready(now: Instant) -> Health {
         let health = Health::present_from_the_start(now);
-        assert_eq!(
-            health.note(Evidence::ScrapeOk { asleep: false }, now),
-            Some(Condition::Ready)
-        );
+        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, now), Some(Condition::Ready));
         health
     }
 
@@ -393,10 +375,7 @@ mod tests {
         let health = ready(t);
         assert_eq!(health.note(Evidence::ScrapeRefused, t), None);
         assert_eq!(health.note(Evidence::ScrapeRefused, t), Some(Condition::Ejected));
-        assert_eq!(
-            health.note(Evidence::ScrapeOk { asleep: false }, t),
-            Some(Condition::Warming)
-        );
+        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, t), Some(Condition::Warming));
     }
 
     #[test]
@@ -416,18 +395,11 @@ mod tests {
         let health = ready(t);
         for second in 0..60 {
             health.note(Evidence::HealthBad, t + seconds(second));
-            assert_eq!(
-                health.admits(t + seconds(second)),
-                Admission::No(Condition::Ejected),
-                "{second}"
-            );
+            assert_eq!(health.admits(t + seconds(second)), Admission::No(Condition::Ejected), "{second}");
         }
         health.note(Evidence::HealthOk, t + seconds(60));
         assert_eq!(health.admits(t + seconds(60)), Admission::Probe);
-        assert_eq!(
-            health.note(Evidence::RequestOk, t + seconds(60)),
-            Some(Condition::Warming)
-        );
+        assert_eq!(health.note(Evidence::RequestOk, t + seconds(60)), Some(Condition::Warming));
         // The sixty answers were one ejection, so the next is the second.
         health.note(Evidence::HealthBad, t + seconds(61));
         assert_eq!(health.admits(t + seconds(61 + 20)), Admission::Probe);
@@ -449,15 +421,9 @@ mod tests {
     fn a_sleeper_is_out_and_warms_up_when_it_wakes() {
         let t = crate::clock::now();
         let health = ready(t);
-        assert_eq!(
-            health.note(Evidence::ScrapeOk { asleep: true }, t),
-            Some(Condition::Asleep)
-        );
+        assert_eq!(health.note(Evidence::ScrapeOk { asleep: true }, t), Some(Condition::Asleep));
         assert_eq!(health.admits(t), Admission::No(Condition::Asleep));
-        assert_eq!(
-            health.note(Evidence::ScrapeOk { asleep: false }, t),
-            Some(Condition::Warming)
-        );
+        assert_eq!(health.note(Evidence::ScrapeOk { asleep: false }, t), Some(Condition::Warming));
     }
 
     #[test]

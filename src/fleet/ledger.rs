@@ -86,17 +86,10 @@ impl Reservation {
         let ledger = &pod.ledger;
         ledger.sent.fetch_add(1, Relaxed);
         ledger.unstarted.fetch_add(1, Relaxed);
-        ledger
-            .prefill_tokens
-            .fetch_add(u64::from(send.uncached_tokens), Relaxed);
+        ledger.prefill_tokens.fetch_add(u64::from(send.uncached_tokens), Relaxed);
         ledger.kv_tokens.fetch_add(u64::from(send.prompt_tokens), Relaxed);
         let probe = pod.health.begin_probe();
-        Self {
-            waiting_tokens: Some(send.uncached_tokens),
-            kv_tokens: u64::from(send.prompt_tokens),
-            probe,
-            pod,
-        }
+        Self { waiting_tokens: Some(send.uncached_tokens), kv_tokens: u64::from(send.prompt_tokens), probe, pod }
     }
 
     /// The pod.
@@ -148,32 +141,12 @@ mod tests {
     #[test]
     fn a_first_token_frees_the_prefill_but_keeps_the_stream() {
         let pod = pod();
-        let mut held = Reservation::new(
-            Arc::clone(&pod),
-            Send {
-                prompt_tokens: 100,
-                uncached_tokens: 60,
-            },
-        );
-        assert_eq!(
-            (
-                pod.ledger.in_flight(),
-                pod.ledger.prefill_tokens(),
-                pod.ledger.kv_tokens()
-            ),
-            (1, 60, 100)
-        );
+        let mut held = Reservation::new(Arc::clone(&pod), Send { prompt_tokens: 100, uncached_tokens: 60 });
+        assert_eq!((pod.ledger.in_flight(), pod.ledger.prefill_tokens(), pod.ledger.kv_tokens()), (1, 60, 100));
         held.first_token();
         held.first_token();
         held.generated(5);
-        assert_eq!(
-            (
-                pod.ledger.unstarted(),
-                pod.ledger.prefill_tokens(),
-                pod.ledger.kv_tokens()
-            ),
-            (0, 0, 105)
-        );
+        assert_eq!((pod.ledger.unstarted(), pod.ledger.prefill_tokens(), pod.ledger.kv_tokens()), (0, 0, 105));
         drop(held);
         assert_eq!((pod.ledger.in_flight(), pod.ledger.kv_tokens()), (0, 0));
     }

@@ -98,10 +98,7 @@ impl Reading {
         match (self.running, self.waiting) {
             (None, None) => None,
             (running, waiting) => Some(
-                running
-                    .unwrap_or(0)
-                    .saturating_add(waiting.unwrap_or(0))
-                    .saturating_add(self.swapped.unwrap_or(0)),
+                running.unwrap_or(0).saturating_add(waiting.unwrap_or(0)).saturating_add(self.swapped.unwrap_or(0)),
             ),
         }
     }
@@ -142,33 +139,14 @@ mod tests {
     #[test]
     fn a_page_without_gauges_is_not_an_idle_pod() {
         assert_eq!(Reading::default().streams(), None);
-        assert_eq!(
-            Reading {
-                running: Some(0),
-                ..Reading::default()
-            }
-            .streams(),
-            Some(0)
-        );
-        assert_eq!(
-            Reading {
-                blocks: Some(96),
-                ..Reading::default()
-            }
-            .kv_capacity(),
-            None
-        );
+        assert_eq!(Reading { running: Some(0), ..Reading::default() }.streams(), Some(0));
+        assert_eq!(Reading { blocks: Some(96), ..Reading::default() }.kv_capacity(), None);
     }
 
     #[test]
     fn a_reading_goes_stale_by_its_interval_but_never_within_the_floor() {
         let began = crate::clock::now();
-        let load = PodLoad {
-            began,
-            sent_mark: 0,
-            ended_mark: 0,
-            reading: Reading::default(),
-        };
+        let load = PodLoad { began, sent_mark: 0, ended_mark: 0, reading: Reading::default() };
         let after = |seconds| began + Duration::from_secs(seconds);
         assert!(!load.is_stale(after(5), Duration::from_millis(50)));
         assert!(load.is_stale(after(6), Duration::from_millis(50)));

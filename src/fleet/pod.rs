@@ -210,11 +210,7 @@ impl Pod {
         let said = u64::from(load.reading.streams()?);
         let sent_since = self.ledger.sent().saturating_sub(load.sent_mark);
         let ended_since = self.ledger.ended().saturating_sub(load.ended_mark);
-        Some(
-            (said + sent_since)
-                .saturating_sub(ended_since)
-                .max(self.ledger.in_flight()),
-        )
+        Some((said + sent_since).saturating_sub(ended_since).max(self.ledger.in_flight()))
     }
 
     /// Whether a request may go there now.
@@ -249,17 +245,8 @@ fn menu_of(models: &[ReportedModel]) -> u64 {
 impl Pod {
     /// A ready pod at `10.0.0.{n}:8000` for the tests of this room and those above.
     pub fn for_test(pool: &str, n: u8) -> Self {
-        let origin = crate::config::Origin {
-            https: false,
-            host: format!("10.0.0.{n}"),
-            port: 8000,
-        };
-        let target = Target {
-            origin,
-            base_path: String::new(),
-            token_file: None,
-            metrics_url: None,
-        };
+        let origin = crate::config::Origin { https: false, host: format!("10.0.0.{n}"), port: 8000 };
+        let target = Target { origin, base_path: String::new(), token_file: None, metrics_url: None };
         let view = View {
             metrics_url: format!("http://10.0.0.{n}:8000/metrics"),
             engine: Engine::Auto,
@@ -267,13 +254,7 @@ impl Pod {
             timeout: Duration::from_secs(1),
             max_page: Bytes(4 << 20),
         };
-        Self::new(
-            pool.into(),
-            target,
-            view,
-            u32::from(n),
-            Health::present_from_the_start(crate::clock::now()),
-        )
+        Self::new(pool.into(), target, view, u32::from(n), Health::present_from_the_start(crate::clock::now()))
     }
 }
 
@@ -283,18 +264,9 @@ mod tests {
     use crate::fleet::{Reading, Reservation, Send};
 
     fn read(pod: &Pod, running: u32, waiting: u32) {
-        let reading = Reading {
-            running: Some(running),
-            waiting: Some(waiting),
-            ..Reading::default()
-        };
+        let reading = Reading { running: Some(running), waiting: Some(waiting), ..Reading::default() };
         let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
-        pod.store_load(PodLoad {
-            began: crate::clock::now(),
-            sent_mark,
-            ended_mark,
-            reading,
-        });
+        pod.store_load(PodLoad { began: crate::clock::now(), sent_mark, ended_mark, reading });
     }
 
     #[test]
@@ -319,9 +291,7 @@ mod tests {
     #[test]
     fn gauges_frozen_by_a_long_step_do_not_hide_our_own_requests() {
         let pod = Arc::new(Pod::for_test("pool", 1));
-        let held: Vec<_> = (0..16)
-            .map(|_| Reservation::new(Arc::clone(&pod), Send::default()))
-            .collect();
+        let held: Vec<_> = (0..16).map(|_| Reservation::new(Arc::clone(&pod), Send::default())).collect();
         read(&pod, 0, 0);
         assert_eq!(pod.streams(), Some(16));
         drop(held);

@@ -69,11 +69,7 @@ impl Fleet {
     /// Empty pools as configured.
     pub fn new(pools: &[Arc<Pool>], now: Instant) -> Self {
         let state = |pool: &Arc<Pool>| (Arc::clone(&pool.name), Arc::new(PoolState::new(Arc::clone(pool), now)));
-        Self {
-            pools: pools.iter().map(state).collect(),
-            by_id: DashMap::new(),
-            next_slot: AtomicU32::new(0),
-        }
+        Self { pools: pools.iter().map(state).collect(), by_id: DashMap::new(), next_slot: AtomicU32::new(0) }
     }
 
     /// A pool by name.
@@ -127,11 +123,7 @@ impl Fleet {
 
     fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
         let young = now.saturating_duration_since(state.born) < YOUTH;
-        let health = if young {
-            Health::present_from_the_start(state.born)
-        } else {
-            Health::newcomer(now, state.born)
-        };
+        let health = if young { Health::present_from_the_start(state.born) } else { Health::newcomer(now, state.born) };
         let slot = self.next_slot.fetch_add(1, Relaxed);
         let view = view_of(&state.config, target);
         Pod::new(Arc::clone(&state.config.name), target.clone(), view, slot, health)
@@ -144,13 +136,7 @@ fn view_of(pool: &Pool, target: &Target) -> View {
     let page = || {
         let mut origin = target.origin.clone();
         origin.port = metrics.port.unwrap_or(origin.port);
-        format!(
-            "{}://{}{}{}",
-            origin.scheme(),
-            origin.authority(),
-            target.base_path,
-            metrics.path
-        )
+        format!("{}://{}{}{}", origin.scheme(), origin.authority(), target.base_path, metrics.path)
     };
     View {
         metrics_url: target.metrics_url.clone().unwrap_or_else(page),
@@ -216,8 +202,7 @@ impl PoolState {
         let seen = bytes as f32 / tokens as f32;
         if (1.0..=16.0).contains(&seen) {
             let old = self.bytes_per_token();
-            self.bytes_per_token
-                .store((old + (seen - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+            self.bytes_per_token.store((old + (seen - old) * RATIO_WEIGHT).to_bits(), Relaxed);
         }
     }
 
@@ -229,17 +214,12 @@ impl PoolState {
     /// An answer had `tokens` tokens.
     pub fn learn_output_tokens(&self, tokens: u32) {
         let old = self.expected_output_tokens();
-        self.output_tokens
-            .store((old + (tokens as f32 - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+        self.output_tokens.store((old + (tokens as f32 - old) * RATIO_WEIGHT).to_bits(), Relaxed);
     }
 
     /// Estimated tokens of `bytes` of request text; at least one.
     pub fn tokens(&self, bytes: usize) -> u32 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, never negative"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let tokens = (bytes as f32 / self.bytes_per_token()) as u32;
         tokens.max(1)
     }
@@ -275,17 +255,8 @@ mod tests {
     }
 
     fn target(host: &str) -> Target {
-        let origin = Origin {
-            https: false,
-            host: host.into(),
-            port: 8000,
-        };
-        Target {
-            origin,
-            base_path: String::new(),
-            token_file: None,
-            metrics_url: None,
-        }
+        let origin = Origin { https: false, host: host.into(), port: 8000 };
+        Target { origin, base_path: String::new(), token_file: None, metrics_url: None }
     }
 
     #[test]
@@ -319,10 +290,7 @@ mod tests {
     fn the_same_address_listed_twice_is_one_pod_even_under_two_credentials() {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[pool()], now);
-        let other = Target {
-            token_file: Some("other".into()),
-            ..target("a")
-        };
+        let other = Target { token_file: Some("other".into()), ..target("a") };
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
         assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));

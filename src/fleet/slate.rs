@@ -23,10 +23,7 @@ pub(super) struct Slate<const N: usize> {
 
 impl<const N: usize> Default for Slate<N> {
     fn default() -> Self {
-        Self {
-            version: AtomicU32::new(0),
-            words: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
+        Self { version: AtomicU32::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 }
 
@@ -63,11 +60,7 @@ impl<const N: usize> Slate<N> {
     }
 
     #[inline]
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::needless_range_loop,
-        reason = "both have N; see below"
-    )]
+    #[expect(clippy::indexing_slicing, clippy::needless_range_loop, reason = "both have N; see below")]
     fn read_any(&self) -> [u64; N] {
         let mut words = [0; N];
         // Not by an iterator: a pick does this twice a pod, and two arrays zipped become a call and a loop, not N loads.
@@ -81,9 +74,7 @@ impl<const N: usize> Slate<N> {
     fn claim(&self) -> u32 {
         loop {
             let version = self.version.load(Relaxed) & !1;
-            let claimed = self
-                .version
-                .compare_exchange_weak(version, version.wrapping_add(1), Acquire, Relaxed);
+            let claimed = self.version.compare_exchange_weak(version, version.wrapping_add(1), Acquire, Relaxed);
             if claimed.is_ok() {
                 // Whoever sees a new number also sees the odd version.
                 fence(Release);

@@ -71,9 +71,7 @@ pub struct PodSnapshot {
 impl FleetSnapshot {
     /// The fleet at `now`.
     pub fn take(fleet: &Fleet, now: Instant) -> Self {
-        Self {
-            pools: fleet.pools().map(|pool| PoolSnapshot::take(pool, now)).collect(),
-        }
+        Self { pools: fleet.pools().map(|pool| PoolSnapshot::take(pool, now)).collect() }
     }
 
     /// Puts the picture back into `fleet`, whose pools must be those of the same configuration: afterwards judgement
@@ -88,11 +86,7 @@ impl FleetSnapshot {
             if saved.pace_samples > 0 {
                 pool.speed.assume(saved.pace);
             }
-            for (pod, saved) in pool
-                .pods()
-                .iter()
-                .zip(saved.pods.iter().filter(|it| it.target().is_some()))
-            {
+            for (pod, saved) in pool.pods().iter().zip(saved.pods.iter().filter(|it| it.target().is_some())) {
                 saved.restore(pod, now, &mut held);
             }
         }
@@ -108,11 +102,7 @@ impl PoolSnapshot {
             pace,
             pace_samples: pool.speed.samples(),
             bytes_per_token: pool.bytes_per_token(),
-            pods: pool
-                .pods()
-                .iter()
-                .map(|pod| PodSnapshot::take(pod, pace, now))
-                .collect(),
+            pods: pool.pods().iter().map(|pod| PodSnapshot::take(pod, pace, now)).collect(),
         }
     }
 }
@@ -127,9 +117,7 @@ impl PodSnapshot {
             url: format!("{}://{}{}", origin.scheme(), origin.authority(), pod.target.base_path),
             condition: pod.condition(now),
             reading: load.as_deref().map(|load| load.reading.clone()),
-            age_ms: load
-                .as_deref()
-                .map(|load| u64::try_from(load.age(now).as_millis()).unwrap_or(u64::MAX)),
+            age_ms: load.as_deref().map(|load| u64::try_from(load.age(now).as_millis()).unwrap_or(u64::MAX)),
             sent_since: since(pod.ledger.sent(), |load| load.sent_mark),
             ended_since: since(pod.ledger.ended(), |load| load.ended_mark),
             in_flight: pod.ledger.in_flight(),
@@ -149,12 +137,7 @@ impl PodSnapshot {
         let port = url.port_u16().unwrap_or(if https { 443 } else { 80 });
         let origin = crate::config::Origin { https, host, port };
         let base_path = url.path().trim_end_matches('/').to_owned();
-        Some(Target {
-            origin,
-            base_path,
-            token_file: None,
-            metrics_url: None,
-        })
+        Some(Target { origin, base_path, token_file: None, metrics_url: None })
     }
 
     fn restore(&self, pod: &Arc<Pod>, now: Instant, held: &mut Vec<Reservation>) {
@@ -197,19 +180,9 @@ impl PodSnapshot {
         };
         for i in 0..self.in_flight {
             let started = i >= self.unstarted;
-            let uncached_tokens = if started {
-                0
-            } else {
-                part(self.prefill_tokens, self.unstarted, i)
-            };
+            let uncached_tokens = if started { 0 } else { part(self.prefill_tokens, self.unstarted, i) };
             let prompt_tokens = part(self.kv_tokens, self.in_flight, i);
-            let mut reservation = Reservation::new(
-                Arc::clone(pod),
-                Send {
-                    prompt_tokens,
-                    uncached_tokens,
-                },
-            );
+            let mut reservation = Reservation::new(Arc::clone(pod), Send { prompt_tokens, uncached_tokens });
             if started {
                 reservation.first_token();
             }
@@ -247,47 +220,19 @@ mod tests {
         let now = crate::clock::now();
         let one = fleet(now);
         let target = |host: &str| Target {
-            origin: Origin {
-                https: false,
-                host: host.into(),
-                port: 8000,
-            },
+            origin: Origin { https: false, host: host.into(), port: 8000 },
             base_path: String::new(),
             token_file: None,
             metrics_url: None,
         };
         one.set("pool", &[target("10.0.0.1"), target("::1")], now);
         let pods = one.pool("pool").unwrap().pods();
-        let early = Reservation::new(
-            Arc::clone(&pods[0]),
-            Send {
-                prompt_tokens: 10,
-                uncached_tokens: 10,
-            },
-        );
-        let reading = Reading {
-            running: Some(3),
-            waiting: Some(1),
-            kv_usage: Some(0.5),
-            ..Reading::default()
-        };
-        pods[0].store_load(PodLoad {
-            began: now,
-            sent_mark: 1,
-            ended_mark: 0,
-            reading,
-        });
+        let early = Reservation::new(Arc::clone(&pods[0]), Send { prompt_tokens: 10, uncached_tokens: 10 });
+        let reading = Reading { running: Some(3), waiting: Some(1), kv_usage: Some(0.5), ..Reading::default() };
+        pods[0].store_load(PodLoad { began: now, sent_mark: 1, ended_mark: 0, reading });
         pods[0].health.note(Evidence::ScrapeOk { asleep: false }, now);
         let late: Vec<_> = (0..3)
-            .map(|_| {
-                Reservation::new(
-                    Arc::clone(&pods[0]),
-                    Send {
-                        prompt_tokens: 101,
-                        uncached_tokens: 67,
-                    },
-                )
-            })
+            .map(|_| Reservation::new(Arc::clone(&pods[0]), Send { prompt_tokens: 101, uncached_tokens: 67 }))
             .collect();
         drop(early);
 
@@ -295,10 +240,7 @@ mod tests {
         let two = fleet(now);
         let held = taken.restore(&two, now);
         let again = FleetSnapshot::take(&two, now);
-        assert_eq!(
-            serde_json::to_value(&taken).unwrap(),
-            serde_json::to_value(&again).unwrap()
-        );
+        assert_eq!(serde_json::to_value(&taken).unwrap(), serde_json::to_value(&again).unwrap());
         assert_eq!(two.pool("pool").unwrap().pods()[0].streams(), pods[0].streams());
         drop((late, held));
     }

@@ -24,11 +24,7 @@ const CLIP: f64 = 4.0;
 
 /// Where a fleet that has shown nothing yet is believed to be: an 8B model on an H100 prefills 40,000 tokens/s and
 /// takes 6 ms a step, on an L40S a quarter of that (fitted silicon measurements, see the sim's profiles); between them.
-const UNSEEN: Pace = Pace {
-    base_ms: 20.0,
-    ms_per_token: 0.05,
-    itl_ms: 15.0,
-};
+const UNSEEN: Pace = Pace { base_ms: 20.0, ms_per_token: 0.05, itl_ms: 15.0 };
 
 /// A pod's speed as three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,11 +77,7 @@ impl Speed {
         let expected_ms = expected.base_ms + tokens * expected.ms_per_token;
         let mut sums = self.sums();
         // Before it has shown anything, nothing is an outlier.
-        let y = if sums.n > PRIOR_SAMPLES {
-            ttft_ms.min(expected_ms * CLIP)
-        } else {
-            ttft_ms
-        };
+        let y = if sums.n > PRIOR_SAMPLES { ttft_ms.min(expected_ms * CLIP) } else { ttft_ms };
         sums.n = sums.n * MEMORY + 1.0;
         sums.x = sums.x * MEMORY + tokens;
         sums.y = sums.y * MEMORY + y;
@@ -101,11 +93,7 @@ impl Speed {
         }
         let expected = self.pace(prior).itl_ms;
         let mut sums = self.sums();
-        let y = if sums.itl_n > PRIOR_SAMPLES {
-            itl_ms.min(expected * CLIP)
-        } else {
-            itl_ms
-        };
+        let y = if sums.itl_n > PRIOR_SAMPLES { itl_ms.min(expected * CLIP) } else { itl_ms };
         sums.itl_n = sums.itl_n * MEMORY + 1.0;
         sums.itl = sums.itl * MEMORY + y;
         self.publish(&sums, prior);
@@ -118,11 +106,7 @@ impl Speed {
             return prior;
         }
         let read = |cell: &AtomicU32| f64::from(f32::from_bits(cell.load(Relaxed)));
-        Pace {
-            base_ms: read(&self.base_ms),
-            ms_per_token: read(&self.ms_per_token),
-            itl_ms: read(&self.itl_ms),
-        }
+        Pace { base_ms: read(&self.base_ms), ms_per_token: read(&self.ms_per_token), itl_ms: read(&self.itl_ms) }
     }
 
     /// Samples seen, as far as a u32 counts.
@@ -148,10 +132,7 @@ impl Speed {
     }
 
     fn store(&self, pace: Pace) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "f32 holds a pace well enough, and fits an atomic"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "f32 holds a pace well enough, and fits an atomic")]
         let write = |cell: &AtomicU32, value: f64| cell.store((value as f32).to_bits(), Relaxed);
         write(&self.base_ms, pace.base_ms);
         write(&self.ms_per_token, pace.ms_per_token);
@@ -167,11 +148,7 @@ impl Sums {
     /// Least squares where the samples differ enough in length to tell base from slope; else the base is taken as
     /// given and only the slope is fitted.
     fn fit(&self, prior: Pace) -> Pace {
-        let itl_ms = if self.itl_n > 0.0 {
-            self.itl / self.itl_n
-        } else {
-            prior.itl_ms
-        };
+        let itl_ms = if self.itl_n > 0.0 { self.itl / self.itl_n } else { prior.itl_ms };
         if self.n <= 0.0 {
             return Pace { itl_ms, ..prior };
         }
@@ -182,19 +159,11 @@ impl Sums {
         // A tenth of the mean length is the least spread that tells a slope from noise.
         let telling = spread.sqrt() > mean_x * 0.1 && slope.is_finite() && slope > 0.0 && base >= 0.0;
         if telling && self.n > 2.0 {
-            return Pace {
-                base_ms: base,
-                ms_per_token: slope,
-                itl_ms,
-            };
+            return Pace { base_ms: base, ms_per_token: slope, itl_ms };
         }
         // Scale the prior's line so that it passes through the mean.
         let factor = mean_y / (prior.base_ms + prior.ms_per_token * mean_x).max(f64::MIN_POSITIVE);
-        Pace {
-            base_ms: prior.base_ms * factor,
-            ms_per_token: prior.ms_per_token * factor,
-            itl_ms,
-        }
+        Pace { base_ms: prior.base_ms * factor, ms_per_token: prior.ms_per_token * factor, itl_ms }
     }
 }
 
@@ -215,11 +184,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_showed_nothing_is_like_its_pool() {
-        let pool = Pace {
-            base_ms: 7.0,
-            ms_per_token: 0.2,
-            itl_ms: 9.0,
-        };
+        let pool = Pace { base_ms: 7.0, ms_per_token: 0.2, itl_ms: 9.0 };
         assert_eq!(Speed::default().pace(pool), pool);
     }
 

@@ -29,11 +29,7 @@ pub struct BodyBudget {
 impl BodyBudget {
     /// Nothing held; `shown` follows what is.
     pub fn new(limit: u64, shown: Gauge) -> Self {
-        Self {
-            held: AtomicU64::new(0),
-            limit,
-            shown,
-        }
+        Self { held: AtomicU64::new(0), limit, shown }
     }
 
     /// Bytes held now.
@@ -53,10 +49,7 @@ impl Share {
     fn grow(&mut self, bytes: u64) -> Result<(), Rejection> {
         let budget = &self.budget;
         let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= budget.limit);
-        budget
-            .held
-            .fetch_update(Relaxed, Relaxed, fits)
-            .map_err(|_| Rejection::BuffersFull)?;
+        budget.held.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Rejection::BuffersFull)?;
         self.bytes += bytes;
         budget.shown.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
         Ok(())
@@ -89,10 +82,7 @@ pub(super) async fn read(
     if announced.is_some_and(|bytes| bytes > limit) {
         return Err(Rejection::TooLarge { limit });
     }
-    let mut share = Share {
-        budget: Arc::clone(budget),
-        bytes: 0,
-    };
+    let mut share = Share { budget: Arc::clone(budget), bytes: 0 };
     share.grow(announced.unwrap_or(0))?;
     timeout(within, collect(body, &mut share, limit))
         .await

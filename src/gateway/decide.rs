@@ -60,12 +60,7 @@ impl Pick {
             failed_open: false,
         };
         let reservation = Reservation::new(Arc::clone(pod), verdict.send);
-        Self {
-            verdict,
-            reservation,
-            tokens_ahead: 0.0,
-            took: Duration::ZERO,
-        }
+        Self { verdict, reservation, tokens_ahead: 0.0, took: Duration::ZERO }
     }
 }
 
@@ -83,25 +78,17 @@ impl Matter {
     ) -> Result<Self, Rejection> {
         let session = session.or(ask.session.as_deref());
         let opening = || opening_key(ask, body);
-        let key = StickyKey {
-            session,
-            opening: &opening,
-        };
+        let key = StickyKey { session, opening: &opening };
         let reported = |name: &str| house.pool_reporting(name);
         let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
         let route = found.map_err(|mut unknown| {
             if policy.table.serves_reported() {
-                unknown
-                    .served
-                    .extend(house.reported_models().into_keys().map(|name| name.to_string()));
+                unknown.served.extend(house.reported_models().into_keys().map(|name| name.to_string()));
                 unknown.served.dedup();
             }
             Rejection::UnknownModel(unknown)
         })?;
-        let pool = house
-            .fleet
-            .pool(&route.pool)
-            .ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+        let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let blocks = Blocks::of(&route.served_model, salt, ask.prompt_pieces(body));
         let hits = house.prefix.longest(&blocks);
@@ -113,10 +100,7 @@ impl Matter {
             prompt_tokens,
             expected_output_tokens: expected_output(pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
-            pin: ask
-                .previous_response_id
-                .as_deref()
-                .and_then(|id| house.pod_of_response(id)),
+            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
             route,
         })
     }
@@ -146,11 +130,7 @@ impl Matter {
     pub fn reserve(&self, house: &House, policy: &ListenerPolicy, tried: &Tried) -> Result<Pick, NoPod> {
         let began = clock::now();
         let pods = self.pods();
-        let scene = Scene {
-            pool: &self.pool,
-            pods: &pods,
-            now: began,
-        };
+        let scene = Scene { pool: &self.pool, pods: &pods, now: began };
         let question = self.question();
         let gate = self.pool.gate();
         let verdict = scheduler::pick(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
@@ -159,29 +139,14 @@ impl Matter {
         drop(gate);
         house.prefix.insert(verdict.pod.slot, &self.blocks);
         let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
-        Ok(Pick {
-            verdict,
-            reservation,
-            tokens_ahead,
-            took: clock::now().saturating_duration_since(began),
-        })
+        Ok(Pick { verdict, reservation, tokens_ahead, took: clock::now().saturating_duration_since(began) })
     }
 
     /// The same choice, explained and not made.
     pub fn explain(&self, policy: &ListenerPolicy, now: Instant) -> scheduler::Explanation {
         let pods = self.pods();
-        let scene = Scene {
-            pool: &self.pool,
-            pods: &pods,
-            now,
-        };
-        scheduler::explain(
-            &policy.scheduler,
-            &scene,
-            &self.question(),
-            &Tried::none(),
-            &mut clock::rng(),
-        )
+        let scene = Scene { pool: &self.pool, pods: &pods, now };
+        scheduler::explain(&policy.scheduler, &scene, &self.question(), &Tried::none(), &mut clock::rng())
     }
 }
 
@@ -196,16 +161,10 @@ pub fn explain(
     ask: &Ask,
     body: &[u8],
 ) -> Result<Explained, Rejection> {
-    let listener = policy
-        .listeners
-        .get(listener)
-        .ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+    let listener = policy.listeners.get(listener).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
     let matter = Matter::new(house, listener, ask, body, None)?;
     let explanation = matter.explain(listener, clock::now());
-    Ok(Explained {
-        route: matter.route,
-        explanation,
-    })
+    Ok(Explained { route: matter.route, explanation })
 }
 
 /// A route and the choice of a pod, explained.
@@ -222,15 +181,9 @@ fn expected_output(pool: &PoolState, ask: &Ask) -> u32 {
     if !ask.endpoint.generates() {
         return 0;
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "saturates, never negative"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
     let usual = pool.expected_output_tokens() as u32;
-    usual
-        .min(ask.max_tokens.unwrap_or(u32::MAX))
-        .saturating_mul(ask.choices.unwrap_or(1).max(1))
+    usual.min(ask.max_tokens.unwrap_or(u32::MAX)).saturating_mul(ask.choices.unwrap_or(1).max(1))
 }
 
 fn opening_key(ask: &Ask, body: &[u8]) -> Option<u64> {

@@ -103,10 +103,7 @@ impl Policy {
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
         });
-        Self {
-            listeners: listeners.collect(),
-            config,
-        }
+        Self { listeners: listeners.collect(), config }
     }
 }
 

@@ -20,11 +20,8 @@ impl House {
 
     fn cards(&self, policy: &ListenerPolicy) -> Vec<ModelCard> {
         let reported = self.reported_models();
-        let mut cards: Vec<ModelCard> = policy
-            .table
-            .names()
-            .map(|name| card(name, reported.get(name).and_then(Option::as_deref)))
-            .collect();
+        let mut cards: Vec<ModelCard> =
+            policy.table.names().map(|name| card(name, reported.get(name).and_then(Option::as_deref))).collect();
         if policy.table.serves_reported() {
             for (name, parent) in &reported {
                 if !cards.iter().any(|card| card.id == **name) {

@@ -112,10 +112,7 @@ impl Receipt {
 
     /// The model is known: from now on the request is counted as open under it.
     pub(super) fn for_model(&mut self, model: Name) {
-        let labels = ModelLabels {
-            listener: self.listener.clone(),
-            model: model.clone(),
-        };
+        let labels = ModelLabels { listener: self.listener.clone(), model: model.clone() };
         self.house.metrics.requests_open.get_or_create(&labels).inc();
         self.counted = Some(labels);
         self.model = Some(model);
@@ -124,17 +121,11 @@ impl Receipt {
     /// A pod was chosen within `took`.
     pub(super) fn chose(&mut self, chosen: Chosen, took: Duration) {
         let metrics = &self.house.metrics;
-        let labels = DecisionLabels {
-            pool: chosen.pool.clone(),
-            policy: chosen.policy,
-            sight: chosen.sight,
-        };
+        let labels = DecisionLabels { pool: chosen.pool.clone(), policy: chosen.policy, sight: chosen.sight };
         metrics.decisions.get_or_create(&labels).inc();
         metrics.pick.get_or_create(&labels).observe(took.as_secs_f64());
         if let Some(read) = self.read.filter(|_| self.attempts == 0) {
-            let labels = ListenerLabels {
-                listener: self.listener.clone(),
-            };
+            let labels = ListenerLabels { listener: self.listener.clone() };
             let added = clock::now().saturating_duration_since(read);
             metrics.overhead.get_or_create(&labels).observe(added.as_secs_f64());
             self.added = Some(added);
@@ -173,10 +164,7 @@ impl Receipt {
             code: self.code(),
         };
         metrics.requests.get_or_create(&labels).inc();
-        let reason = |reason| ReasonLabels {
-            listener: listener.clone(),
-            reason,
-        };
+        let reason = |reason| ReasonLabels { listener: listener.clone(), reason };
         match self.outcome {
             Outcome::Refused(why) => _ = metrics.rejections.get_or_create(&reason(why)).inc(),
             Outcome::Open => _ = metrics.aborts.get_or_create(&reason(self.step.name())).inc(),
@@ -193,35 +181,19 @@ impl Receipt {
         }
         if let Some(chosen) = &self.chosen {
             let target = chosen.served_model.clone();
-            metrics
-                .arms
-                .get_or_create(&ArmLabels {
-                    model: model.clone(),
-                    target,
-                })
-                .inc();
+            metrics.arms.get_or_create(&ArmLabels { model: model.clone(), target }).inc();
         }
         self.count_tokens(&model);
     }
 
     fn count_tokens(&self, model: &Name) {
         let Some(usage) = self.usage else { return };
-        let kinds = [
-            ("input", usage.prompt_tokens),
-            ("output", usage.completion_tokens),
-            ("cached", usage.cached_tokens),
-        ];
+        let kinds =
+            [("input", usage.prompt_tokens), ("output", usage.completion_tokens), ("cached", usage.cached_tokens)];
         for (kind, tokens) in kinds {
             if let Some(tokens) = tokens {
-                let labels = TokenLabels {
-                    model: model.clone(),
-                    kind,
-                };
-                self.house
-                    .metrics
-                    .tokens
-                    .get_or_create(&labels)
-                    .inc_by(u64::from(tokens));
+                let labels = TokenLabels { model: model.clone(), kind };
+                self.house.metrics.tokens.get_or_create(&labels).inc_by(u64::from(tokens));
             }
         }
     }

@@ -73,20 +73,11 @@ pub enum Rejection {
 }
 
 fn shown(served: &[String]) -> String {
-    let mut list = served
-        .iter()
-        .take(SHOWN_MODELS)
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut list = served.iter().take(SHOWN_MODELS).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if served.len() > SHOWN_MODELS {
         list.push_str(", ...");
     }
-    if list.is_empty() {
-        "nothing yet".to_owned()
-    } else {
-        list
-    }
+    if list.is_empty() { "nothing yet".to_owned() } else { list }
 }
 
 fn told(kind: FailureKind) -> &'static str {
@@ -108,12 +99,7 @@ struct Told {
 }
 
 const fn told_as(status: StatusCode, kind: &'static str, code: &'static str, reason: &'static str) -> Told {
-    Told {
-        status,
-        kind,
-        code,
-        reason,
-    }
+    Told { status, kind, code, reason }
 }
 
 impl Rejection {
@@ -145,12 +131,7 @@ impl Rejection {
                 FailureKind::Died | FailureKind::NotHttp => {
                     told_as(S::BAD_GATEWAY, SERVER, "upstream_failed", "upstream_failed")
                 }
-                _ => told_as(
-                    S::SERVICE_UNAVAILABLE,
-                    SERVER,
-                    "upstream_unreachable",
-                    "upstream_unreachable",
-                ),
+                _ => told_as(S::SERVICE_UNAVAILABLE, SERVER, "upstream_unreachable", "upstream_unreachable"),
             },
             Self::TotalTimeout(_) => told_as(S::GATEWAY_TIMEOUT, SERVER, "request_timeout", "total_timeout"),
         }
@@ -176,25 +157,14 @@ impl Rejection {
 
     /// The answer, in the client's dialect.
     pub fn to_response(&self, dialect: Dialect) -> Response<Bytes> {
-        let Told {
-            status,
-            kind,
-            code,
-            reason,
-        } = self.told();
+        let Told { status, kind, code, reason } = self.told();
         let (param, code) = match self {
             Self::Malformed(malformed) => (malformed.param(), malformed.code()),
             Self::UnknownModel(_) => (Some("model"), code),
             _ => (None, code),
         };
         let message = self.to_string();
-        let body = ErrorBody {
-            message: &message,
-            kind,
-            param,
-            code: Some(code),
-        }
-        .to_json(dialect);
+        let body = ErrorBody { message: &message, kind, param, code: Some(code) }.to_json(dialect);
         let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -217,12 +187,7 @@ impl Rejection {
 /// The events that tell a stream's client that its answer was cut, in its dialect.
 pub(super) fn cut_event(dialect: Dialect) -> Bytes {
     let message = "the model server stopped before the answer was complete";
-    let error = ErrorBody {
-        message,
-        kind: "server_error",
-        param: None,
-        code: Some("stream_cut"),
-    };
+    let error = ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") };
     error.to_sse_event(dialect)
 }
 
@@ -232,10 +197,7 @@ mod tests {
 
     #[test]
     fn an_unknown_model_is_told_what_there_is() {
-        let unknown = UnknownModel {
-            asked: "gpt-9".into(),
-            served: vec!["llama2".into()],
-        };
+        let unknown = UnknownModel { asked: "gpt-9".into(), served: vec!["llama2".into()] };
         let response = Rejection::UnknownModel(unknown).to_response(Dialect::OpenAi);
         assert_eq!(response.status(), 404);
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
@@ -253,10 +215,7 @@ mod tests {
     fn what_may_pass_says_when_to_come_again() {
         let failed = Rejection::Failed(Failure::new(FailureKind::Refused, "10.0.0.1:8000 refused"));
         let response = failed.to_response(Dialect::OpenAi);
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()["retry-after"]),
-            (503, &HeaderValue::from(2))
-        );
+        assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(2)));
         let text = std::str::from_utf8(response.body()).unwrap();
         assert!(!text.contains("10.0.0.1"), "no pod's address may leave: {text}");
     }

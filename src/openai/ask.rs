@@ -70,11 +70,7 @@ impl Ask {
         };
         ask.stream_options = top.raw("stream_options").map(|raw| top.span(raw));
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
-        ask.prompt = prompt_keys(endpoint)
-            .iter()
-            .filter_map(|key| top.get(key))
-            .map(|raw| top.span(raw))
-            .collect();
+        ask.prompt = prompt_keys(endpoint).iter().filter_map(|key| top.get(key)).map(|raw| top.span(raw)).collect();
         ask.prompt_bytes = ask.prompt.iter().map(ExactSizeIterator::len).sum();
         let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
@@ -99,14 +95,9 @@ impl Ask {
                 continue;
             };
             if text.starts_with('[') && self.endpoint.generates() {
-                let mut turns = Turns {
-                    body,
-                    opening: SmallVec::new(),
-                };
+                let mut turns = Turns { body, opening: SmallVec::new() };
                 // It stops by an error once it has seen enough, so that a long conversation is not read to its end.
-                serde_json::Deserializer::from_str(text)
-                    .deserialize_seq(&mut turns)
-                    .ok();
+                serde_json::Deserializer::from_str(text).deserialize_seq(&mut turns).ok();
                 opening.extend(turns.opening);
             } else {
                 opening.push(span.clone());
@@ -128,10 +119,7 @@ impl Ask {
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
         let form = multipart::read(content_type, body)?;
         let model = valid_model(form.model_name.to_owned())?;
-        Ok(Self {
-            stream: form.stream,
-            ..Self::naming(endpoint, model, form.model_span)
-        })
+        Ok(Self { stream: form.stream, ..Self::naming(endpoint, model, form.model_span) })
     }
 
     fn naming(endpoint: Endpoint, model: String, model_span: Range<usize>) -> Self {
@@ -178,9 +166,7 @@ fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
 }
 
 fn model_name(raw: &RawValue) -> Result<String, Malformed> {
-    serde_json::from_str(raw.get())
-        .map_err(|_| Malformed::ModelInvalid)
-        .and_then(valid_model)
+    serde_json::from_str(raw.get()).map_err(|_| Malformed::ModelInvalid).and_then(valid_model)
 }
 
 fn valid_model(name: String) -> Result<String, Malformed> {
@@ -224,19 +210,13 @@ impl<'a> Top<'a> {
                 Err(problem) => Err(not_json(problem)),
             };
         }
-        let mut walk = Walk {
-            entries: Entries::new(),
-            refused: None,
-        };
+        let mut walk = Walk { entries: Entries::new(), refused: None };
         let mut json = serde_json::Deserializer::from_str(text);
         let outcome = json.deserialize_map(&mut walk).and_then(|()| json.end());
         match (walk.refused, outcome) {
             (Some(refused), _) => Err(refused),
             (None, Err(problem)) => Err(not_json(problem)),
-            (None, Ok(())) => Ok(Self {
-                body,
-                entries: walk.entries,
-            }),
+            (None, Ok(())) => Ok(Self { body, entries: walk.entries }),
         }
     }
 
@@ -391,26 +371,14 @@ mod tests {
             "tools":[{"x":1}], "stream_options": {"include_usage":true}, "max_tokens": 5, "max_completion_tokens": 9,
             "n":2, "user":"u", "session_id":"s", "cache_salt":"c", "future":{"model":"deep","model":"deep"} } "#;
         let ask = chat(body).unwrap();
-        assert_eq!(
-            (ask.model.as_str(), &body[ask.model_span.clone()]),
-            ("ma", r#""m\u0061""#)
-        );
+        assert_eq!((ask.model.as_str(), &body[ask.model_span.clone()]), ("ma", r#""m\u0061""#));
         assert!(ask.stream && ask.include_usage && !ask.lacks_usage());
         assert_eq!(&body[ask.stream_options.clone().unwrap()], r#"{"include_usage":true}"#);
-        assert_eq!(
-            texts(body, &ask.prompt),
-            [r#"[{"x":1}]"#, r#"[{"role":"user","content":"é"}]"#]
-        );
+        assert_eq!(texts(body, &ask.prompt), [r#"[{"x":1}]"#, r#"[{"role":"user","content":"é"}]"#]);
         assert_eq!(ask.prompt_bytes, 9 + 32);
-        assert_eq!(
-            ask.prompt_pieces(body.as_bytes()).map(<[u8]>::len).sum::<usize>(),
-            ask.prompt_bytes
-        );
+        assert_eq!(ask.prompt_pieces(body.as_bytes()).map(<[u8]>::len).sum::<usize>(), ask.prompt_bytes);
         assert_eq!((ask.max_tokens, ask.choices), (Some(9), Some(2)));
-        assert_eq!(
-            (ask.session.as_deref(), ask.cache_salt.as_deref()),
-            (Some("s"), Some("c"))
-        );
+        assert_eq!((ask.session.as_deref(), ask.cache_salt.as_deref()), (Some("s"), Some("c")));
     }
 
     #[test]
@@ -451,11 +419,7 @@ mod tests {
     fn a_missing_or_odd_model_is_refused() {
         assert_eq!(refusal("{}"), Malformed::ModelMissing);
         for model in [r#""""#, "1", "[]", "true", r#"{"a":1}"#, r#""a\u0000b""#, r#""a\nb""#] {
-            assert_eq!(
-                refusal(format!(r#"{{"model":{model}}}"#)),
-                Malformed::ModelInvalid,
-                "{model}"
-            );
+            assert_eq!(refusal(format!(r#"{{"model":{model}}}"#)), Malformed::ModelInvalid, "{model}");
         }
         let long = "x".repeat(MAX_MODEL + 1);
         assert_eq!(refusal(format!(r#"{{"model":"{long}"}}"#)), Malformed::ModelInvalid);
@@ -464,31 +428,17 @@ mod tests {
 
     #[test]
     fn what_two_readers_could_take_differently_is_refused() {
-        assert_eq!(
-            refusal(r#"{"model":"a","mod\u0065l":"b"}"#),
-            Malformed::DuplicateKey("model".to_owned())
-        );
-        assert_eq!(
-            refusal(r#"{"model":"a","x":1,"x":1}"#),
-            Malformed::DuplicateKey("x".to_owned())
-        );
+        assert_eq!(refusal(r#"{"model":"a","mod\u0065l":"b"}"#), Malformed::DuplicateKey("model".to_owned()));
+        assert_eq!(refusal(r#"{"model":"a","x":1,"x":1}"#), Malformed::DuplicateKey("x".to_owned()));
         assert_eq!(refusal(b"\xef\xbb\xbf{\"model\":\"m\"}"), Malformed::Bom);
         assert_eq!(refusal(b"{\"model\":\"m\",\"x\":\"\xff\"}"), Malformed::NotUtf8);
         assert_eq!(refusal(b"\xff\xfe{\x00}\x00"), Malformed::NotUtf8);
-        for options in [
-            "1",
-            "[true]",
-            r#"{"include_usage":1}"#,
-            r#"{"include_usage":true,"include_usage":false}"#,
-        ] {
+        for options in ["1", "[true]", r#"{"include_usage":1}"#, r#"{"include_usage":true,"include_usage":false}"#] {
             let body = format!(r#"{{"model":"m","stream_options":{options}}}"#);
             assert_eq!(refusal(body), Malformed::StreamOptionsInvalid, "{options}");
         }
         for stream in ["1", r#""true""#, "[]"] {
-            assert_eq!(
-                refusal(format!(r#"{{"model":"m","stream":{stream}}}"#)),
-                Malformed::StreamInvalid
-            );
+            assert_eq!(refusal(format!(r#"{{"model":"m","stream":{stream}}}"#)), Malformed::StreamInvalid);
         }
     }
 
@@ -497,16 +447,7 @@ mod tests {
         for body in ["[]", "null", "1", r#""model""#, " [ {} ] "] {
             assert_eq!(refusal(body), Malformed::NotObject, "{body}");
         }
-        for body in [
-            "",
-            " ",
-            "{",
-            r#"{"model":"m"} x"#,
-            r#"{"model":"m"}{}"#,
-            r#"{"model":"m",}"#,
-            "{'a':1}",
-            "nul",
-        ] {
+        for body in ["", " ", "{", r#"{"model":"m"} x"#, r#"{"model":"m"}{}"#, r#"{"model":"m",}"#, "{'a':1}", "nul"] {
             assert!(matches!(refusal(body), Malformed::NotJson(_)), "{body}");
         }
         for number in ["NaN", "Infinity", "-", "01", "1.", "0x1"] {
@@ -517,11 +458,7 @@ mod tests {
 
     #[test]
     fn deep_nesting_does_not_overflow() {
-        let deep = format!(
-            r#"{{"model":"m","messages":{}{}}}"#,
-            "[".repeat(1_000_000),
-            "]".repeat(1_000_000)
-        );
+        let deep = format!(r#"{{"model":"m","messages":{}{}}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
         let ask = chat(&deep).unwrap();
         assert!(ask.opening(deep.as_bytes()).is_empty());
         assert!(matches!(refusal("[".repeat(1_000_000)), Malformed::NotJson(_)));
@@ -529,17 +466,9 @@ mod tests {
 
     #[test]
     fn the_number_of_keys_is_bounded() {
-        let keys = |count: usize| {
-            (0..count)
-                .map(|key| format!(r#","{key}":0"#))
-                .collect::<Vec<_>>()
-                .concat()
-        };
+        let keys = |count: usize| (0..count).map(|key| format!(r#","{key}":0"#)).collect::<Vec<_>>().concat();
         assert!(chat(format!(r#"{{"model":"m"{}}}"#, keys(MAX_KEYS - 1))).is_ok());
-        assert_eq!(
-            refusal(format!(r#"{{"model":"m"{}}}"#, keys(MAX_KEYS))),
-            Malformed::TooManyKeys
-        );
+        assert_eq!(refusal(format!(r#"{{"model":"m"{}}}"#, keys(MAX_KEYS))), Malformed::TooManyKeys);
     }
 
     #[test]

@@ -51,12 +51,9 @@ impl BodyWatch {
     pub fn finish(&mut self) {
         let (head, tail) = (std::mem::take(&mut self.head), std::mem::take(&mut self.tail));
         if self.gap {
-            let id = Word::new("\"id\"").find(&head, has_content).and_then(|raw| {
-                serde_json::Deserializer::from_slice(raw)
-                    .into_iter::<String>()
-                    .next()?
-                    .ok()
-            });
+            let id = Word::new("\"id\"")
+                .find(&head, has_content)
+                .and_then(|raw| serde_json::Deserializer::from_slice(raw).into_iter::<String>().next()?.ok());
             self.facts.response_id = id;
             self.read(&tail);
         } else {
@@ -91,9 +88,7 @@ impl BodyWatch {
             }
         }
         let words = ["\"error\"", "\"detail\""].map(Word::new);
-        if words
-            .iter()
-            .any(|word| word.any(body, |value| !value.starts_with(b"null")))
+        if words.iter().any(|word| word.any(body, |value| !value.starts_with(b"null")))
             && let Some(reported) = Reported::read(body)
         {
             self.facts.fail(reported);
@@ -141,11 +136,7 @@ mod tests {
         let body = br#"{"id":"resp_1","error":null,"output":[],"usage":{"input_tokens":7,"output_tokens":2}}"#;
         for length in 1..body.len() {
             let watch = watch(body, length);
-            let expected = Usage {
-                prompt_tokens: Some(7),
-                completion_tokens: Some(2),
-                cached_tokens: None,
-            };
+            let expected = Usage { prompt_tokens: Some(7), completion_tokens: Some(2), cached_tokens: None };
             assert_eq!(watch.usage(), Some(expected));
             assert_eq!((watch.end(), watch.response_id()), (&End::Done, Some("resp_1")));
         }
@@ -162,12 +153,7 @@ mod tests {
                 let watch = watch(body.as_bytes(), length);
                 assert_eq!(watch.usage().unwrap().prompt_tokens, Some(7), "{middle} {length}");
                 assert_eq!(watch.response_id(), Some("big"));
-                assert_eq!(
-                    watch.end(),
-                    &End::Cut {
-                        reason: "abort".to_owned()
-                    }
-                );
+                assert_eq!(watch.end(), &End::Cut { reason: "abort".to_owned() });
             }
         }
     }
@@ -175,25 +161,11 @@ mod tests {
     #[test]
     fn errors_and_aborts_are_told_from_text_about_them() {
         let code = Some("404".to_owned());
-        let error = End::Error {
-            message: "no".to_owned(),
-            code,
-        };
+        let error = End::Error { message: "no".to_owned(), code };
         assert_eq!(end_of(r#"{"error":{"message":"no","code":404}}"#), error);
-        assert_eq!(
-            end_of(r#"{"detail":"Not Found"}"#),
-            End::Error {
-                message: "Not Found".to_owned(),
-                code: None
-            }
-        );
-        assert_eq!(
-            end_of(r#"{"choices":[{"text":"\"error\":1,\"finish_reason\":\"abort\""}]}"#),
-            End::Done
-        );
-        let cancelled = End::Cut {
-            reason: "cancelled".to_owned(),
-        };
+        assert_eq!(end_of(r#"{"detail":"Not Found"}"#), End::Error { message: "Not Found".to_owned(), code: None });
+        assert_eq!(end_of(r#"{"choices":[{"text":"\"error\":1,\"finish_reason\":\"abort\""}]}"#), End::Done);
+        let cancelled = End::Cut { reason: "cancelled".to_owned() };
         assert_eq!(end_of(r#"{"id":"resp_1","status":"cancelled"}"#), cancelled);
         assert_eq!(end_of("not json"), End::Done);
         assert_eq!(BodyWatch::new().end(), &End::Running);

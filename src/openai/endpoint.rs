@@ -131,10 +131,7 @@ impl Endpoint {
 
     /// Whether the work is to generate, token by token, so that length and time to the first token mean something.
     pub fn generates(self) -> bool {
-        matches!(
-            self,
-            Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages
-        )
+        matches!(self, Self::ChatCompletions | Self::Completions | Self::Responses | Self::Messages)
     }
 }
 
@@ -248,10 +245,7 @@ fn model_by_id<'a>(method: &Method, name: &'a str) -> Result<Asked<'a>, PathProb
     if *method != Method::GET {
         return Err(PathProblem::WrongMethod { allowed: "GET" });
     }
-    Ok(Asked {
-        endpoint: Endpoint::ModelById,
-        id: Some(name),
-    })
+    Ok(Asked { endpoint: Endpoint::ModelById, id: Some(name) })
 }
 
 fn refuse_unclear(path: &str) -> Result<(), PathProblem> {
@@ -328,26 +322,14 @@ mod tests {
         ] {
             assert_eq!(post(path), Ok(Asked { endpoint, id: None }), "{path}");
         }
-        assert_eq!(
-            get("/v1/models"),
-            Ok(Asked {
-                endpoint: Endpoint::Models,
-                id: None
-            })
-        );
+        assert_eq!(get("/v1/models"), Ok(Asked { endpoint: Endpoint::Models, id: None }));
     }
 
     #[test]
     fn ids_are_taken_from_the_path() {
-        let by_id = Asked {
-            endpoint: Endpoint::ResponseById,
-            id: Some("resp_1a-b"),
-        };
+        let by_id = Asked { endpoint: Endpoint::ResponseById, id: Some("resp_1a-b") };
         assert_eq!(get("/v1/responses/resp_1a-b"), Ok(by_id));
-        let cancel = Asked {
-            endpoint: Endpoint::ResponseCancel,
-            id: Some("resp_1"),
-        };
+        let cancel = Asked { endpoint: Endpoint::ResponseCancel, id: Some("resp_1") };
         assert_eq!(post("/v1/responses/resp_1/cancel"), Ok(cancel));
         assert_eq!(get("/v1/responses/resp_1/input_items"), Err(PathProblem::NotServed));
         assert_eq!(get("/v1/responses/"), Err(PathProblem::NotServed));
@@ -356,17 +338,10 @@ mod tests {
 
     #[test]
     fn a_model_name_may_hold_slashes_written_either_way() {
-        for path in [
-            "/v1/models/meta/llama-3",
-            "/v1/models/meta%2Fllama-3",
-            "/v1/models/meta%2fllama-3",
-        ] {
+        for path in ["/v1/models/meta/llama-3", "/v1/models/meta%2Fllama-3", "/v1/models/meta%2fllama-3"] {
             assert_eq!(get(path).unwrap().decoded_id().unwrap(), "meta/llama-3");
         }
-        assert_eq!(
-            get("/v1/models/%2Fmodel%2Fllama2").unwrap().decoded_id().unwrap(),
-            "/model/llama2"
-        );
+        assert_eq!(get("/v1/models/%2Fmodel%2Fllama2").unwrap().decoded_id().unwrap(), "/model/llama2");
         assert_eq!(get("/v1/models/a%00"), Err(PathProblem::Ambiguous));
         assert_eq!(get("/v1/models/a%2"), Err(PathProblem::Encoded));
         assert_eq!(get("/v1/models/a%ff"), Err(PathProblem::Encoded));
@@ -378,12 +353,7 @@ mod tests {
 
     #[test]
     fn unclear_paths_are_refused_and_not_repaired() {
-        for path in [
-            "/v1/%63ompletions",
-            "/v1%2fcompletions",
-            "/v1/completions%00",
-            "/v1/completions%5c",
-        ] {
+        for path in ["/v1/%63ompletions", "/v1%2fcompletions", "/v1/completions%00", "/v1/completions%5c"] {
             assert_eq!(post(path), Err(PathProblem::Encoded), "{path}");
         }
         for path in [
@@ -405,21 +375,11 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_is_not_served() {
-        for path in [
-            "/",
-            "/metrics",
-            "/v1/completions/",
-            "/V1/completions",
-            "/v1/load_lora_adapter",
-            "/pause",
-        ] {
+        for path in ["/", "/metrics", "/v1/completions/", "/V1/completions", "/v1/load_lora_adapter", "/pause"] {
             assert_eq!(post(path), Err(PathProblem::NotServed), "{path}");
         }
         assert_eq!(get("/v1/realtime"), Err(PathProblem::WebSocket));
-        assert_eq!(
-            get("/v1/completions"),
-            Err(PathProblem::WrongMethod { allowed: "POST" })
-        );
+        assert_eq!(get("/v1/completions"), Err(PathProblem::WrongMethod { allowed: "POST" }));
         assert_eq!(post("/v1/models"), Err(PathProblem::WrongMethod { allowed: "GET" }));
         let deleted = classify(&Method::DELETE, "/v1/responses/resp_1", &[]);
         assert_eq!(deleted, Err(PathProblem::WrongMethod { allowed: "GET" }));

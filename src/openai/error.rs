@@ -64,12 +64,7 @@ impl ErrorBody<'_> {
     }
 
     fn openai(&self) -> OpenAi<'_> {
-        OpenAi {
-            message: self.message,
-            kind: self.kind,
-            param: self.param,
-            code: self.code,
-        }
+        OpenAi { message: self.message, kind: self.kind, param: self.param, code: self.code }
     }
 
     fn anthropic(&self) -> Value {
@@ -114,11 +109,7 @@ impl Reported {
     pub(super) fn within(answer: &Value) -> Option<Self> {
         let truthy = |value: &&Value| !matches!(value, Value::Null | Value::Bool(false)) && **value != json!("");
         let places = ["/error", "/response/error", "/detail"];
-        if let Some(error) = places
-            .into_iter()
-            .filter_map(|place| answer.pointer(place))
-            .find(truthy)
-        {
+        if let Some(error) = places.into_iter().filter_map(|place| answer.pointer(place)).find(truthy) {
             return Some(Self::of(error));
         }
         let is_error = |key: &str| answer.get(key).and_then(Value::as_str) == Some("error");
@@ -132,11 +123,7 @@ impl Reported {
         };
         let field = |key: &str| error.get(key).filter(|value| !value.is_null()).map(text);
         let message = field("message").unwrap_or_else(|| text(error));
-        Self {
-            message: message.chars().take(KEPT_MESSAGE).collect(),
-            kind: field("type"),
-            code: field("code"),
-        }
+        Self { message: message.chars().take(KEPT_MESSAGE).collect(), kind: field("type"), code: field("code") }
     }
 }
 
@@ -230,29 +217,16 @@ mod tests {
             "message": "No \"x\"\n", "type": "not_found_error", "param": "model", "code": "model_not_found"
         }});
         assert_eq!(body, expected);
-        let bare = ErrorBody {
-            message: "m",
-            kind: "server_error",
-            param: None,
-            code: None,
-        };
+        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
         let expected = r#"{"error":{"code":null,"message":"m","param":null,"type":"server_error"}}"#;
         assert_eq!(text(&bare.to_json(Dialect::Responses)), expected);
     }
 
     #[test]
     fn the_anthropic_shape_uses_its_own_kinds() {
-        let bare = ErrorBody {
-            message: "m",
-            kind: "server_error",
-            param: None,
-            code: None,
-        };
+        let bare = ErrorBody { message: "m", kind: "server_error", param: None, code: None };
         let body: Value = serde_json::from_slice(&bare.to_json(Dialect::Anthropic)).unwrap();
-        assert_eq!(
-            body,
-            json!({"type": "error", "error": {"type": "api_error", "message": "m"}})
-        );
+        assert_eq!(body, json!({"type": "error", "error": {"type": "api_error", "message": "m"}}));
     }
 
     #[test]
@@ -280,10 +254,7 @@ mod tests {
         assert_eq!(read(vllm), Some(expected));
         assert_eq!(read(r#"{"error":"Unauthorized"}"#).unwrap().message, "Unauthorized");
         assert_eq!(read(r#"{"detail":"Not Found"}"#).unwrap().message, "Not Found");
-        assert_eq!(
-            read(r#"{"detail":[{"msg":"bad"}]}"#).unwrap().message,
-            r#"[{"msg":"bad"}]"#
-        );
+        assert_eq!(read(r#"{"detail":[{"msg":"bad"}]}"#).unwrap().message, r#"[{"msg":"bad"}]"#);
         let old = r#"{"object":"error","message":"old","type":"BadRequestError","code":400}"#;
         assert_eq!(read(old).unwrap().message, "old");
         assert_eq!(read(r#"{"id":"x","error":null}"#), None);

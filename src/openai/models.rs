@@ -41,10 +41,7 @@ pub fn list(cards: &[ModelCard]) -> Bytes {
         object: &'static str,
         data: Vec<Shown<'a>>,
     }
-    to_bytes(&List {
-        object: "list",
-        data: cards.iter().map(shown).collect(),
-    })
+    to_bytes(&List { object: "list", data: cards.iter().map(shown).collect() })
 }
 
 /// The answer to `GET /v1/models/{name}`.
@@ -65,10 +62,7 @@ fn shown(card: &ModelCard) -> Shown<'_> {
     Shown { object: "model", card }
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "strings, numbers and lists always have a JSON form, and memory takes any"
-)]
+#[expect(clippy::expect_used, reason = "strings, numbers and lists always have a JSON form, and memory takes any")]
 fn to_bytes(answer: &impl Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(answer).expect("a list of models has a JSON form"))
 }
@@ -88,40 +82,24 @@ mod tests {
         assert_eq!(cards.len(), 2);
         assert_eq!(cards[0].max_model_len, Some(4096));
         assert_eq!(cards[0].parent, None);
-        assert_eq!(
-            (cards[1].id.as_str(), cards[1].parent.as_deref()),
-            ("sql", Some("llama2"))
-        );
+        assert_eq!((cards[1].id.as_str(), cards[1].parent.as_deref()), ("sql", Some("llama2")));
     }
 
     #[test]
     fn a_sparse_list_is_enough_and_a_list_of_something_else_is_not() {
         let cards = parse_list(br#"{"data":[{"id":"m","meta":{"n_params":1}}]}"#).unwrap();
-        assert_eq!(
-            cards,
-            [ModelCard {
-                id: "m".to_owned(),
-                ..ModelCard::default()
-            }]
-        );
+        assert_eq!(cards, [ModelCard { id: "m".to_owned(), ..ModelCard::default() }]);
         assert!(parse_list(br#"{"data":[{"name":"m"}]}"#).is_err());
         assert!(parse_list(br#"{"detail":"Not Found"}"#).is_err());
     }
 
     #[test]
     fn our_list_is_what_sdks_expect() {
-        let card = ModelCard {
-            id: "m".to_owned(),
-            owned_by: "tidegate".to_owned(),
-            created: 7,
-            ..ModelCard::default()
-        };
+        let card =
+            ModelCard { id: "m".to_owned(), owned_by: "tidegate".to_owned(), created: 7, ..ModelCard::default() };
         let shown = r#"{"object":"model","id":"m","owned_by":"tidegate","created":7}"#;
         assert_eq!(one(&card), shown.as_bytes());
-        assert_eq!(
-            list(&[card]),
-            format!(r#"{{"object":"list","data":[{shown}]}}"#).as_bytes()
-        );
+        assert_eq!(list(&[card]), format!(r#"{{"object":"list","data":[{shown}]}}"#).as_bytes());
         assert_eq!(list(&[]), r#"{"object":"list","data":[]}"#.as_bytes());
     }
 }

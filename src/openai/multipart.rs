@@ -52,11 +52,7 @@ pub(super) fn read<'a>(content_type: Option<&str>, body: &'a [u8]) -> Result<For
         Some(span) => flag(text(&span)?)?,
         None => false,
     };
-    Ok(Form {
-        model_name,
-        model_span,
-        stream,
-    })
+    Ok(Form { model_name, model_span, stream })
 }
 
 /// A boolean form field, in the spellings that engines take.
@@ -75,9 +71,7 @@ fn boundary(content_type: &str) -> Result<String, Malformed> {
         return Err(Malformed::Form("the content type must be multipart/form-data"));
     }
     let parameters = Parameters::read(parameters).ok_or(Malformed::Form("the content type is malformed"))?;
-    let boundary = parameters
-        .one("boundary")?
-        .ok_or(Malformed::Form("the content type names no boundary"))?;
+    let boundary = parameters.one("boundary")?.ok_or(Malformed::Form("the content type names no boundary"))?;
     if boundary.is_empty() || boundary.len() > MAX_BOUNDARY || !boundary.bytes().all(|byte| matches!(byte, b' '..=b'~'))
     {
         return Err(Malformed::Form("the boundary is not acceptable"));
@@ -107,12 +101,7 @@ impl<'a> Parts<'a> {
             return Err(Malformed::Form("the body does not begin with the boundary"));
         }
         let delimiter = format!("\r\n{opening}").into_bytes();
-        Ok(Self {
-            body,
-            delimiter,
-            at: Some(opening.len()),
-            seen: 0,
-        })
+        Ok(Self { body, delimiter, at: Some(opening.len()), seen: 0 })
     }
 
     fn part(&mut self, at: usize) -> Result<Option<Part>, Malformed> {
@@ -127,9 +116,7 @@ impl<'a> Parts<'a> {
         if self.seen > MAX_PARTS {
             return Err(Malformed::Form("it has too many parts"));
         }
-        let head = rest
-            .strip_prefix(b"\r\n")
-            .ok_or(Malformed::Form("a boundary is not on a line of its own"))?;
+        let head = rest.strip_prefix(b"\r\n").ok_or(Malformed::Form("a boundary is not on a line of its own"))?;
         let head_length = memmem::find(head, b"\r\n\r\n").ok_or(Malformed::Form("a part has no end of headers"))?;
         let headers = head.get(..head_length).unwrap_or_default();
         // Searched from the headers' last line end, so that an empty value is found.
@@ -160,9 +147,7 @@ fn disposition(headers: &[u8]) -> Result<(String, bool), Malformed> {
     let headers = str::from_utf8(headers).map_err(|_| Malformed::Form("a part's headers are not UTF-8"))?;
     let (mut found, mut encoded) = (None, false);
     for line in headers.split("\r\n") {
-        let (name, value) = line
-            .split_once(':')
-            .ok_or(Malformed::Form("a part's header has no colon"))?;
+        let (name, value) = line.split_once(':').ok_or(Malformed::Form("a part's header has no colon"))?;
         if name.is_empty() || line.contains(['\r', '\n', '\0']) || name.contains([' ', '\t']) {
             return Err(Malformed::Form("a part's header is malformed"));
         }
@@ -218,11 +203,7 @@ impl Parameters {
     }
 
     fn one(&self, key: &str) -> Result<Option<&str>, Malformed> {
-        let mut values = self
-            .0
-            .iter()
-            .filter(|(name, _)| name == key)
-            .map(|(_, value)| value.as_str());
+        let mut values = self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str());
         match (values.next(), values.next()) {
             (first, None) => Ok(first),
             _ => Err(Malformed::Form("a header parameter stands there twice")),
@@ -257,9 +238,7 @@ mod tests {
     const TYPE: Option<&str> = Some("multipart/form-data; boundary=\"x y\"");
 
     fn form(parts: &[(&str, &str)]) -> String {
-        let parts = parts
-            .iter()
-            .map(|(head, value)| format!("--x y\r\n{head}\r\n\r\n{value}\r\n"));
+        let parts = parts.iter().map(|(head, value)| format!("--x y\r\n{head}\r\n\r\n{value}\r\n"));
         parts.collect::<String>() + "--x y--\r\n"
     }
 
@@ -276,12 +255,8 @@ mod tests {
     #[test]
     fn the_model_is_found_between_files_and_other_fields() {
         let file = "RIFF\r\n--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nfake";
-        let body = form(&[
-            (FILE, file),
-            (&field("stream"), "True"),
-            (&field("model"), "whisper"),
-            (&field("empty"), ""),
-        ]);
+        let body =
+            form(&[(FILE, file), (&field("stream"), "True"), (&field("model"), "whisper"), (&field("empty"), "")]);
         let form = read(TYPE, body.as_bytes()).unwrap();
         assert_eq!((form.model_name, form.stream), ("whisper", true));
         assert_eq!(&body[form.model_span], "whisper");
@@ -289,10 +264,7 @@ mod tests {
 
     #[test]
     fn names_may_be_bare_and_headers_in_any_case() {
-        let body = form(&[(
-            "content-type: text/plain\r\ncontent-DISPOSITION:form-data;name=model",
-            "m",
-        )]);
+        let body = form(&[("content-type: text/plain\r\ncontent-DISPOSITION:form-data;name=model", "m")]);
         assert_eq!(read(TYPE, body.as_bytes()).unwrap().model_name, "m");
         let other = body.replace("x y", "b");
         let kind = Some("Multipart/Form-Data; charset=utf-8; Boundary=b");
@@ -349,10 +321,7 @@ mod tests {
             Some("multipart/form-data; boundary=a; boundary=\"x y\""),
             Some("multipart/mixed; boundary=\"x y\""),
         ] {
-            assert!(
-                matches!(read(kind, body.as_bytes()), Err(Malformed::Form(_))),
-                "{kind:?}"
-            );
+            assert!(matches!(read(kind, body.as_bytes()), Err(Malformed::Form(_))), "{kind:?}");
         }
     }
 

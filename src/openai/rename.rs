@@ -54,22 +54,12 @@ impl ModelRenamer {
 
     /// A renamer for an answer so framed, which shall carry `client_name`.
     pub fn new(client_name: &str, framing: Framing) -> Self {
-        Self {
-            name: quoted(client_name).into_bytes(),
-            framing,
-            line: Line::Prefix(0),
-            json: Json::new(framing),
-        }
+        Self { name: quoted(client_name).into_bytes(), framing, line: Line::Prefix(0), json: Json::new(framing) }
     }
 
     /// Takes the next bytes and gives what to send for them; the same `Bytes` if there is nothing to change.
     pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        let mut edits = Edits {
-            chunk: &chunk,
-            copied: 0,
-            out: BytesMut::new(),
-            name: &self.name,
-        };
+        let mut edits = Edits { chunk: &chunk, copied: 0, out: BytesMut::new(), name: &self.name };
         match self.framing {
             Framing::Whole => self.json.feed(0..chunk.len(), &mut edits),
             Framing::Events => feed_lines(&mut self.line, &mut self.json, &mut edits),
@@ -98,8 +88,7 @@ struct Edits<'a> {
 
 impl Edits<'_> {
     fn keep_until(&mut self, at: usize) {
-        self.out
-            .extend_from_slice(self.chunk.get(self.copied..at).unwrap_or_default());
+        self.out.extend_from_slice(self.chunk.get(self.copied..at).unwrap_or_default());
         self.copied = at;
     }
 
@@ -131,11 +120,7 @@ fn feed_lines(line: &mut Line, json: &mut Json, edits: &mut Edits<'_>) {
                 at += 1;
             }
             (Line::Prefix(matched), _) if FIELD.get(matched) == Some(&byte) => {
-                *line = if matched + 1 == FIELD.len() {
-                    Line::Data
-                } else {
-                    Line::Prefix(matched + 1)
-                };
+                *line = if matched + 1 == FIELD.len() { Line::Data } else { Line::Prefix(matched + 1) };
                 at += 1;
             }
             (Line::Prefix(_), _) => *line = Line::Other,
@@ -198,11 +183,7 @@ impl Json {
     fn feed(&mut self, range: Range<usize>, edits: &mut Edits<'_>) {
         let mut at = range.start;
         while at < range.end && self.place != Place::Done {
-            at = if self.place == Place::Between {
-                self.between(at, edits)
-            } else {
-                self.string(at..range.end, edits)
-            };
+            at = if self.place == Place::Between { self.between(at, edits) } else { self.string(at..range.end, edits) };
         }
     }
 
@@ -347,14 +328,9 @@ mod tests {
 
     #[test]
     fn what_has_no_name_passes_as_it_is() {
-        for body in [
-            r#"{"error":{"message":"m","model":"x"}}"#,
-            r#"["model","model"]"#,
-            r#""model""#,
-            "",
-            "oops",
-            "{{{",
-        ] {
+        for body in
+            [r#"{"error":{"message":"m","model":"x"}}"#, r#"["model","model"]"#, r#""model""#, "", "oops", "{{{"]
+        {
             let chunk = Bytes::from(body);
             let sent = ModelRenamer::new("m", Framing::Whole).push(chunk.clone());
             assert_eq!(sent.as_ptr(), chunk.as_ptr(), "{body} was copied");

@@ -27,13 +27,8 @@ impl Changes<'_> {
 
 /// The body with `changes` made. `ask` must have been parsed from this very body.
 pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
-    let model = changes
-        .model
-        .filter(|model| *model != ask.model)
-        .map(|model| model_edit(ask, model));
-    let usage = (changes.include_usage && ask.lacks_usage())
-        .then(|| usage_edit(body, ask))
-        .flatten();
+    let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
+    let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
     let mut edits: Vec<Edit> = model.into_iter().chain(usage).collect();
     edits.sort_by_key(|edit| edit.at.start);
 
@@ -55,15 +50,8 @@ struct Edit {
 }
 
 fn model_edit(ask: &Ask, model: &str) -> Edit {
-    let text = if ask.endpoint.is_multipart() {
-        model.to_owned()
-    } else {
-        quoted(model)
-    };
-    Edit {
-        at: ask.model_span.clone(),
-        text,
-    }
+    let text = if ask.endpoint.is_multipart() { model.to_owned() } else { quoted(model) };
+    Edit { at: ask.model_span.clone(), text }
 }
 
 /// A JSON string.
@@ -75,32 +63,20 @@ fn usage_edit(body: &[u8], ask: &Ask) -> Option<Edit> {
     const MEMBER: &str = r#""include_usage":true"#;
     let Some(options) = ask.stream_options.clone() else {
         let inside = body.iter().position(|byte| *byte == b'{')? + 1;
-        return Some(Edit {
-            at: inside..inside,
-            text: format!(r#""stream_options":{{{MEMBER}}},"#),
-        });
+        return Some(Edit { at: inside..inside, text: format!(r#""stream_options":{{{MEMBER}}},"#) });
     };
     let raw = body.get(options.clone())?;
     if raw == b"null" {
-        return Some(Edit {
-            at: options,
-            text: format!("{{{MEMBER}}}"),
-        });
+        return Some(Edit { at: options, text: format!("{{{MEMBER}}}") });
     }
     let top = Top::read(raw).ok()?;
     if let Some(value) = top.raw("include_usage") {
         let value = top.span(value);
-        return Some(Edit {
-            at: options.start + value.start..options.start + value.end,
-            text: "true".to_owned(),
-        });
+        return Some(Edit { at: options.start + value.start..options.start + value.end, text: "true".to_owned() });
     }
     let inside = options.start + 1;
     let comma = if top.is_empty() { "" } else { "," };
-    Some(Edit {
-        at: inside..inside,
-        text: format!("{MEMBER}{comma}"),
-    })
+    Some(Edit { at: inside..inside, text: format!("{MEMBER}{comma}") })
 }
 
 #[cfg(test)]
@@ -117,29 +93,14 @@ mod tests {
         String::from_utf8(out.to_vec()).unwrap()
     }
 
-    const USAGE: Changes<'_> = Changes {
-        model: None,
-        include_usage: true,
-    };
+    const USAGE: Changes<'_> = Changes { model: None, include_usage: true };
 
     #[test]
     fn only_the_models_value_changes() {
-        let changes = Changes {
-            model: Some("a/\"b\""),
-            include_usage: false,
-        };
+        let changes = Changes { model: Some("a/\"b\""), include_usage: false };
         let body = "{ \"x\": 1.00, \"model\" :\t\"old\" , \"y\":\"model\"}";
         assert_eq!(spliced(body, changes), body.replace("\"old\"", r#""a/\"b\"""#));
-        assert_eq!(
-            spliced(
-                body,
-                Changes {
-                    model: Some("old"),
-                    include_usage: true
-                }
-            ),
-            body
-        );
+        assert_eq!(spliced(body, Changes { model: Some("old"), include_usage: true }), body);
     }
 
     #[test]
@@ -178,10 +139,7 @@ mod tests {
         let body = "--b\r\nContent-Disposition: form-data; name=model\r\n\r\nold\r\n--b--\r\n";
         let kind = Some("multipart/form-data; boundary=b");
         let ask = Ask::parse(Endpoint::AudioTranscriptions, kind, body.as_bytes()).unwrap();
-        let changes = Changes {
-            model: Some("n/\"w"),
-            include_usage: true,
-        };
+        let changes = Changes { model: Some("n/\"w"), include_usage: true };
         assert_eq!(splice(body.as_bytes(), &ask, &changes), body.replace("old", "n/\"w"));
     }
 

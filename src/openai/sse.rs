@@ -197,10 +197,7 @@ mod tests {
     fn frames(chunks: &[&[u8]]) -> Vec<Owned> {
         let (mut frames, mut seen) = (Frames::new(), Vec::new());
         let mut note = |event: Event<'_>| {
-            seen.push((
-                event.event.map(str::to_owned),
-                String::from_utf8(event.data.to_vec()).unwrap(),
-            ));
+            seen.push((event.event.map(str::to_owned), String::from_utf8(event.data.to_vec()).unwrap()));
         };
         for chunk in chunks {
             frames.feed(chunk, &mut note);
@@ -216,10 +213,8 @@ mod tests {
     #[test]
     fn all_three_line_ends_end_lines() {
         for end in ["\n", "\r\n", "\r"] {
-            let stream = [
-                ": hello", "", "data: a", "", "event: e", "data:b", "data:  c", "id: 1", "", "data", "", "",
-            ]
-            .join(end);
+            let stream =
+                [": hello", "", "data: a", "", "event: e", "data:b", "data:  c", "id: 1", "", "data", "", ""].join(end);
             let expected = [data("a"), (Some("e".to_owned()), "b\n c".to_owned()), data("")];
             assert_eq!(frames(&[stream.as_bytes()]), expected, "{end:?}");
         }
@@ -227,18 +222,12 @@ mod tests {
 
     #[test]
     fn comments_and_events_without_data_are_no_events() {
-        assert_eq!(
-            frames(&[b": keep-alive\n\n:\n\nevent: ping\n\n\n\n\ndatabase: x\n\n"]),
-            []
-        );
+        assert_eq!(frames(&[b": keep-alive\n\n:\n\nevent: ping\n\n\n\n\ndatabase: x\n\n"]), []);
     }
 
     #[test]
     fn a_last_event_counts_without_its_blank_line() {
-        assert_eq!(
-            frames(&[b"data: a\n\ndata: [DO", b"NE]\n"]),
-            [data("a"), data("[DONE]")]
-        );
+        assert_eq!(frames(&[b"data: a\n\ndata: [DO", b"NE]\n"]), [data("a"), data("[DONE]")]);
         assert_eq!(frames(&[b"data: a\n\ndata: [DONE]"]), [data("a"), data("[DONE]")]);
     }
 
@@ -253,21 +242,14 @@ mod tests {
     fn an_event_beyond_the_bound_is_skipped_and_counted_however_it_comes() {
         for (size, end, skipped) in [(0, "\r\n", 0), (1, "\r\n", 1), (0, "\n", 0), (1, "\n", 1)] {
             let frame = "data: ".len() + end.len() * 2 - 1;
-            let large = format!(
-                "data: {}{end}{end}data: b{end}{end}",
-                "x".repeat(MAX_EVENT + size - frame)
-            );
+            let large = format!("data: {}{end}{end}data: b{end}{end}", "x".repeat(MAX_EVENT + size - frame));
             for length in [large.len(), 65_536, 1000, MAX_EVENT] {
                 let (mut frames, mut last) = (Frames::new(), Vec::new());
                 for chunk in large.as_bytes().chunks(length) {
                     frames.feed(chunk, |event| last = event.data.to_vec());
                     assert!(frames.partial.len() <= MAX_EVENT + 1);
                 }
-                assert_eq!(
-                    (frames.skipped(), last.as_slice()),
-                    (skipped, b"b".as_slice()),
-                    "{size} {end:?} {length}"
-                );
+                assert_eq!((frames.skipped(), last.as_slice()), (skipped, b"b".as_slice()), "{size} {end:?} {length}");
             }
         }
     }

@@ -57,9 +57,7 @@ impl Usage {
         }
         let said: Reported<'_> = serde_json::from_str(raw).ok()?;
         let details = said.prompt_tokens_details.or(said.input_tokens_details);
-        let cached = details
-            .and_then(|details| details.cached_tokens)
-            .or(said.cache_read_input_tokens);
+        let cached = details.and_then(|details| details.cached_tokens).or(said.cache_read_input_tokens);
         Some(Self {
             prompt_tokens: said.prompt_tokens.or(said.input_tokens).and_then(count),
             completion_tokens: said.completion_tokens.or(said.output_tokens).and_then(count),
@@ -157,12 +155,7 @@ struct Kept<'a> {
 
 impl<'a> Kept<'a> {
     fn new(chunk: &'a [u8]) -> Self {
-        Self {
-            chunk,
-            at: 0,
-            copied: 0,
-            changed: None,
-        }
+        Self { chunk, at: 0, copied: 0, changed: None }
     }
 
     /// The next `length` bytes of the chunk, to be sent or not.
@@ -222,11 +215,7 @@ mod tests {
     use super::*;
 
     fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Usage {
-        Usage {
-            prompt_tokens: Some(prompt),
-            completion_tokens: Some(completion),
-            cached_tokens: cached,
-        }
+        Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: cached }
     }
 
     #[test]
@@ -256,15 +245,8 @@ mod tests {
 
     #[test]
     fn later_reports_win_where_they_speak() {
-        let first = Usage {
-            prompt_tokens: Some(7),
-            completion_tokens: Some(1),
-            cached_tokens: Some(3),
-        };
-        let later = Usage {
-            completion_tokens: Some(9),
-            ..Usage::default()
-        };
+        let first = Usage { prompt_tokens: Some(7), completion_tokens: Some(1), cached_tokens: Some(3) };
+        let later = Usage { completion_tokens: Some(9), ..Usage::default() };
         assert_eq!(Some(first.updated_by(later)), Some(usage(7, 9, Some(3))));
     }
 

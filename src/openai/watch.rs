@@ -60,16 +60,11 @@ impl Facts {
     }
 
     pub(super) fn cut(&mut self, reason: &str) {
-        self.close(End::Cut {
-            reason: reason.to_owned(),
-        });
+        self.close(End::Cut { reason: reason.to_owned() });
     }
 
     pub(super) fn fail(&mut self, reported: Reported) {
-        self.close(End::Error {
-            message: reported.message,
-            code: reported.code,
-        });
+        self.close(End::Error { message: reported.message, code: reported.code });
     }
 
     /// `raw` begins with a usage object.
@@ -94,31 +89,21 @@ pub struct StreamWatch {
 impl StreamWatch {
     /// A watch at the start of a stream in this dialect.
     pub fn new(dialect: Dialect) -> Self {
-        let reader = Reader {
-            dialect,
-            words: Words::new(),
-            facts: Facts::default(),
-        };
-        Self {
-            frames: Frames::new(),
-            reader,
-            generated: false,
-        }
+        let reader = Reader { dialect, words: Words::new(), facts: Facts::default() };
+        Self { frames: Frames::new(), reader, generated: false }
     }
 
     /// Reads the next bytes along.
     pub fn feed(&mut self, chunk: &[u8]) -> Seen {
         let mut tokens = 0;
-        self.frames
-            .feed(chunk, |event| tokens += u32::from(self.reader.read(&event)));
+        self.frames.feed(chunk, |event| tokens += u32::from(self.reader.read(&event)));
         self.seen(tokens)
     }
 
     /// The stream is over: reads a last event that lacks its blank line.
     pub fn finish(&mut self) -> Seen {
         let mut tokens = 0;
-        self.frames
-            .finish(|event| tokens += u32::from(self.reader.read(&event)));
+        self.frames.finish(|event| tokens += u32::from(self.reader.read(&event)));
         self.seen(tokens)
     }
 
@@ -183,11 +168,7 @@ impl Reader {
             self.fail_if_told(data, event.event.is_some());
         }
         self.usage(data);
-        if self
-            .words
-            .finish_reason
-            .any(data, |value| value.starts_with(b"\"abort\""))
-        {
+        if self.words.finish_reason.any(data, |value| value.starts_with(b"\"abort\"")) {
             self.facts.cut("abort");
         }
         self.words.openai_content.iter().any(|word| word.any(data, has_content))
@@ -196,20 +177,12 @@ impl Reader {
     fn anthropic(&mut self, name: &str, data: &[u8]) -> bool {
         match name {
             "content_block_delta" => {
-                return self
-                    .words
-                    .anthropic_content
-                    .iter()
-                    .any(|word| word.any(data, has_content));
+                return self.words.anthropic_content.iter().any(|word| word.any(data, has_content));
             }
             "message_start" => self.usage(data),
             "message_delta" => {
                 self.usage(data);
-                if self
-                    .words
-                    .stop_reason
-                    .any(data, |value| value.starts_with(b"\"abort\""))
-                {
+                if self.words.stop_reason.any(data, |value| value.starts_with(b"\"abort\"")) {
                     self.facts.cut("abort");
                 }
             }
@@ -260,9 +233,7 @@ impl Reader {
 
     /// Takes the error that the event tells. One that is `sure` to be an error needs no words that we understand.
     fn fail_if_told(&mut self, data: &[u8], sure: bool) {
-        let told = serde_json::from_slice::<Value>(data)
-            .ok()
-            .and_then(|value| Reported::within(&value));
+        let told = serde_json::from_slice::<Value>(data).ok().and_then(|value| Reported::within(&value));
         if let Some(told) = told {
             self.facts.fail(told);
         } else if sure {
@@ -284,9 +255,7 @@ fn type_of(data: &[u8]) -> Cow<'_, str> {
         #[serde(rename = "type", borrow)]
         kind: Cow<'a, str>,
     }
-    serde_json::from_slice::<Typed<'_>>(data)
-        .map(|typed| typed.kind)
-        .unwrap_or_default()
+    serde_json::from_slice::<Typed<'_>>(data).map(|typed| typed.kind).unwrap_or_default()
 }
 
 /// A string or a list that is not empty.
@@ -325,11 +294,7 @@ impl Words {
                 Word::new("\"reasoning\""),
                 Word::new("\"tool_calls\""),
             ],
-            anthropic_content: [
-                Word::new("\"text\""),
-                Word::new("\"partial_json\""),
-                Word::new("\"thinking\""),
-            ],
+            anthropic_content: [Word::new("\"text\""), Word::new("\"partial_json\""), Word::new("\"thinking\"")],
         }
     }
 }
@@ -342,9 +307,7 @@ pub(super) struct Word {
 
 impl Word {
     pub(super) fn new(quoted: &'static str) -> Self {
-        Self {
-            finder: Finder::new(quoted),
-        }
+        Self { finder: Finder::new(quoted) }
     }
 
     pub(super) fn any(&self, json: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
@@ -412,21 +375,11 @@ mod tests {
         seen.push(watch.finish());
         let tokens = seen.iter().map(|seen| seen.tokens).sum();
         let firsts = seen.iter().map(|seen| u32::from(seen.first)).sum();
-        (
-            tokens,
-            firsts,
-            watch.usage(),
-            watch.end().clone(),
-            watch.response_id().map(str::to_owned),
-        )
+        (tokens, firsts, watch.usage(), watch.end().clone(), watch.response_id().map(str::to_owned))
     }
 
     fn usage(prompt: u32, completion: u32, cached: Option<u32>) -> Usage {
-        Usage {
-            prompt_tokens: Some(prompt),
-            completion_tokens: Some(completion),
-            cached_tokens: cached,
-        }
+        Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: cached }
     }
 
     fn end_of(dialect: Dialect, stream: &str) -> End {
@@ -434,16 +387,11 @@ mod tests {
     }
 
     fn error(message: &str, code: Option<&str>) -> End {
-        End::Error {
-            message: message.to_owned(),
-            code: code.map(str::to_owned),
-        }
+        End::Error { message: message.to_owned(), code: code.map(str::to_owned) }
     }
 
     fn cut(reason: &str) -> End {
-        End::Cut {
-            reason: reason.to_owned(),
-        }
+        End::Cut { reason: reason.to_owned() }
     }
 
     #[test]
@@ -453,27 +401,18 @@ mod tests {
         let messages = watch(Dialect::Anthropic, &[MESSAGES.as_bytes()]);
         assert_eq!(messages, (2, 1, Some(usage(7, 9, Some(4))), End::Done, None));
         let responses = watch(Dialect::Responses, &[RESPONSES.as_bytes()]);
-        assert_eq!(
-            responses,
-            (2, 1, Some(usage(7, 2, Some(2))), End::Done, Some("resp_1".to_owned()))
-        );
+        assert_eq!(responses, (2, 1, Some(usage(7, 2, Some(2))), End::Done, Some("resp_1".to_owned())));
     }
 
     #[test]
     fn completions_carry_text() {
         let stream = "data: {\"choices\":[{\"text\":\"\"}]}\n\ndata: {\"choices\":[{\"text\":\"x\"}]}\n\n";
-        assert_eq!(
-            watch(Dialect::OpenAi, &[stream.as_bytes()]),
-            (1, 1, None, End::Running, None)
-        );
+        assert_eq!(watch(Dialect::OpenAi, &[stream.as_bytes()]), (1, 1, None, End::Running, None));
     }
 
     #[test]
     fn a_keep_alive_is_no_token() {
-        assert_eq!(
-            StreamWatch::new(Dialect::OpenAi).feed(b": keep-alive\n\n: keep-alive\n\n"),
-            Seen::default()
-        );
+        assert_eq!(StreamWatch::new(Dialect::OpenAi).feed(b": keep-alive\n\n: keep-alive\n\n"), Seen::default());
     }
 
     #[test]
@@ -481,10 +420,7 @@ mod tests {
         let vllm = "data: {\"error\": {\"message\": \"EngineCore died\", \"type\": \"InternalServerError\", \
                     \"param\": null, \"code\": 500}}\n\ndata: [DONE]\n\n";
         assert_eq!(end_of(Dialect::OpenAi, vllm), error("EngineCore died", Some("500")));
-        assert_eq!(
-            end_of(Dialect::OpenAi, "data: {\"error\":\"broken\"}\n\n"),
-            error("broken", None)
-        );
+        assert_eq!(end_of(Dialect::OpenAi, "data: {\"error\":\"broken\"}\n\n"), error("broken", None));
         assert_eq!(end_of(Dialect::OpenAi, "event: error\ndata: oops\n\n"), error("", None));
         let anthropic =
             "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"m\"}}\n\n";
@@ -501,25 +437,15 @@ mod tests {
         assert_eq!(end_of(Dialect::OpenAi, chat), cut("abort"));
         let text = "data: {\"choices\":[{\"text\":\"\\\"finish_reason\\\":\\\"abort\\\"\",\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
         assert_eq!(end_of(Dialect::OpenAi, text), End::Done);
-        assert_eq!(
-            end_of(Dialect::Responses, "event: response.cancelled\ndata: {}\n\n"),
-            cut("cancelled")
-        );
+        assert_eq!(end_of(Dialect::Responses, "event: response.cancelled\ndata: {}\n\n"), cut("cancelled"));
     }
 
     #[test]
     fn our_own_error_events_are_understood() {
-        let body = crate::openai::ErrorBody {
-            message: "gone",
-            kind: "server_error",
-            param: None,
-            code: Some("x"),
-        };
+        let body = crate::openai::ErrorBody { message: "gone", kind: "server_error", param: None, code: Some("x") };
         for dialect in [Dialect::OpenAi, Dialect::Anthropic, Dialect::Responses] {
             let event = body.to_sse_event(dialect);
-            let End::Error { message, .. } = watch(dialect, &[&event]).3 else {
-                panic!("{dialect:?}")
-            };
+            let End::Error { message, .. } = watch(dialect, &[&event]).3 else { panic!("{dialect:?}") };
             assert_eq!(message, "gone");
         }
     }

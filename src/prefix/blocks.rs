@@ -61,12 +61,7 @@ impl Chain {
         // A byte that UTF-8 never uses keeps ("ab", "c") and ("a", "bc") apart.
         seed.update(&[0xff]);
         seed.update(salt.as_bytes());
-        Self {
-            hashes: Vec::new(),
-            last: seed.digest(),
-            open: [0; BLOCK_BYTES],
-            filled: 0,
-        }
+        Self { hashes: Vec::new(), last: seed.digest(), open: [0; BLOCK_BYTES], filled: 0 }
     }
 
     fn is_full(&self) -> bool {

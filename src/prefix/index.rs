@@ -35,27 +35,18 @@ pub struct Hits {
 impl Hits {
     /// No hits for a prompt of `asked` blocks.
     pub fn none(asked: usize) -> Self {
-        Self {
-            found: SmallVec::new(),
-            asked,
-        }
+        Self { found: SmallVec::new(), asked }
     }
 
     /// Leading blocks that the pod in `slot` holds.
     pub fn blocks(&self, slot: u32) -> usize {
         let at = self.found.binary_search_by_key(&slot, |(slot, _)| *slot);
-        at.ok()
-            .and_then(|at| self.found.get(at))
-            .map_or(0, |(_, blocks)| *blocks as usize)
+        at.ok().and_then(|at| self.found.get(at)).map_or(0, |(_, blocks)| *blocks as usize)
     }
 
     /// For asking about many slots in their order.
     pub fn walk(&self) -> Walk<'_> {
-        Walk {
-            found: &self.found,
-            at: 0,
-            last: 0,
-        }
+        Walk { found: &self.found, at: 0, last: 0 }
     }
 
     /// The same in bytes.
@@ -151,12 +142,7 @@ struct PodBlocks {
 
 impl Default for PodBlocks {
     fn default() -> Self {
-        Self {
-            touches: VecDeque::new(),
-            held: 0,
-            capacity: DEFAULT_CAPACITY,
-            stamp: 0,
-        }
+        Self { touches: VecDeque::new(), held: 0, capacity: DEFAULT_CAPACITY, stamp: 0 }
     }
 }
 
@@ -287,9 +273,7 @@ fn is_last_touch(
     slot: u32,
     (hash, stamp): (u64, u32),
 ) -> bool {
-    holders
-        .get(&hash)
-        .is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
+    holders.get(&hash).is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
 }
 
 fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, slot: u32, hash: u64) {
@@ -328,13 +312,7 @@ mod tests {
     #[test]
     fn a_walk_finds_the_same_in_any_order() {
         let index = Index::default();
-        for (slot, letters) in [
-            (2, "ab"),
-            (3, "abc"),
-            (5, "abcde"),
-            (8, "abcdefgh"),
-            (13, "abcdefghijklm"),
-        ] {
+        for (slot, letters) in [(2, "ab"), (3, "abc"), (5, "abcde"), (8, "abcdefgh"), (13, "abcdefghijklm")] {
             index.insert(slot, &prompt(letters));
         }
         let hits = index.longest(&prompt("abcdefghijklmn"));

@@ -20,10 +20,7 @@ pub struct StickyKey<'a> {
 
 impl StickyKey<'static> {
     /// A request that offers nothing.
-    pub const NONE: Self = Self {
-        session: None,
-        opening: &|| None,
-    };
+    pub const NONE: Self = Self { session: None, opening: &|| None };
 }
 
 /// The hash of what names a session or opens a conversation.
@@ -92,22 +89,13 @@ impl Split {
             -share.ln() / f64::from(arm.weight)
         };
         let running = self.arms.iter().enumerate().filter(|(_, arm)| arm.weight > 0);
-        running
-            .map(|(at, arm)| (at, time(arm)))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
-            .map(|(at, _)| at)
+        running.map(|(at, arm)| (at, time(arm))).min_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
     }
 }
 
 /// How many targets before `at` have the same name.
 fn repeats(targets: &[TargetModel], at: u64) -> u64 {
-    let mut before = (0u64..)
-        .zip(targets)
-        .take_while(|(i, _)| *i <= at)
-        .map(|(_, target)| &target.name);
+    let mut before = (0u64..).zip(targets).take_while(|(i, _)| *i <= at).map(|(_, target)| &target.name);
     let Some(own) = before.by_ref().last() else { return 0 };
-    (0u64..)
-        .zip(targets)
-        .filter(|(i, target)| *i < at && target.name == *own)
-        .count() as u64
+    (0u64..).zip(targets).filter(|(i, target)| *i < at && target.name == *own).count() as u64
 }

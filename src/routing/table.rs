@@ -81,9 +81,7 @@ impl Table {
                 None => None,
             };
             table.names.push(Arc::clone(&model.name));
-            table
-                .entries
-                .insert(Arc::clone(&model.name), Entry::new(model, repointed));
+            table.entries.insert(Arc::clone(&model.name), Entry::new(model, repointed));
         }
         table
     }
@@ -98,12 +96,10 @@ impl Table {
         rng: &mut impl Rng,
     ) -> Result<Route, UnknownModel> {
         let configured = self.entries.get(model).and_then(|entry| entry.route(key, rng));
-        configured
-            .or_else(|| self.reported(model, reported))
-            .ok_or_else(|| UnknownModel {
-                asked: model.to_owned(),
-                served: self.names.iter().map(ToString::to_string).collect(),
-            })
+        configured.or_else(|| self.reported(model, reported)).ok_or_else(|| UnknownModel {
+            asked: model.to_owned(),
+            served: self.names.iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// The names that clients may ask for by configuration, in its order.
@@ -118,10 +114,7 @@ impl Table {
 
     /// The pools that this table can lead to by configuration; one may come several times.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.names
-            .iter()
-            .filter_map(|name| self.entries.get(name))
-            .map(|entry| &entry.pool)
+        self.names.iter().filter_map(|name| self.entries.get(name)).map(|entry| &entry.pool)
     }
 
     fn reported(&self, model: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
@@ -182,10 +175,7 @@ mod tests {
     use crate::config::{Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts};
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
-        let target = |(name, weight): &(&str, u32)| TargetModel {
-            name: (*name).into(),
-            weight: *weight,
-        };
+        let target = |(name, weight): &(&str, u32)| TargetModel { name: (*name).into(), weight: *weight };
         Model {
             name: name.into(),
             criticality: Criticality::Critical,
@@ -237,11 +227,7 @@ mod tests {
                 drain_delay: second,
                 drain_grace: second,
             },
-            retry: Retry {
-                attempts: 0,
-                budget: Ratio(0.0),
-                budget_floor: 0,
-            },
+            retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0 },
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),
@@ -249,10 +235,7 @@ mod tests {
                 inject_usage: false,
                 decision_headers: false,
             },
-            log: Log {
-                level: String::new(),
-                format: LogFormat::Auto,
-            },
+            log: Log { level: String::new(), format: LogFormat::Auto },
         }
     }
 
@@ -280,10 +263,7 @@ mod tests {
     }
 
     fn session(name: &str) -> StickyKey<'_> {
-        StickyKey {
-            session: Some(name),
-            ..StickyKey::NONE
-        }
+        StickyKey { session: Some(name), ..StickyKey::NONE }
     }
 
     #[test]
@@ -313,10 +293,7 @@ mod tests {
         let table = split(Sticky::Conversation);
         let mut place = |n: u32| {
             let opening = || Some(key_of(&n.to_le_bytes()));
-            let key = StickyKey {
-                session: Some("the same for all"),
-                opening: &opening,
-            };
+            let key = StickyKey { session: Some("the same for all"), opening: &opening };
             arm(&table, key, &mut rng)
         };
         as_configured(shares((0..100_000).map(&mut place)));
@@ -344,10 +321,7 @@ mod tests {
         let mut moved = 0;
         for n in 0..20_000 {
             let name = format!("user-{n}");
-            let (was, is) = (
-                arm(&before, session(&name), &mut rng),
-                arm(&after, session(&name), &mut rng),
-            );
+            let (was, is) = (arm(&before, session(&name), &mut rng), arm(&after, session(&name), &mut rng));
             assert!(was == is || is == 2, "only the grown arm gains");
             moved += u32::from(was != is);
         }
@@ -373,18 +347,11 @@ mod tests {
         let models = ["a", "b", "c"].map(|name| model(name, Sticky::None, &[("served", 1)]));
         let config = config(models.to_vec());
         let table = Table::for_listener(&config, &listener(Some(&[("b", Some("old")), ("a", None)])));
-        let mut pool = |name| {
-            table
-                .find(name, StickyKey::NONE, |_| Some("any".into()), &mut rng)
-                .map(|it| it.pool)
-        };
+        let mut pool = |name| table.find(name, StickyKey::NONE, |_| Some("any".into()), &mut rng).map(|it| it.pool);
         assert_eq!(pool("a").as_deref(), Ok("main"));
         assert_eq!(pool("b").as_deref(), Ok("old"));
         let unknown = pool("c").unwrap_err();
-        assert_eq!(
-            (unknown.asked.as_str(), unknown.served),
-            ("c", vec!["a".to_owned(), "b".to_owned()])
-        );
+        assert_eq!((unknown.asked.as_str(), unknown.served), ("c", vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(table.pools().map(|it| &**it).collect::<Vec<_>>(), ["main", "old"]);
     }
 
@@ -411,16 +378,9 @@ mod tests {
         let reported = |name: &str| (name == "lora").then(|| "main".into());
         let table = Table::new(&config);
         let route = table.find("lora", StickyKey::NONE, reported, &mut rng).unwrap();
-        assert_eq!(
-            (&*route.served_model, &*route.pool, route.rewrite_response_model),
-            ("lora", "main", false)
-        );
+        assert_eq!((&*route.served_model, &*route.pool, route.rewrite_response_model), ("lora", "main", false));
         assert!(table.find("other", StickyKey::NONE, reported, &mut rng).is_err());
         config.api.serve_reported_models = false;
-        assert!(
-            Table::new(&config)
-                .find("lora", StickyKey::NONE, reported, &mut rng)
-                .is_err()
-        );
+        assert!(Table::new(&config).find("lora", StickyKey::NONE, reported, &mut rng).is_err());
     }
 }

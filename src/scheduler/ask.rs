@@ -38,11 +38,7 @@ impl Question<'_> {
     /// Prompt tokens to compute where `blocks` are cached. At least one: engines never take the last from their cache.
     #[inline]
     pub(super) fn uncached(&self, blocks: u32) -> u32 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, never negative"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let cached = (blocks as f32 * self.block_tokens) as u32;
         self.prompt_tokens.saturating_sub(cached).max(1)
     }

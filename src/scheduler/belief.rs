@@ -65,11 +65,8 @@ pub(super) struct Beliefs {
 impl Beliefs {
     /// `adapters`: whether it matters how ready the pods are for the served model as an adapter.
     pub(super) fn gather(field: &Field<'_>, adapters: bool) -> Self {
-        let mut beliefs = Self {
-            told: Vec::with_capacity(field.candidates.len()),
-            mean: Means::default(),
-            adapter: false,
-        };
+        let mut beliefs =
+            Self { told: Vec::with_capacity(field.candidates.len()), mean: Means::default(), adapter: false };
         let model = Name::new(field.question.served_model);
         let mut hits = field.question.hits.walk();
         let mut sums = Means::default();
@@ -103,11 +100,7 @@ impl Beliefs {
 
     /// What these beliefs stand on.
     pub(super) fn sight(&self) -> Sight {
-        if self.mean.trust > 0.0 {
-            Sight::Fresh
-        } else {
-            Sight::InFlightOnly
-        }
+        if self.mean.trust > 0.0 { Sight::Fresh } else { Sight::InFlightOnly }
     }
 }
 

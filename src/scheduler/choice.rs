@@ -78,12 +78,7 @@ impl Ranks {
             highest = highest.max(*rank);
         }
         let tolerance = judge.tolerance(&judge.price(best));
-        Self {
-            list,
-            lowest,
-            highest,
-            tolerance,
-        }
+        Self { list, lowest, highest, tolerance }
     }
 
     fn are_equal(&self) -> bool {

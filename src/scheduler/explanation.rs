@@ -79,11 +79,7 @@ pub fn explain(
         prompt_tokens: question.prompt_tokens,
         sight: None,
         failed_open: false,
-        candidates: scene
-            .pods
-            .iter()
-            .map(|pod| Candidate::of(pod, scene, question, tried))
-            .collect(),
+        candidates: scene.pods.iter().map(|pod| Candidate::of(pod, scene, question, tried)).collect(),
         verdict: None,
         refusal: None,
     };

@@ -90,10 +90,7 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
     stands(pod, scene, pod.serving(question.served_model), tried)
 }
 
-#[expect(
-    clippy::inline_always,
-    reason = "a call a pod, with all it passes, is a tenth of a pick"
-)]
+#[expect(clippy::inline_always, reason = "a call a pod, with all it passes, is a tenth of a pick")]
 #[inline(always)]
 fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Standing {
     if tried.contains(pod) {
@@ -123,10 +120,7 @@ impl<'a> Field<'a> {
             base: false,
             failed_open: false,
         };
-        let mut menus = Menus {
-            model: question.served_model,
-            last: None,
-        };
+        let mut menus = Menus { model: question.served_model, last: None };
         for (at, pod) in scene.pods.iter().enumerate() {
             if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, pod, share });

@@ -43,11 +43,7 @@ impl Stage {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[Arc::new(pool)], now);
         fleet.set("pool", &(0..n).map(target).collect::<Vec<_>>(), now);
-        Self {
-            fleet,
-            now,
-            hits: Hits::default(),
-        }
+        Self { fleet, now, hits: Hits::default() }
     }
 
     /// The same, every pod read just now and idle.
@@ -77,12 +73,7 @@ impl Stage {
 
     fn read(&self, pod: &Pod, reading: Reading, began: Instant) {
         assert!(began <= self.now);
-        pod.store_load(PodLoad {
-            began,
-            sent_mark: pod.ledger.sent(),
-            ended_mark: pod.ledger.ended(),
-            reading,
-        });
+        pod.store_load(PodLoad { began, sent_mark: pod.ledger.sent(), ended_mark: pod.ledger.ended(), reading });
     }
 
     fn ask(&self, prompt_tokens: u32) -> Question<'_> {
@@ -104,11 +95,7 @@ impl Stage {
         rng: &mut impl Rng,
     ) -> Result<Verdict, NoPod> {
         let pods = self.pods();
-        let scene = Scene {
-            pool: self.pool(),
-            pods: &pods,
-            now: self.now,
-        };
+        let scene = Scene { pool: self.pool(), pods: &pods, now: self.now };
         pick(policy, &scene, ask, tried, rng)
     }
 
@@ -118,11 +105,7 @@ impl Stage {
 
     fn explain(&self, policy: &Scheduler, ask: &Question<'_>) -> Explanation {
         let pods = self.pods();
-        let scene = Scene {
-            pool: self.pool(),
-            pods: &pods,
-            now: self.now,
-        };
+        let scene = Scene { pool: self.pool(), pods: &pods, now: self.now };
         explain(policy, &scene, ask, &Tried::none(), &mut rng())
     }
 
@@ -158,11 +141,7 @@ impl Stage {
 
 fn target(n: u8) -> Target {
     Target {
-        origin: Origin {
-            https: false,
-            host: format!("10.0.0.{n}"),
-            port: 8000,
-        },
+        origin: Origin { https: false, host: format!("10.0.0.{n}"), port: 8000 },
         base_path: String::new(),
         token_file: None,
         metrics_url: None,
@@ -170,12 +149,7 @@ fn target(n: u8) -> Target {
 }
 
 fn told(running: u32, waiting: u32) -> Reading {
-    Reading {
-        running: Some(running),
-        waiting: Some(waiting),
-        kv_usage: Some(0.0),
-        ..Reading::default()
-    }
+    Reading { running: Some(running), waiting: Some(waiting), kv_usage: Some(0.0), ..Reading::default() }
 }
 
 fn rng() -> StdRng {
@@ -183,10 +157,7 @@ fn rng() -> StdRng {
 }
 
 fn load(pod: &Arc<Pod>, uncached_tokens: u32) -> Reservation {
-    let send = Send {
-        prompt_tokens: uncached_tokens,
-        uncached_tokens,
-    };
+    let send = Send { prompt_tokens: uncached_tokens, uncached_tokens };
     Reservation::new(Arc::clone(pod), send)
 }
 
@@ -221,10 +192,7 @@ fn even(counts: &BTreeMap<u32, usize>, share: usize, within: usize) {
 fn a_burst_of_a_thousand_equal_requests_spreads_evenly_over_idle_pods_of_any_sight() {
     for stage in [Stage::idle(10), Stage::new(10)] {
         for (prompt, output) in [(1, 0), (1, 200), (500, 200), (8_000, 20)] {
-            let ask = Question {
-                expected_output_tokens: output,
-                ..stage.ask(prompt)
-            };
+            let ask = Question { expected_output_tokens: output, ..stage.ask(prompt) };
             even(&stage.burst(&Scheduler::LeastCost, &ask, 1_000), 100, 2);
             even(&stage.burst(&Scheduler::LeastRequest, &ask, 1_000), 100, 0);
             even(&stage.burst(&gie(), &ask, 1_000), 100, 2);
@@ -256,11 +224,7 @@ fn a_burst_from_eight_threads_spreads_evenly_because_pick_and_reserve_are_one_st
 
 #[test]
 fn a_lone_request_at_a_time_still_visits_every_equal_pod() {
-    even(
-        &Stage::idle(10).shares(&Scheduler::LeastCost, &Stage::idle(10).ask(300), 2_000),
-        200,
-        60,
-    );
+    even(&Stage::idle(10).shares(&Scheduler::LeastCost, &Stage::idle(10).ask(300), 2_000), 200, 60);
 }
 
 #[test]
@@ -288,8 +252,7 @@ fn a_slow_pod_gets_little_as_soon_as_its_answers_show_it() {
         let slow = if n == 0 { 4.0 } else { 1.0 };
         for i in 0..60u32 {
             let tokens = f64::from(i % 6) * 400.0;
-            pod.speed
-                .learn_first_token(tokens, (20.0 + 0.05 * tokens) * slow, pool.pace());
+            pod.speed.learn_first_token(tokens, (20.0 + 0.05 * tokens) * slow, pool.pace());
             pod.speed.learn_itl(15.0 * slow, pool.pace());
         }
     }
@@ -308,10 +271,7 @@ fn others_traffic_is_seen_and_counts_less_as_its_reading_ages() {
         (total(0) - total(1), told.candidates[0].reading_trust)
     };
     let (fresh, older, gone) = (cost(0), cost(3), cost(6));
-    assert!(
-        fresh.0 > 100.0 && older.0 > 0.0 && older.0 < fresh.0 * 0.6,
-        "{fresh:?} {older:?}"
-    );
+    assert!(fresh.0 > 100.0 && older.0 > 0.0 && older.0 < fresh.0 * 0.6, "{fresh:?} {older:?}");
     assert!(gone.0.abs() < 1e-9 && gone.1.abs() < f64::EPSILON, "{gone:?}");
 }
 
@@ -352,12 +312,7 @@ fn the_verdict_says_what_it_stood_on() {
     let mut rng = rng();
     let stage = Stage::new(3);
     let seen = |stage: &Stage, policy: &Scheduler, rng: &mut StdRng| stage.pick(policy, &stage.ask(100), rng).sight;
-    for policy in [
-        Scheduler::LeastCost,
-        gie(),
-        Scheduler::LeastRequest,
-        Scheduler::PowerOfTwo,
-    ] {
+    for policy in [Scheduler::LeastCost, gie(), Scheduler::LeastRequest, Scheduler::PowerOfTwo] {
         assert_eq!(seen(&stage, &policy, &mut rng), Sight::RoundRobin);
     }
     let held = load(&stage.pod(0), 5_000);
@@ -395,9 +350,7 @@ fn round_robin_gives_an_absent_pods_turn_to_all_others() {
 fn a_warming_pod_gets_about_its_share_under_every_policy_that_spreads() {
     let mut stage = Stage::new(0);
     stage.now += Duration::from_secs(60);
-    stage
-        .fleet
-        .set("pool", &(0..4).map(target).collect::<Vec<_>>(), stage.now);
+    stage.fleet.set("pool", &(0..4).map(target).collect::<Vec<_>>(), stage.now);
     for pod in stage.pods().iter().skip(1) {
         // Only the first is a newcomer; the others are asked to have finished warming up.
         pod.health.note(Evidence::ScrapeOk { asleep: true }, stage.ago(40_000));
@@ -407,12 +360,7 @@ fn a_warming_pod_gets_about_its_share_under_every_policy_that_spreads() {
     for pod in stage.pods().iter() {
         stage.read(pod, told(0, 0), stage.now);
     }
-    for policy in [
-        Scheduler::LeastCost,
-        Scheduler::LeastRequest,
-        Scheduler::RoundRobin,
-        Scheduler::Random,
-    ] {
+    for policy in [Scheduler::LeastCost, Scheduler::LeastRequest, Scheduler::RoundRobin, Scheduler::Random] {
         let counts = stage.burst(&policy, &stage.ask(500), 3_200);
         // A fifth of a warm pod's thousand is 200.
         assert!((100..=330).contains(&counts[&0]), "{} {counts:?}", policy.name());
@@ -424,10 +372,7 @@ fn a_session_stays_and_a_pod_that_leaves_moves_only_its_own() {
     let stage = Stage::idle(8);
     let mut rng = rng();
     let mut place = |session: u64| {
-        let ask = Question {
-            session: Some(xxhash_rust::xxh3::xxh3_64(&session.to_le_bytes())),
-            ..stage.ask(10)
-        };
+        let ask = Question { session: Some(xxhash_rust::xxh3::xxh3_64(&session.to_le_bytes())), ..stage.ask(10) };
         stage.pick(&Scheduler::SessionHash, &ask, &mut rng).pod.slot
     };
     let before: Vec<u32> = (0..4_000).map(&mut place).collect();
@@ -458,52 +403,26 @@ fn an_adapter_draws_its_requests_until_the_queue_there_costs_more_than_loading_i
     stage.read(&stage.pod(1), adapters(&["llama"], 2), stage.now);
     stage.read(&stage.pod(2), adapters(&["a"], 2), stage.now);
     let told = stage.explain(&Scheduler::LeastCost, &stage.ask(100));
-    let term = |n: usize| {
-        told.candidates[n]
-            .terms
-            .iter()
-            .find(|it| it.name == "adapter")
-            .unwrap()
-            .value
-    };
+    let term = |n: usize| told.candidates[n].terms.iter().find(|it| it.name == "adapter").unwrap().value;
     assert_eq!((term(0), term(1), term(2)), (500.0, 0.0, 150.0));
     assert_eq!(told.verdict.as_deref(), Some("pool/10.0.0.1:8000"));
     let scores = stage.explain(&gie(), &stage.ask(100));
-    let score = |n: usize| {
-        scores.candidates[n]
-            .terms
-            .iter()
-            .find(|it| it.name == "lora-affinity-scorer")
-            .unwrap()
-            .value
-    };
+    let score =
+        |n: usize| scores.candidates[n].terms.iter().find(|it| it.name == "lora-affinity-scorer").unwrap().value;
     assert_eq!((score(0), score(1), score(2)), (0.0, 1.0, 0.8));
     let _queue = load(&stage.pod(1), 4_000);
-    assert_eq!(
-        stage.pick(&Scheduler::LeastCost, &stage.ask(100), &mut rng()).pod.slot,
-        2
-    );
+    assert_eq!(stage.pick(&Scheduler::LeastCost, &stage.ask(100), &mut rng()).pod.slot, 2);
 }
 
 #[test]
 fn a_full_kv_cache_is_avoided_and_a_half_full_one_is_not() {
     let stage = Stage::new(2);
-    let kv = |usage| Reading {
-        kv_usage: Some(usage),
-        blocks: Some(1_000),
-        block_size: Some(16),
-        ..told(4, 0)
-    };
+    let kv = |usage| Reading { kv_usage: Some(usage), blocks: Some(1_000), block_size: Some(16), ..told(4, 0) };
     let term = |usage| {
         stage.read(&stage.pod(0), kv(usage), stage.now);
         stage.read(&stage.pod(1), kv(0.1), stage.now);
         let told = stage.explain(&Scheduler::LeastCost, &stage.ask(1_000));
-        told.candidates[0]
-            .terms
-            .iter()
-            .find(|it| it.name == "kv")
-            .unwrap()
-            .value
+        told.candidates[0].terms.iter().find(|it| it.name == "kv").unwrap().value
     };
     assert!(term(0.5).abs() < f64::EPSILON);
     assert!(term(0.99) > 50.0, "{}", term(0.99));
@@ -513,10 +432,7 @@ fn a_full_kv_cache_is_avoided_and_a_half_full_one_is_not() {
 fn gies_scorers_give_gies_numbers() {
     let mut stage = Stage::new(3);
     for (n, (waiting, running, kv)) in [(0, 4, 0.25), (5, 2, 0.5), (10, 0, 1.0)].into_iter().enumerate() {
-        let reading = Reading {
-            kv_usage: Some(kv),
-            ..told(running, waiting)
-        };
+        let reading = Reading { kv_usage: Some(kv), ..told(running, waiting) };
         stage.read(&stage.pod(n), reading, stage.now);
     }
     let index = Index::default();
@@ -559,10 +475,7 @@ fn without_an_admitted_pod_an_ejected_one_is_taken_and_a_sleeper_never() {
     let outs = Outs { asleep: 1, draining: 1 };
     let refused = stage.try_pick(&Scheduler::LeastCost, &stage.ask(10), &Tried::none(), &mut rng);
     assert_eq!(refused.unwrap_err(), NoPod::AllOut(outs));
-    assert_eq!(
-        stage.explain(&Scheduler::LeastCost, &stage.ask(10)).refusal,
-        Some(NoPod::AllOut(outs).to_string())
-    );
+    assert_eq!(stage.explain(&Scheduler::LeastCost, &stage.ask(10)).refusal, Some(NoPod::AllOut(outs).to_string()));
 }
 
 #[test]
@@ -570,23 +483,10 @@ fn an_empty_pool_and_a_model_that_nobody_serves_are_told_apart() {
     let mut rng = rng();
     let empty = Stage::new(0);
     let none = Tried::none();
-    assert_eq!(
-        empty
-            .try_pick(&Scheduler::LeastCost, &empty.ask(1), &none, &mut rng)
-            .unwrap_err(),
-        NoPod::PoolEmpty
-    );
+    assert_eq!(empty.try_pick(&Scheduler::LeastCost, &empty.ask(1), &none, &mut rng).unwrap_err(), NoPod::PoolEmpty);
     let stage = Stage::idle(1);
-    stage.pod(0).store_models(vec![ReportedModel {
-        name: "other".into(),
-        parent: None,
-    }]);
-    assert_eq!(
-        stage
-            .try_pick(&Scheduler::LeastCost, &stage.ask(1), &none, &mut rng)
-            .unwrap_err(),
-        NoPod::NotServed
-    );
+    stage.pod(0).store_models(vec![ReportedModel { name: "other".into(), parent: None }]);
+    assert_eq!(stage.try_pick(&Scheduler::LeastCost, &stage.ask(1), &none, &mut rng).unwrap_err(), NoPod::NotServed);
 }
 
 #[test]
@@ -598,9 +498,7 @@ fn an_ejected_pod_is_tried_by_one_request_at_a_time_and_by_no_retry() {
     let mut rng = rng();
     let mut elsewhere = Tried::none();
     elsewhere.add(&Pod::for_test("pool", 99));
-    let retry = stage
-        .try_pick(&Scheduler::LeastCost, &stage.ask(10), &elsewhere, &mut rng)
-        .unwrap();
+    let retry = stage.try_pick(&Scheduler::LeastCost, &stage.ask(10), &elsewhere, &mut rng).unwrap();
     assert_eq!(retry.pod.slot, 1);
     let probe = stage.pick(&Scheduler::LeastCost, &stage.ask(10), &mut rng);
     assert_eq!(probe.pod.slot, 0);
@@ -624,10 +522,7 @@ fn arrange(stage: &Stage, likes: &[Like]) -> (Tried, Vec<Reservation>) {
             _ => None,
         };
         evidence.map(|evidence| pod.health.note(evidence, stage.now));
-        let model = |name: &str| ReportedModel {
-            name: name.into(),
-            parent: (*serves == 2).then(|| "base".into()),
-        };
+        let model = |name: &str| ReportedModel { name: name.into(), parent: (*serves == 2).then(|| "base".into()) };
         match serves {
             0 => pod.store_models(vec![model("other")]),
             1 | 2 => pod.store_models(vec![model("other"), model("llama")]),

@@ -118,10 +118,7 @@ impl Price {
 
     /// Its parts.
     pub fn terms(&self) -> SmallVec<[Term; 8]> {
-        let term = |(name, value): (&'static str, f64)| Term {
-            name: name.into(),
-            value,
-        };
+        let term = |(name, value): (&'static str, f64)| Term { name: name.into(), value };
         match self {
             Self::Cost(cost) => cost.terms().into_iter().map(term).collect(),
             Self::Points(points) => points.terms().into_iter().map(term).collect(),

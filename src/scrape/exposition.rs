@@ -225,11 +225,7 @@ mod tests {
 
     /// One NaN is like another.
     fn bits(value: f64) -> u64 {
-        if value.is_nan() {
-            f64::NAN.to_bits()
-        } else {
-            value.to_bits()
-        }
+        if value.is_nan() { f64::NAN.to_bits() } else { value.to_bits() }
     }
 
     /// The same, slowly: one character after the other, nothing borrowed, nothing skipped.

@@ -59,9 +59,7 @@ impl Fetcher {
             return Err(Failure::Http(response.status().as_u16()));
         }
         let max = usize::try_from(ask.max.0).unwrap_or(usize::MAX);
-        let told = response
-            .content_length()
-            .map_or(0, |it| usize::try_from(it).unwrap_or(usize::MAX));
+        let told = response.content_length().map_or(0, |it| usize::try_from(it).unwrap_or(usize::MAX));
         if told > max {
             return Err(Failure::TooLarge);
         }
@@ -80,11 +78,7 @@ fn classify(error: &reqwest::Error) -> Failure {
     if error.is_timeout() {
         Failure::Timeout
     } else if error.is_connect() {
-        if nobody_listens(error) {
-            Failure::Refused
-        } else {
-            Failure::Connect
-        }
+        if nobody_listens(error) { Failure::Refused } else { Failure::Connect }
     } else {
         Failure::Body
     }
@@ -97,10 +91,7 @@ fn nobody_listens(error: &reqwest::Error) -> bool {
     while let Some(it) = cause {
         if let Some(io) = it.downcast_ref::<io::Error>() {
             use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable};
-            if matches!(
-                io.kind(),
-                ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable
-            ) {
+            if matches!(io.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable) {
                 return true;
             }
         }
@@ -133,12 +124,7 @@ mod tests {
 
     async fn get_with(tls: rustls::ClientConfig, url: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
         let fetcher = Fetcher::new(tls, timeout).unwrap();
-        let ask = Ask {
-            url,
-            authorization: Some(HeaderValue::from_static("Bearer t")),
-            timeout,
-            max: Bytes(10),
-        };
+        let ask = Ask { url, authorization: Some(HeaderValue::from_static("Bearer t")), timeout, max: Bytes(10) };
         fetcher.get(ask).await
     }
 
@@ -158,11 +144,7 @@ mod tests {
             }
             String::from_utf8(request[..length].to_vec()).unwrap()
         });
-        let timeout = if hang_up {
-            Duration::from_secs(10)
-        } else {
-            Duration::from_millis(200)
-        };
+        let timeout = if hang_up { Duration::from_secs(10) } else { Duration::from_millis(200) };
         let answer = get_with(client_tls(RootCertStore::empty()), &url, timeout).await;
         (answer, served.await.unwrap())
     }

@@ -36,9 +36,7 @@ impl HealthWatch {
     /// Whether to ask now.
     pub(super) fn is_due(&self, condition: Condition, now: Instant) -> bool {
         let wanted = self.doubted || condition == Condition::Ejected;
-        let rested = self
-            .asked
-            .is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
+        let rested = self.asked.is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
         wanted && rested && !self.out
     }
 

@@ -67,10 +67,7 @@ struct Entry {
 /// The models in the body of `/v1/models`; `None` if it is no such list.
 pub(super) fn parse(body: &[u8]) -> Option<Vec<ReportedModel>> {
     let list: List = serde_json::from_slice(body).ok()?;
-    let models = list.data.into_iter().map(|entry| ReportedModel {
-        name: entry.id,
-        parent: entry.parent,
-    });
+    let models = list.data.into_iter().map(|entry| ReportedModel { name: entry.id, parent: entry.parent });
     Some(models.collect())
 }
 
@@ -86,10 +83,8 @@ mod tests {
             {"id":"tiny","object":"model","parent":null,"permission":[{"id":"x"}]},
             {"id":"ad0","root":"/adapters/0","parent":"tiny"},
             {"id":"plain"}]}"#;
-        let model = |name: &str, parent: Option<&str>| ReportedModel {
-            name: name.into(),
-            parent: parent.map(Arc::from),
-        };
+        let model =
+            |name: &str, parent: Option<&str>| ReportedModel { name: name.into(), parent: parent.map(Arc::from) };
         let expected = vec![model("tiny", None), model("ad0", Some("tiny")), model("plain", None)];
         assert_eq!(parse(body), Some(expected));
         assert_eq!(parse(br#"{"detail":"Not Found"}"#), None);

@@ -26,14 +26,7 @@ pub(super) struct Rhythm {
 impl Rhythm {
     /// A pod that is due now and then every `interval` while it is busy.
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self {
-            interval,
-            period: interval,
-            began: now,
-            due: now,
-            sent_seen: 0,
-            out: false,
-        }
+        Self { interval, period: interval, began: now, due: now, sent_seen: 0, out: false }
     }
 
     /// Whether to go now. `sent` is the ledger's count: if it moved, an idle pod no longer is.
@@ -56,11 +49,7 @@ impl Rhythm {
     pub(super) fn returned(&mut self, busy: bool, rng: &mut impl Rng) {
         self.out = false;
         let slowest = IDLE_PERIOD.max(self.interval);
-        self.period = if busy {
-            self.interval
-        } else {
-            (self.period * 2).min(slowest)
-        };
+        self.period = if busy { self.interval } else { (self.period * 2).min(slowest) };
         self.due = self.began + jittered(self.period, rng);
     }
 }
@@ -112,10 +101,7 @@ mod tests {
         let now = crate::clock::now();
         let (gaps, _) = gaps(&mut Rhythm::new(FAST, now), now, 50, true);
         let gaps = &gaps[1..];
-        assert!(
-            gaps.iter().all(|gap| (millis(225)..=millis(276)).contains(gap)),
-            "{gaps:?}"
-        );
+        assert!(gaps.iter().all(|gap| (millis(225)..=millis(276)).contains(gap)), "{gaps:?}");
         assert!(gaps.iter().any(|gap| gap != &gaps[0]), "no jitter");
     }
 

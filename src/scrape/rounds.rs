@@ -47,11 +47,7 @@ impl Rounds {
         doubted: &Arc<Doubted>,
     ) -> Result<Self, reqwest::Error> {
         let pools = fleet.pools().map(|state| PoolWatch::new(state, tls));
-        Ok(Self {
-            pools: pools.collect::<Result<_, _>>()?,
-            report: Arc::clone(report),
-            doubted: Arc::clone(doubted),
-        })
+        Ok(Self { pools: pools.collect::<Result<_, _>>()?, report: Arc::clone(report), doubted: Arc::clone(doubted) })
     }
 
     /// Goes the rounds for ever; visits run on `tasks`.

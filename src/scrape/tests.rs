@@ -66,11 +66,7 @@ async fn page(State(pod): State<Arc<FakePod>>) -> impl IntoResponse {
         pod.gate.acquire().await.unwrap().forget();
     }
     let page = pod.page.lock().unwrap().clone();
-    let status = if page.is_empty() {
-        StatusCode::INTERNAL_SERVER_ERROR
-    } else {
-        StatusCode::OK
-    };
+    let status = if page.is_empty() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
     (status, page)
 }
 
@@ -126,11 +122,7 @@ impl Watched {
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
         let target = Target {
-            origin: Origin {
-                https: false,
-                host: address.ip().to_string(),
-                port: address.port(),
-            },
+            origin: Origin { https: false, host: address.ip().to_string(), port: address.port() },
             base_path: String::new(),
             token_file: None,
             metrics_url: None,
@@ -140,13 +132,7 @@ impl Watched {
         let (tasks, heard) = (Tasks::new(), Arc::new(Heard::default()));
         let report: Arc<dyn Report> = Arc::clone(&heard) as _;
         let scraper = Scraper::start(&fleet, &tasks, &|_| no_tls(), &report).unwrap();
-        Self {
-            fleet,
-            pod,
-            scraper,
-            heard,
-            tasks,
-        }
+        Self { fleet, pod, scraper, heard, tasks }
     }
 
     async fn becomes(&self, condition: Condition) {
@@ -191,10 +177,7 @@ async fn a_pod_is_read_again_and_again_and_its_models_are_known() {
     let (_fake, watched, servers) = busy_pod().await;
     watched.becomes(Condition::Ready).await;
     until("models", || watched.pod.models().is_some()).await;
-    assert_eq!(
-        (watched.pod.serves("ad0"), watched.pod.serves("x")),
-        (Some(true), Some(false))
-    );
+    assert_eq!((watched.pod.serves("ad0"), watched.pod.serves("x")), (Some(true), Some(false)));
     assert_eq!(watched.pod.streams(), Some(3));
     let first = watched.pod.load().unwrap().began;
     until("a younger page", || watched.pod.load().unwrap().began > first).await;
@@ -235,16 +218,11 @@ async fn a_page_that_cannot_be_used_leaves_the_last_reading_alone() {
     let (fake, watched, servers) = busy_pod().await;
     until("a reading", || watched.pod.load().is_some()).await;
     let big = "x".repeat(1_001);
-    for (page, failure) in [
-        ("", Failure::Http(500)),
-        ("go_goroutines 7\n", Failure::Alien),
-        (big.as_str(), Failure::TooLarge),
-    ] {
+    for (page, failure) in
+        [("", Failure::Http(500)), ("go_goroutines 7\n", Failure::Alien), (big.as_str(), Failure::TooLarge)]
+    {
         fake.say(page);
-        until(failure.name(), || {
-            watched.heard.failures.lock().unwrap().contains(&failure)
-        })
-        .await;
+        until(failure.name(), || watched.heard.failures.lock().unwrap().contains(&failure)).await;
         let kept = watched.pod.load().unwrap();
         assert_eq!(kept.reading.running, Some(2), "{page}");
         assert_eq!(watched.pod.condition(clock::now()), Condition::Ready);

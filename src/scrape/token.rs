@@ -28,26 +28,17 @@ struct Known {
 impl Token {
     /// The token in `file`; nothing is read yet.
     pub fn new(file: &Path) -> Self {
-        Self {
-            file: file.into(),
-            known: Mutex::default(),
-        }
+        Self { file: file.into(), known: Mutex::default() }
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
     pub async fn header(&self, now: Instant) -> Option<HeaderValue> {
         let known = self.known().clone();
-        if known
-            .looked
-            .is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY)
-        {
+        if known.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
             return known.header;
         }
         let modified = tokio::fs::metadata(&self.file).await.and_then(|it| it.modified()).ok();
-        let mut next = Known {
-            looked: Some(now),
-            ..known
-        };
+        let mut next = Known { looked: Some(now), ..known };
         if modified.is_none() || modified != next.modified {
             // Only what could be read is done with; half a file is looked at again.
             if let Some(header) = read(&self.file).await {
@@ -96,12 +87,7 @@ mod tests {
         assert_eq!(shown(&token, now + LOOK_EVERY).await.as_deref(), Some("Bearer one"));
         fs::write(&file, " two ").unwrap();
         let later = SystemTime::now() + Duration::from_secs(9);
-        fs::File::options()
-            .write(true)
-            .open(&file)
-            .unwrap()
-            .set_modified(later)
-            .unwrap();
+        fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
         assert_eq!(shown(&token, now + LOOK_EVERY).await.as_deref(), Some("Bearer one"));
         assert_eq!(shown(&token, now + LOOK_EVERY * 2).await.as_deref(), Some("Bearer two"));
         fs::remove_file(&file).unwrap();

@@ -121,20 +121,8 @@ impl Watch {
         let failure = match read {
             Ok((bytes, Some(reading))) => {
                 let unparsed_lines = reading.unparsed_lines;
-                self.take(PodLoad {
-                    began,
-                    sent_mark,
-                    ended_mark,
-                    reading,
-                });
-                self.report.page_read(
-                    pod,
-                    PageRead {
-                        bytes,
-                        took,
-                        unparsed_lines,
-                    },
-                );
+                self.take(PodLoad { began, sent_mark, ended_mark, reading });
+                self.report.page_read(pod, PageRead { bytes, took, unparsed_lines });
                 None
             }
             Ok((_, None)) => {
@@ -162,9 +150,7 @@ impl Watch {
     fn take(&self, load: PodLoad) {
         let reading: &Reading = &load.reading;
         let asleep = reading.asleep;
-        self.turns()
-            .health
-            .note(reading, self.pod.ledger.in_flight(), load.began);
+        self.turns().health.note(reading, self.pod.ledger.in_flight(), load.began);
         self.pod.store_load(load);
         self.note(Evidence::ScrapeOk { asleep });
     }
@@ -197,12 +183,7 @@ impl Watch {
             Some(token) => Some(token.header(clock::now()).await.ok_or(Failure::Token)?),
         };
         let timeout = self.pod.view.timeout;
-        let ask = Ask {
-            url,
-            authorization,
-            timeout,
-            max,
-        };
+        let ask = Ask { url, authorization, timeout, max };
         self.fetcher.get(ask).await
     }
 

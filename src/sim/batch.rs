@@ -25,15 +25,7 @@ pub(super) struct Seq {
 
 impl Seq {
     pub(super) fn new(request: SimRequest) -> Self {
-        Self {
-            request,
-            computed: 0,
-            emitted: 0,
-            scheduled: 0,
-            blocks: Vec::new(),
-            remembered: 0,
-            cached: None,
-        }
+        Self { request, computed: 0, emitted: 0, scheduled: 0, blocks: Vec::new(), remembered: 0, cached: None }
     }
 
     pub(super) fn tokens(&self) -> u32 {
@@ -59,12 +51,7 @@ impl Plan {
     /// Empty, with a fresh budget; the list keeps its memory.
     pub(super) fn again(mut self, budget: u32) -> Self {
         self.adapters.clear();
-        Self {
-            budget,
-            load: StepLoad::default(),
-            adapters: self.adapters,
-            adapter_loads: 0,
-        }
+        Self { budget, load: StepLoad::default(), adapters: self.adapters, adapter_loads: 0 }
     }
 
     pub(super) fn has_room_for(&self, adapter: Option<u32>, max_loras: usize) -> bool {

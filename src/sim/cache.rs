@@ -34,12 +34,7 @@ pub struct BlockPool {
 impl BlockPool {
     /// `blocks` empty blocks, all free, to be handed out from the first to the last.
     pub fn new(blocks: u32) -> Self {
-        let empty = Block {
-            hash: None,
-            users: 0,
-            older: NIL,
-            newer: NIL,
-        };
+        let empty = Block { hash: None, users: 0, older: NIL, newer: NIL };
         let mut pool = Self {
             blocks: vec![empty; blocks as usize],
             by_hash: ByHash::default(),
@@ -153,10 +148,7 @@ impl BlockPool {
         self.free -= 1;
     }
 
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "every id was handed out by this pool, which never shrinks"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "every id was handed out by this pool, which never shrinks")]
     fn block(&self, id: u32) -> Block {
         self.blocks[id as usize]
     }
@@ -177,10 +169,7 @@ mod tests {
         let mut pool = BlockPool::new(4);
         let mut first: Vec<u32> = (0..2).filter_map(|_| pool.take()).collect();
         let mut second: Vec<u32> = (0..2).filter_map(|_| pool.take()).collect();
-        assert_eq!(
-            (first.as_slice(), second.as_slice()),
-            ([0, 1].as_slice(), [2, 3].as_slice())
-        );
+        assert_eq!((first.as_slice(), second.as_slice()), ([0, 1].as_slice(), [2, 3].as_slice()));
         assert_eq!(pool.take(), None);
         pool.release(&mut second);
         pool.release(&mut first);

@@ -111,55 +111,30 @@ impl LiveEngine {
             left_early: 0,
             frozen: None,
         };
-        Self {
-            room: Mutex::new(room),
-            work: Notify::new(),
-            faults,
-            origin: clock::now(),
-            scale,
-            max_queued,
-        }
+        Self { room: Mutex::new(room), work: Notify::new(), faults, origin: clock::now(), scale, max_queued }
     }
 
     /// Puts a request in line.
     pub(super) fn take(self: &Arc<Self>, order: Order) -> Result<Ticket, NotTaken> {
         let arrived_ms = self.now_ms();
         let mut room = self.enter();
-        if let Some(limit) = self
-            .max_queued
-            .filter(|&limit| room.engine.live() >= room.engine.gauges().running + limit)
+        if let Some(limit) = self.max_queued.filter(|&limit| room.engine.live() >= room.engine.gauges().running + limit)
         {
             room.seen.rejected += 1;
             return Err(NotTaken::QueueFull(limit));
         }
         let id = room.next_id;
         let (prompt, output_tokens, adapter) = (order.prompt.clone(), order.output_tokens, order.adapter);
-        room.engine.add(SimRequest {
-            id,
-            prompt,
-            output_tokens,
-            adapter,
-        })?;
+        room.engine.add(SimRequest { id, prompt, output_tokens, adapter })?;
         room.next_id += 1;
         let (progress, news) = watch::channel(Progress::default());
         room.clients.insert(
             id,
-            Client {
-                progress,
-                order,
-                arrived_ms,
-                admitted_ms: None,
-                first_ms: arrived_ms,
-                last_ms: arrived_ms,
-            },
+            Client { progress, order, arrived_ms, admitted_ms: None, first_ms: arrived_ms, last_ms: arrived_ms },
         );
         drop(room);
         self.work.notify_one();
-        Ok(Ticket {
-            id,
-            news,
-            engine: Arc::clone(self),
-        })
+        Ok(Ticket { id, news, engine: Arc::clone(self) })
     }
 
     /// What `/metrics` shows now.
@@ -215,24 +190,14 @@ impl LiveEngine {
         room.engine.slow_down(slow);
         // The step before ended at `began_ms` unless the engine was idle since.
         let begin_ms = room.began_ms.max(now_ms - self.virtual_ms(CATCH_UP));
-        let begin_ms = if room.engine.gauges().running == 0 {
-            now_ms
-        } else {
-            begin_ms
-        };
+        let begin_ms = if room.engine.gauges().running == 0 { now_ms } else { begin_ms };
         room.began_ms = begin_ms;
         room.engine.begin_step(begin_ms)
     }
 
     fn end(&self) {
         let mut guard = self.enter();
-        let Room {
-            engine,
-            clients,
-            seen,
-            began_ms,
-            ..
-        } = &mut *guard;
+        let Room { engine, clients, seen, began_ms, .. } = &mut *guard;
         let report = engine.end_step();
         for id in &report.admitted {
             if let Some(client) = clients.get_mut(id) {
@@ -283,11 +248,7 @@ impl LiveEngine {
 
 impl Room {
     fn show(&self) -> Shown {
-        Shown {
-            gauges: self.engine.gauges().clone(),
-            totals: *self.engine.totals(),
-            seen: self.seen.clone(),
-        }
+        Shown { gauges: self.engine.gauges().clone(), totals: *self.engine.totals(), seen: self.seen.clone() }
     }
 }
 
@@ -303,11 +264,7 @@ fn tell(clients: &mut HashMap<u64, Client>, seen: &mut Seen, token: &Emitted, at
         seen.next_token((at_ms - client.last_ms) / 1_000.0);
     }
     client.last_ms = at_ms;
-    client.progress.send_replace(Progress {
-        tokens: token.index + 1,
-        cached: token.cached,
-        complete: token.last,
-    });
+    client.progress.send_replace(Progress { tokens: token.index + 1, cached: token.cached, complete: token.last });
     if token.last {
         let admitted_ms = client.admitted_ms.unwrap_or(client.arrived_ms);
         seen.finished(&Finished {
@@ -339,10 +296,7 @@ impl Ticket {
 
     /// Waits until there are more than `tokens` tokens, or all.
     pub(super) async fn beyond(&mut self, tokens: u32) -> Progress {
-        let there = self
-            .news
-            .wait_for(|progress| progress.tokens > tokens || progress.complete)
-            .await;
+        let there = self.news.wait_for(|progress| progress.tokens > tokens || progress.complete).await;
         there.map(|progress| *progress).unwrap_or_default()
     }
 
@@ -373,16 +327,8 @@ mod tests {
     }
 
     fn order(prompt: u32, output_tokens: u32) -> Order {
-        let prompt = PromptBlocks {
-            tokens: prompt,
-            ..PromptBlocks::default()
-        };
-        Order {
-            prompt,
-            output_tokens,
-            limited: true,
-            adapter: None,
-        }
+        let prompt = PromptBlocks { tokens: prompt, ..PromptBlocks::default() };
+        Order { prompt, output_tokens, limited: true, adapter: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -403,19 +349,8 @@ mod tests {
             let began = clock::now();
             let end = live.take(order(1_000, 100)).unwrap().end().await;
             let took = clock::now().duration_since(began).as_secs_f64() * 1_000.0;
-            assert_eq!(
-                end,
-                Progress {
-                    tokens: 100,
-                    cached: 0,
-                    complete: true
-                }
-            );
-            assert!(
-                (took - wanted * scale).abs() < 3.0,
-                "{took} ms, wanted {}",
-                wanted * scale
-            );
+            assert_eq!(end, Progress { tokens: 100, cached: 0, complete: true });
+            assert!((took - wanted * scale).abs() < 3.0, "{took} ms, wanted {}", wanted * scale);
             tasks.stop();
         }
     }
@@ -427,11 +362,7 @@ mod tests {
         tasks.spawn_until_stop(Arc::clone(&live).run());
         live.take(order(4_000, 50)).unwrap().end().await;
         let seen = live.shown().seen;
-        assert!(
-            seen.queued.sum.abs() < 0.002,
-            "nothing was before it: {}",
-            seen.queued.sum
-        );
+        assert!(seen.queued.sum.abs() < 0.002, "nothing was before it: {}", seen.queued.sum);
         assert!((seen.prefill.sum - seen.ttft.sum).abs() < 0.002);
         assert!((seen.e2e.sum - seen.ttft.sum - seen.inter_token.sum).abs() < 0.002);
         assert_eq!((seen.limited, seen.stopped), (1, 0));

@@ -205,11 +205,7 @@ impl Engine {
         let hits = count(&seq.blocks);
         let cached = hits * size;
         let new = (seq.tokens() - cached).min(plan.budget);
-        let reserve = if self.config.reserve_full_prompt {
-            seq.tokens()
-        } else {
-            cached + new
-        };
+        let reserve = if self.config.reserve_full_prompt { seq.tokens() } else { cached + new };
         if reserve.div_ceil(size) - hits + idle_hits > self.pool.free() {
             seq.blocks.clear();
             return false;
@@ -240,13 +236,7 @@ impl Engine {
     }
 
     fn emit(&mut self) {
-        let Self {
-            running,
-            pool,
-            report,
-            tally,
-            ..
-        } = self;
+        let Self { running, pool, report, tally, .. } = self;
         running.retain_mut(|seq| {
             seq.computed += mem::take(&mut seq.scheduled);
             if seq.computed < seq.tokens() {
@@ -259,12 +249,7 @@ impl Engine {
             tally.generation_tokens += 1;
             let last = seq.emitted == seq.request.output_tokens;
             let (id, cached) = (seq.request.id, seq.cached.unwrap_or(0));
-            report.emitted.push(Emitted {
-                id,
-                index: seq.emitted - 1,
-                cached,
-                last,
-            });
+            report.emitted.push(Emitted { id, index: seq.emitted - 1, cached, last });
             if last {
                 tally.finished += 1;
                 pool.release(&mut seq.blocks);
@@ -279,10 +264,7 @@ impl Engine {
             let gone = if let Some(at) = self.running.iter().position(wanted) {
                 Some(self.running.remove(at))
             } else {
-                self.waiting
-                    .iter()
-                    .position(wanted)
-                    .and_then(|at| self.waiting.remove(at))
+                self.waiting.iter().position(wanted).and_then(|at| self.waiting.remove(at))
             };
             if let Some(mut seq) = gone {
                 self.pool.release(&mut seq.blocks);
@@ -331,46 +313,24 @@ mod tests {
     }
 
     fn request(id: u64, prompt: u32, output_tokens: u32) -> SimRequest {
-        let prompt = PromptBlocks {
-            tokens: prompt,
-            block_hashes: Arc::default(),
-        };
-        SimRequest {
-            id,
-            prompt,
-            output_tokens,
-            adapter: None,
-        }
+        let prompt = PromptBlocks { tokens: prompt, block_hashes: Arc::default() };
+        SimRequest { id, prompt, output_tokens, adapter: None }
     }
 
     fn hashed(id: u64, prompt: u32, output_tokens: u32, hashes: &[u64]) -> SimRequest {
-        let prompt = PromptBlocks {
-            tokens: prompt,
-            block_hashes: hashes.into(),
-        };
-        SimRequest {
-            id,
-            prompt,
-            output_tokens,
-            adapter: None,
-        }
+        let prompt = PromptBlocks { tokens: prompt, block_hashes: hashes.into() };
+        SimRequest { id, prompt, output_tokens, adapter: None }
     }
 
     fn adapted(id: u64, adapter: u32) -> SimRequest {
-        SimRequest {
-            adapter: Some(adapter),
-            ..request(id, 4, 2)
-        }
+        SimRequest { adapter: Some(adapter), ..request(id, 4, 2) }
     }
 
     /// One whole step: what it emitted as (id, index), and how many tokens it computed.
     fn step(engine: &mut Engine) -> (Vec<(u64, u32)>, u32) {
         engine.begin_step(0.0).expect("there is work");
         let report = engine.end_step();
-        (
-            report.emitted.iter().map(|token| (token.id, token.index)).collect(),
-            report.computed,
-        )
+        (report.emitted.iter().map(|token| (token.id, token.index)).collect(), report.computed)
     }
 
     #[test]
@@ -392,16 +352,8 @@ mod tests {
         engine.add(request(1, 4, 9)).unwrap();
         assert_eq!(step(&mut engine), (vec![(1, 0)], 4));
         engine.add(request(2, 20, 1)).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 1)], 16),
-            "one decode and a chunk of fifteen"
-        );
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 2), (2, 0)], 6),
-            "one decode and the last five"
-        );
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 16), "one decode and a chunk of fifteen");
+        assert_eq!(step(&mut engine), (vec![(1, 2), (2, 0)], 6), "one decode and the last five");
     }
 
     #[test]
@@ -412,11 +364,7 @@ mod tests {
         load.add_chunk(16, 0);
         let millis = engine.config().step.millis(&load);
         assert_eq!(engine.begin_step(100.0), Some(100.0 + millis));
-        assert_eq!(
-            engine.gauges(),
-            &Gauges::default(),
-            "nothing is known before the first step is over"
-        );
+        assert_eq!(engine.gauges(), &Gauges::default(), "nothing is known before the first step is over");
         assert_eq!(engine.begin_step(100.0), None, "one step at a time");
         engine.end_step();
         assert_eq!((engine.gauges().running, engine.gauges().waiting), (1, 0));
@@ -436,15 +384,8 @@ mod tests {
         engine.add(hashed(2, 14, 1, &[10, 11, 12])).unwrap();
         assert_eq!(step(&mut engine), (vec![(2, 0)], 2), "three blocks are there");
         engine.add(hashed(3, 12, 1, &[10, 11, 12])).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(3, 0)], 4),
-            "of a prompt that is all there, one block is computed"
-        );
-        assert_eq!(
-            (engine.totals().prefix_queries, engine.totals().prefix_hits),
-            (38, 12 + 8)
-        );
+        assert_eq!(step(&mut engine), (vec![(3, 0)], 4), "of a prompt that is all there, one block is computed");
+        assert_eq!((engine.totals().prefix_queries, engine.totals().prefix_hits), (38, 12 + 8));
     }
 
     #[test]
@@ -507,11 +448,7 @@ mod tests {
             step(&mut engine);
         }
         assert_eq!(engine.totals().generation_tokens, 10);
-        assert_eq!(
-            engine.totals().prefix_queries,
-            16,
-            "a second admission is not a new query"
-        );
+        assert_eq!(engine.totals().prefix_queries, 16, "a second admission is not a new query");
     }
 
     #[test]
@@ -521,11 +458,7 @@ mod tests {
         step(&mut engine);
         engine.add(request(2, 12, 1)).unwrap();
         engine.add(request(3, 1, 1)).unwrap();
-        assert_eq!(
-            step(&mut engine),
-            (vec![(1, 1)], 1),
-            "two fits not and three waits behind it"
-        );
+        assert_eq!(step(&mut engine), (vec![(1, 1)], 1), "two fits not and three waits behind it");
         assert_eq!(engine.gauges().waiting, 2);
     }
 
@@ -554,12 +487,7 @@ mod tests {
     fn loading_an_adapter_costs_once_and_again_when_it_was_replaced() {
         let mut engine = Engine::new(small(20));
         let mut lasts = |adapter| {
-            engine
-                .add(SimRequest {
-                    output_tokens: 1,
-                    ..adapted(9, adapter)
-                })
-                .unwrap();
+            engine.add(SimRequest { output_tokens: 1, ..adapted(9, adapter) }).unwrap();
             let millis = engine.begin_step(0.0).unwrap();
             engine.end_step();
             millis
@@ -573,13 +501,7 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_refused() {
         let mut engine = Engine::new(small(4));
-        assert_eq!(
-            engine.add(request(1, 12, 5)),
-            Err(TooLong {
-                tokens: 17,
-                capacity: 16
-            })
-        );
+        assert_eq!(engine.add(request(1, 12, 5)), Err(TooLong { tokens: 17, capacity: 16 }));
         engine.add(request(2, 12, 4)).unwrap();
     }
 
@@ -599,12 +521,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        Add {
-            prompt: u32,
-            output: u32,
-            family: u64,
-            adapter: Option<u32>,
-        },
+        Add { prompt: u32, output: u32, family: u64, adapter: Option<u32> },
         Abort(u64),
         Begin,
         End,
@@ -674,11 +591,7 @@ mod tests {
 
     /// Blocks that running sequences hold, each counted once; those that wait hold none.
     fn held(engine: &Engine) -> u32 {
-        let mut blocks: Vec<u32> = engine
-            .running
-            .iter()
-            .flat_map(|seq| seq.blocks.iter().copied())
-            .collect();
+        let mut blocks: Vec<u32> = engine.running.iter().flat_map(|seq| seq.blocks.iter().copied()).collect();
         blocks.sort_unstable();
         blocks.dedup();
         count(&blocks)

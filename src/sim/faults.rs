@@ -14,10 +14,7 @@ use tokio::sync::watch;
 /// Everything that is wrong now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a switch of its own, and any of them may be on together"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own, and any of them may be on together")]
 pub struct Faults {
     /// Share of inference requests that are answered 500, evenly spaced.
     pub error_rate: f64,
@@ -92,10 +89,7 @@ pub struct FaultSwitch {
 impl FaultSwitch {
     /// Starts with these faults.
     pub(super) fn new(faults: Faults) -> Self {
-        Self {
-            now: Arc::new(watch::Sender::new(faults)),
-            requests: Arc::default(),
-        }
+        Self { now: Arc::new(watch::Sender::new(faults)), requests: Arc::default() }
     }
 
     /// What is wrong now.
@@ -137,10 +131,7 @@ mod tests {
 
     #[test]
     fn an_error_rate_fails_exactly_its_share() {
-        let switch = FaultSwitch::new(Faults {
-            error_rate: 0.25,
-            ..Faults::default()
-        });
+        let switch = FaultSwitch::new(Faults { error_rate: 0.25, ..Faults::default() });
         assert_eq!((0..1000).filter(|_| switch.next_fails()).count(), 250);
         switch.heal();
         assert_eq!((0..1000).filter(|_| switch.next_fails()).count(), 0);

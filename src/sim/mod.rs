@@ -112,12 +112,7 @@ impl Pod {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let faults = FaultSwitch::new(config.faults.clone());
-        let engine = LiveEngine::new(
-            config.engine.clone(),
-            faults.clone(),
-            config.time_scale,
-            config.max_queued,
-        );
+        let engine = LiveEngine::new(config.engine.clone(), faults.clone(), config.time_scale, config.max_queued);
         let inside = Arc::new(Inside {
             engine: Arc::new(engine),
             faults,
@@ -134,12 +129,7 @@ impl Pod {
         tasks.spawn_until_stop(until(stop.clone(), http::heal_in_time(Arc::clone(&inside))));
         let doors = http::listen(Arc::clone(&inside), listener, tasks.clone(), stop.clone());
         let doors = tasks.spawn_until_stop(until(stop.clone(), doors));
-        Ok(RunningPod {
-            address,
-            inside,
-            stop,
-            doors,
-        })
+        Ok(RunningPod { address, inside, stop, doors })
     }
 }
 
@@ -197,10 +187,7 @@ pub struct Received {
 impl Received {
     /// The first header called `name` (in lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(it, _)| it == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(it, _)| it == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -274,14 +261,9 @@ impl Inside {
 
     /// Renews the time of the set of adapters that runs now; before the first adapter request there is none.
     fn note_adapters(&self, running: &[u32]) {
-        let names = running
-            .iter()
-            .filter_map(|&at| self.config.adapters.get(at as usize).map(String::as_str));
+        let names = running.iter().filter_map(|&at| self.config.adapters.get(at as usize).map(String::as_str));
         let names = names.collect::<Vec<_>>().join(",");
-        let now = clock::wall()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64();
+        let now = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut seen = self.loras.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, at)) = seen.iter_mut().find(|(it, _)| *it == names) {
             *at = now;
@@ -303,12 +285,7 @@ impl Inside {
         if model.is_empty() || model == self.config.model {
             return Ok(None);
         }
-        let at = self
-            .config
-            .adapters
-            .iter()
-            .position(|name| name == model)
-            .ok_or(NotServed)?;
+        let at = self.config.adapters.iter().position(|name| name == model).ok_or(NotServed)?;
         u32::try_from(at).map(Some).map_err(|_| NotServed)
     }
 }
@@ -334,9 +311,7 @@ mod tests {
         // reqwest is built without a TLS provider of its own and wants one even for plain HTTP.
         rustls::crypto::ring::default_provider().install_default().ok();
         let tasks = Tasks::new();
-        let pod = Pod::start(config.time_scale(0.01), (Ipv4Addr::LOCALHOST, 0).into(), &tasks)
-            .await
-            .unwrap();
+        let pod = Pod::start(config.time_scale(0.01), (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
         (pod, tasks, reqwest::Client::builder().no_proxy().build().unwrap())
     }
 
@@ -346,12 +321,7 @@ mod tests {
     }
 
     async fn post(client: &reqwest::Client, pod: &RunningPod, path: &str, body: &Value) -> reqwest::Response {
-        client
-            .post(format!("{}{path}", pod.url()))
-            .body(body.to_string())
-            .send()
-            .await
-            .unwrap()
+        client.post(format!("{}{path}", pod.url())).body(body.to_string()).send().await.unwrap()
     }
 
     fn expected(body: &Value, tokens: u32) -> String {
@@ -377,20 +347,12 @@ mod tests {
     async fn a_whole_answer_says_the_expected_words_and_its_usage() {
         let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
         let body = chat(20, false);
-        let first: Value = post(&client, &pod, "/v1/chat/completions", &body)
-            .await
-            .json()
-            .await
-            .unwrap();
+        let first: Value = post(&client, &pod, "/v1/chat/completions", &body).await.json().await.unwrap();
         assert_eq!(first["choices"][0]["message"]["content"], expected(&body, 20));
         assert_eq!(first["choices"][0]["finish_reason"], "length");
         assert_eq!(first["usage"]["completion_tokens"], 20);
         assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
-        let second: Value = post(&client, &pod, "/v1/chat/completions", &body)
-            .await
-            .json()
-            .await
-            .unwrap();
+        let second: Value = post(&client, &pod, "/v1/chat/completions", &body).await.json().await.unwrap();
         assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], 80);
         assert_eq!(pod.state().served, 2);
     }
@@ -406,10 +368,7 @@ mod tests {
         let events = events(&text);
         assert_eq!(events.len(), 1 + 12 + 1 + 1);
         assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
-        let said: String = events
-            .iter()
-            .filter_map(|it| it["choices"][0]["delta"]["content"].as_str())
-            .collect();
+        let said: String = events.iter().filter_map(|it| it["choices"][0]["delta"]["content"].as_str()).collect();
         assert_eq!(said, expected(&body, 12));
         assert_eq!(events[13]["choices"][0]["finish_reason"], "length");
         assert_eq!(events[14]["choices"], json!([]));
@@ -422,19 +381,9 @@ mod tests {
         let body =
             json!({"model": "m", "max_tokens": 3, "stream": true, "messages": [{"role": "user", "content": "hi"}]});
         let text = post(&client, &pod, "/v1/messages", &body).await.text().await.unwrap();
-        let kinds: Vec<String> = events(&text)
-            .iter()
-            .map(|it| it["type"].as_str().unwrap().to_owned())
-            .collect();
+        let kinds: Vec<String> = events(&text).iter().map(|it| it["type"].as_str().unwrap().to_owned()).collect();
         let delta = "content_block_delta";
-        let between = [
-            "message_start",
-            "content_block_start",
-            delta,
-            delta,
-            delta,
-            "content_block_stop",
-        ];
+        let between = ["message_start", "content_block_start", delta, delta, delta, "content_block_stop"];
         assert_eq!(kinds, [between.as_slice(), &["message_delta", "message_stop"]].concat());
         let body = json!({"model": "m", "max_output_tokens": 3, "stream": true, "input": "hi"});
         let text = post(&client, &pod, "/v1/responses", &body).await.text().await.unwrap();
@@ -453,44 +402,15 @@ mod tests {
     #[tokio::test]
     async fn unknown_paths_and_models_are_refused_in_vllms_words() {
         let (pod, _tasks, client) = pod(PodConfig::new("m").adapters(&["a"])).await;
-        let unknown = post(
-            &client,
-            &pod,
-            "/v1/chat/completions",
-            &json!({"model": "x", "messages": []}),
-        )
-        .await;
+        let unknown = post(&client, &pod, "/v1/chat/completions", &json!({"model": "x", "messages": []})).await;
         assert_eq!(unknown.status(), 404);
         let body: Value = unknown.json().await.unwrap();
-        assert_eq!(
-            (&body["error"]["code"], &body["error"]["type"]),
-            (&json!(404), &json!("NotFoundError"))
-        );
-        let nowhere: Value = client
-            .get(pod.url() + "/nope")
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
+        assert_eq!((&body["error"]["code"], &body["error"]["type"]), (&json!(404), &json!("NotFoundError")));
+        let nowhere: Value = client.get(pod.url() + "/nope").send().await.unwrap().json().await.unwrap();
         assert_eq!(nowhere, json!({"detail": "Not Found"}));
-        let models: Value = client
-            .get(pod.url() + "/v1/models")
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        assert_eq!(
-            (&models["data"][0]["id"], &models["data"][0]["parent"]),
-            (&json!("m"), &Value::Null)
-        );
-        assert_eq!(
-            (&models["data"][1]["id"], &models["data"][1]["parent"]),
-            (&json!("a"), &json!("m"))
-        );
+        let models: Value = client.get(pod.url() + "/v1/models").send().await.unwrap().json().await.unwrap();
+        assert_eq!((&models["data"][0]["id"], &models["data"][0]["parent"]), (&json!("m"), &Value::Null));
+        assert_eq!((&models["data"][1]["id"], &models["data"][1]["parent"]), (&json!("a"), &json!("m")));
     }
 
     #[tokio::test]
@@ -516,20 +436,8 @@ mod tests {
     #[tokio::test]
     async fn metrics_have_vllms_names_labels_and_size() {
         let (pod, _tasks, client) = pod(PodConfig::new("m").adapters(&["a", "b"])).await;
-        let page = || async {
-            client
-                .get(pod.url() + "/metrics")
-                .send()
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap()
-        };
-        assert!(
-            !page().await.contains("lora_requests_info"),
-            "none before the first adapter request"
-        );
+        let page = || async { client.get(pod.url() + "/metrics").send().await.unwrap().text().await.unwrap() };
+        assert!(!page().await.contains("lora_requests_info"), "none before the first adapter request");
         let mut body = chat(20_000, true);
         body["model"] = json!("b");
         let mut response = post(&client, &pod, "/v1/chat/completions", &body).await;
@@ -550,10 +458,7 @@ mod tests {
         assert!(text.contains(running), "{text}");
         drop(response);
         eventually("idle", || pod.state().running == 0).await;
-        assert!(
-            page().await.contains(r#"running_lora_adapters="",waiting"#),
-            "the empty set is a series too"
-        );
+        assert!(page().await.contains(r#"running_lora_adapters="",waiting"#), "the empty set is a series too");
     }
 
     /// Every family of a recorded page that a gateway could read is here, in the same order.
@@ -565,19 +470,9 @@ mod tests {
             return;
         };
         let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
-        let ours = client
-            .get(pod.url() + "/metrics")
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
+        let ours = client.get(pod.url() + "/metrics").send().await.unwrap().text().await.unwrap();
         let families = |page: &str| -> Vec<String> {
-            page.lines()
-                .filter(|line| line.starts_with("# TYPE vllm:"))
-                .map(str::to_owned)
-                .collect()
+            page.lines().filter(|line| line.starts_with("# TYPE vllm:")).map(str::to_owned).collect()
         };
         assert_eq!(families(&ours), families(&recorded));
     }
@@ -589,21 +484,10 @@ mod tests {
             async |path: &str, body: Value| -> Value { post(&client, &pod, path, &body).await.json().await.unwrap() };
         let plain = ask("/v1/embeddings", json!({"model": "m", "input": ["one", "two"]})).await;
         assert_eq!(plain["data"][1]["embedding"].as_array().unwrap().len(), 16);
-        let packed = ask(
-            "/v1/embeddings",
-            json!({"model": "m", "input": "one", "encoding_format": "base64"}),
-        )
-        .await;
-        assert_eq!(
-            packed["data"][0]["embedding"].as_str().unwrap().len(),
-            88,
-            "64 bytes in base64"
-        );
-        let ranked = ask(
-            "/rerank",
-            json!({"model": "m", "query": "q", "documents": ["a", "b", "c"], "top_n": 2}),
-        )
-        .await;
+        let packed = ask("/v1/embeddings", json!({"model": "m", "input": "one", "encoding_format": "base64"})).await;
+        assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 88, "64 bytes in base64");
+        let ranked =
+            ask("/rerank", json!({"model": "m", "query": "q", "documents": ["a", "b", "c"], "top_n": 2})).await;
         let score = |at: usize| ranked["results"][at]["relevance_score"].as_f64().unwrap();
         assert!(score(0) >= score(1) && ranked["results"].as_array().unwrap().len() == 2);
         let scored = ask("/score", json!({"model": "m", "text_1": "q", "text_2": ["a", "b"]})).await;
@@ -611,20 +495,10 @@ mod tests {
         let counted = ask("/tokenize", json!({"model": "m", "prompt": "12345678"})).await;
         assert_eq!(counted["count"], 2);
         let form = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nother\r\n--x--\r\n";
-        let audio = client
-            .post(pod.url() + "/v1/audio/transcriptions")
-            .body(form)
-            .send()
-            .await
-            .unwrap();
+        let audio = client.post(pod.url() + "/v1/audio/transcriptions").body(form).send().await.unwrap();
         assert_eq!(audio.status(), 404, "the model field is read");
         let form = form.replace("other", "m");
-        let audio = client
-            .post(pod.url() + "/v1/audio/transcriptions")
-            .body(form)
-            .send()
-            .await
-            .unwrap();
+        let audio = client.post(pod.url() + "/v1/audio/transcriptions").body(form).send().await.unwrap();
         assert!(audio.json::<Value>().await.unwrap()["text"].is_string());
     }
 
@@ -634,34 +508,18 @@ mod tests {
         let mut body = chat(6, true);
         body["tools"] = json!([{"type": "function", "function": {"name": "clock"}}]);
         body["tool_choice"] = json!("required");
-        let text = post(&client, &pod, "/v1/chat/completions", &body)
-            .await
-            .text()
-            .await
-            .unwrap();
+        let text = post(&client, &pod, "/v1/chat/completions", &body).await.text().await.unwrap();
         let events = events(&text);
         let call = |event: &Value| event["choices"][0]["delta"]["tool_calls"][0]["function"].clone();
-        let name: String = events
-            .iter()
-            .filter_map(|it| call(it)["name"].as_str().map(str::to_owned))
-            .collect();
-        let arguments: String = events
-            .iter()
-            .filter_map(|it| call(it)["arguments"].as_str().map(str::to_owned))
-            .collect();
+        let name: String = events.iter().filter_map(|it| call(it)["name"].as_str().map(str::to_owned)).collect();
+        let arguments: String =
+            events.iter().filter_map(|it| call(it)["arguments"].as_str().map(str::to_owned)).collect();
         assert_eq!(name, "clock");
         let arguments: Value = serde_json::from_str(&arguments).unwrap();
         body["stream"] = json!(false);
-        let whole: Value = post(&client, &pod, "/v1/chat/completions", &body)
-            .await
-            .json()
-            .await
-            .unwrap();
+        let whole: Value = post(&client, &pod, "/v1/chat/completions", &body).await.json().await.unwrap();
         let call = &whole["choices"][0]["message"]["tool_calls"][0]["function"];
-        assert_eq!(
-            serde_json::from_str::<Value>(call["arguments"].as_str().unwrap()).unwrap(),
-            arguments
-        );
+        assert_eq!(serde_json::from_str::<Value>(call["arguments"].as_str().unwrap()).unwrap(), arguments);
         assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
     }
 
@@ -682,11 +540,7 @@ mod tests {
         let pieces: Vec<Result<_, _>> = futures_util::StreamExt::collect(cut.bytes_stream()).await;
         let (said, broken): (Vec<_>, Vec<_>) = pieces.into_iter().partition(Result::is_ok);
         let said: Vec<u8> = said.into_iter().flat_map(|it| it.unwrap().to_vec()).collect();
-        assert_eq!(
-            events(&String::from_utf8(said).unwrap()).len(),
-            1 + 5,
-            "the tokens before the cut arrive"
-        );
+        assert_eq!(events(&String::from_utf8(said).unwrap()).len(), 1 + 5, "the tokens before the cut arrive");
         assert_eq!(broken.len(), 1, "and then the body breaks off");
         assert!(ask(false).await.text().await.is_err());
         set(json!({"error_event": 5})).await;
@@ -697,10 +551,7 @@ mod tests {
         assert!(text.contains("\"finish_reason\":\"abort\"") && text.ends_with("[DONE]\n\n"));
         set(json!({})).await;
         assert_eq!(ask(true).await.text().await.unwrap().matches("data: ").count(), 34);
-        assert_eq!(
-            post(&client, &pod, "/sim/faults", &json!({"typo": 1})).await.status(),
-            400
-        );
+        assert_eq!(post(&client, &pod, "/sim/faults", &json!({"typo": 1})).await.status(), 400);
     }
 
     #[tokio::test]
@@ -717,19 +568,9 @@ mod tests {
         assert_eq!(page.status(), 200);
         let running = r#"vllm:num_requests_running{engine="0",model_name="m"} 1.0"#;
         assert!(page.text().await.unwrap().contains(running), "stale");
-        assert_eq!(
-            post(&client, &pod, "/v1/chat/completions", &chat(1, false))
-                .await
-                .status(),
-            500
-        );
+        assert_eq!(post(&client, &pod, "/v1/chat/completions", &chat(1, false)).await.status(), 500);
         pod.faults().heal();
-        assert_eq!(
-            post(&client, &pod, "/v1/chat/completions", &chat(1, false))
-                .await
-                .status(),
-            200
-        );
+        assert_eq!(post(&client, &pod, "/v1/chat/completions", &chat(1, false)).await.status(), 200);
         eventually("true gauges", || pod.state().running == 0).await;
     }
 
@@ -754,14 +595,7 @@ mod tests {
         pod.faults().change(|faults| faults.sleep = true);
         let get = async |path: &str| client.get(pod.url() + path).send().await.unwrap();
         assert_eq!(get("/health").await.status(), 200);
-        assert!(
-            get("/metrics")
-                .await
-                .text()
-                .await
-                .unwrap()
-                .contains(r#"sleep_state="awake"} 0.0"#)
-        );
+        assert!(get("/metrics").await.text().await.unwrap().contains(r#"sleep_state="awake"} 0.0"#));
         let body = chat(2, false);
         let answer = post(&client, &pod, "/v1/chat/completions", &body);
         tokio::pin!(answer);
@@ -783,24 +617,13 @@ mod tests {
         eventually("return", || std::net::TcpStream::connect(address).is_ok()).await;
         assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 200);
         pod.stop().await;
-        assert!(
-            std::net::TcpStream::connect(address).is_err(),
-            "stopped means nobody listens"
-        );
+        assert!(std::net::TcpStream::connect(address).is_err(), "stopped means nobody listens");
     }
 
     #[tokio::test]
     async fn a_warming_pod_becomes_ready_by_itself() {
-        let faults = Faults {
-            warm_up: true,
-            for_ms: Some(50),
-            ..Faults::default()
-        };
-        let (pod, _tasks, client) = pod(PodConfig {
-            faults,
-            ..PodConfig::new("m")
-        })
-        .await;
+        let faults = Faults { warm_up: true, for_ms: Some(50), ..Faults::default() };
+        let (pod, _tasks, client) = pod(PodConfig { faults, ..PodConfig::new("m") }).await;
         assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 503);
         eventually("readiness", || !pod.faults().now().warm_up).await;
         assert_eq!(client.get(pod.url() + "/health").send().await.unwrap().status(), 200);
@@ -810,16 +633,9 @@ mod tests {
     async fn an_idle_connection_is_closed_after_the_keep_alive() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let keep_alive = Duration::from_millis(80);
-        let (pod, _tasks, _) = pod(PodConfig {
-            keep_alive,
-            ..PodConfig::new("m")
-        })
-        .await;
+        let (pod, _tasks, _) = pod(PodConfig { keep_alive, ..PodConfig::new("m") }).await;
         let mut stream = tokio::net::TcpStream::connect(pod.addr()).await.unwrap();
-        stream
-            .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut all = Vec::new();
         let asked = clock::now();
         stream.read_to_end(&mut all).await.unwrap();
@@ -829,34 +645,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_line_answers_503_and_counts_it() {
-        let engine = EngineConfig {
-            max_num_seqs: 1,
-            ..PodConfig::new("m").engine
-        };
-        let (pod, _tasks, client) = pod(PodConfig {
-            engine,
-            max_queued: Some(1),
-            ..PodConfig::new("m")
-        })
-        .await;
+        let engine = EngineConfig { max_num_seqs: 1, ..PodConfig::new("m").engine };
+        let (pod, _tasks, client) = pod(PodConfig { engine, max_queued: Some(1), ..PodConfig::new("m") }).await;
         let mut running = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
         running.chunk().await.unwrap().unwrap();
         let waiting = post(&client, &pod, "/v1/chat/completions", &chat(20_000, true)).await;
         eventually("one waits", || pod.state().waiting == 1).await;
-        assert_eq!(
-            post(&client, &pod, "/v1/chat/completions", &chat(5, false))
-                .await
-                .status(),
-            503
-        );
-        let page = client
-            .get(pod.url() + "/metrics")
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
+        assert_eq!(post(&client, &pod, "/v1/chat/completions", &chat(5, false)).await.status(), 503);
+        let page = client.get(pod.url() + "/metrics").send().await.unwrap().text().await.unwrap();
         assert!(page.contains(r#"admission_rejections_total{model_name="m",reason="max_num_queued_reqs"} 1.0"#));
         drop((running, waiting));
     }
@@ -864,20 +660,11 @@ mod tests {
     #[tokio::test]
     async fn what_came_in_is_kept_for_tests_and_ids_are_echoed() {
         let (pod, _tasks, client) = pod(PodConfig::new("m")).await;
-        let request = client
-            .post(pod.url() + "/v1/chat/completions")
-            .header("x-request-id", "r-7");
+        let request = client.post(pod.url() + "/v1/chat/completions").header("x-request-id", "r-7");
         let response = request.body(chat(2, false).to_string()).send().await.unwrap();
         assert_eq!(response.headers()["x-request-id"], "r-7");
         assert_eq!(response.json::<Value>().await.unwrap()["id"], "chatcmpl-r-7");
-        let state = client
-            .get(pod.url() + "/sim/state")
-            .send()
-            .await
-            .unwrap()
-            .json::<Value>()
-            .await
-            .unwrap();
+        let state = client.get(pod.url() + "/sim/state").send().await.unwrap().json::<Value>().await.unwrap();
         assert_eq!(state["received"]["/v1/chat/completions"], 1);
         let last = pod.state().last.pop().unwrap();
         assert_eq!(last.header("x-request-id"), Some("r-7"));

@@ -98,10 +98,7 @@ fn gemm_ms(profile: &Profile, tokens: u32) -> f64 {
     let points = || GEMM_KNOTS.iter().copied().zip(profile.gemm_ms);
     let mut pieces = points().zip(points().skip(1));
     let last = GEMM_KNOTS.len() - 2;
-    let piece = pieces
-        .clone()
-        .find(|(_, (right, _))| tokens <= *right)
-        .or_else(|| pieces.nth(last));
+    let piece = pieces.clone().find(|(_, (right, _))| tokens <= *right).or_else(|| pieces.nth(last));
     let Some(((left, at_left), (right, at_right))) = piece else {
         return 0.0;
     };
@@ -163,11 +160,7 @@ mod tests {
         load.add_chunk(500, 0);
         for profile in &PROFILES {
             let (whole, half) = (StepModel::new(profile, 1.0), StepModel::new(profile, 0.5));
-            assert!(
-                (half.millis(&load) - 2.0 * whole.millis(&load)).abs() < 1e-9,
-                "{}",
-                profile.name
-            );
+            assert!((half.millis(&load) - 2.0 * whole.millis(&load)).abs() < 1e-9, "{}", profile.name);
         }
     }
 }

@@ -45,10 +45,7 @@ pub struct Bounded {
 
 impl Default for Bounded {
     fn default() -> Self {
-        Self {
-            seen: RwLock::default(),
-            other: Name::from("other"),
-        }
+        Self { seen: RwLock::default(), other: Name::from("other") }
     }
 }
 

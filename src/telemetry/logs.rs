@@ -25,13 +25,9 @@ pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     };
     let registry = tracing_subscriber::registry().with(filter);
     let started = if pretty {
-        registry
-            .with(fmt::layer().with_writer(std::io::stderr).with_target(false).compact())
-            .try_init()
+        registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).compact()).try_init()
     } else {
-        registry
-            .with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true))
-            .try_init()
+        registry.with(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true)).try_init()
     };
     // A process that already logs (a test, the demo) keeps its own way of logging.
     started.ok();

@@ -24,14 +24,11 @@ const TTFT: [f64; 23] = [
 ];
 
 /// Time between tokens, seconds: the same convention's, finer below 10 ms.
-const ITL: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
-];
+const ITL: [f64; 16] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 
 /// Whole requests, seconds: the same convention's, up to the ten minutes that clients wait.
-const DURATION: [f64; 17] = [
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36,
-];
+const DURATION: [f64; 17] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
 
 /// What the gateway itself adds, seconds: from a microsecond (a pick) to a quarter second (trouble).
 const OVERHEAD: [f64; 15] = [
@@ -277,11 +274,7 @@ impl Metrics {
 
     fn register_requests(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "requests",
-            "Requests, by the status of their answer",
-            self.requests.clone(),
-        );
+        r.register("requests", "Requests, by the status of their answer", self.requests.clone());
         r.register("requests_open", "Requests being worked on", self.requests_open.clone());
         let seconds = || Unit::Seconds;
         let whole = "From the request's head to the answer's last byte";
@@ -292,74 +285,31 @@ impl Metrics {
         r.register_with_unit("inter_token_latency", itl, seconds(), self.itl.clone());
         let overhead = "From the request's last byte to its first attempt, added by the gateway";
         r.register_with_unit("overhead", overhead, seconds(), self.overhead.clone());
-        r.register_with_unit(
-            "pick_duration",
-            "The choice of a pod alone",
-            seconds(),
-            self.pick.clone(),
-        );
+        r.register_with_unit("pick_duration", "The choice of a pod alone", seconds(), self.pick.clone());
         r.register("tokens", "Tokens by kind, as the pods report them", self.tokens.clone());
         r.register("split_requests", "Requests by arm of a split", self.arms.clone());
-        r.register(
-            "decisions",
-            "Choices of a pod, by policy and by what they stood on",
-            self.decisions.clone(),
-        );
-        r.register(
-            "aborts",
-            "Clients that left before their answer was complete",
-            self.aborts.clone(),
-        );
-        r.register(
-            "rejections",
-            "Requests that the gateway itself refused",
-            self.rejections.clone(),
-        );
+        r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
+        r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
+        r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
     }
 
     fn register_attempts(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "retries",
-            "Further attempts on another pod, by what had gone wrong",
-            self.retries.clone(),
-        );
-        r.register(
-            "attempt_failures",
-            "Attempts that failed before any answer",
-            self.failures.clone(),
-        );
+        r.register("retries", "Further attempts on another pod, by what had gone wrong", self.retries.clone());
+        r.register("attempt_failures", "Attempts that failed before any answer", self.failures.clone());
         r.register("cuts", "Answers that broke off after they had begun", self.cuts.clone());
         r.register("scrapes", "Reads of pods' metrics, by outcome", self.scrapes.clone());
-        r.register_with_unit(
-            "scrape_duration",
-            "Reads of pods' metrics",
-            Unit::Seconds,
-            self.scrape_duration.clone(),
-        );
+        r.register_with_unit("scrape_duration", "Reads of pods' metrics", Unit::Seconds, self.scrape_duration.clone());
         let unparsed = "Metric lines that looked wanted and could not be read";
         r.register("scrape_unparsed_lines", unparsed, self.scrape_unparsed.clone());
-        r.register(
-            "pod_condition_changes",
-            "Changes of a pod's condition, by the new one",
-            self.conditions.clone(),
-        );
+        r.register("pod_condition_changes", "Changes of a pod's condition, by the new one", self.conditions.clone());
     }
 
     fn register_state(&mut self, pods: PodRows) {
         let r = &mut self.registry;
-        r.register_with_unit(
-            "buffered_bodies",
-            "Request bodies held now",
-            Unit::Bytes,
-            self.buffered.clone(),
-        );
+        r.register_with_unit("buffered_bodies", "Request bodies held now", Unit::Bytes, self.buffered.clone());
         r.register("connections", "Client connections open now", self.connections.clone());
-        r.register(
-            "build",
-            "What runs here",
-            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        r.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         r.register_collector(Box::new(PodCollector(pods)));
     }
 }
@@ -396,53 +346,27 @@ impl prometheus_client::collector::Collector for PodCollector {
             let family = Gauges::default();
             for row in &rows {
                 if let Some(value) = value(row) {
-                    let labels = PodLabels {
-                        pool: row.pool.clone(),
-                        pod: row.pod.clone(),
-                    };
+                    let labels = PodLabels { pool: row.pool.clone(), pod: row.pod.clone() };
                     family.get_or_create(&labels).set(value);
                 }
             }
             family.encode(encoder.encode_descriptor(name, help, unit, family.metric_type())?)
         };
         let seconds = Unit::Seconds;
-        gauge("pod_running_requests", "Running requests, as last read", None, &|row| {
-            row.running.map(f64::from)
-        })?;
-        gauge("pod_waiting_requests", "Waiting requests, as last read", None, &|row| {
-            row.waiting.map(f64::from)
-        })?;
-        gauge(
-            "pod_kv_cache_usage_ratio",
-            "KV-cache usage, as last read",
-            None,
-            &|row| row.kv_usage,
-        )?;
-        gauge("pod_reading_age", "Age of the last reading", Some(&seconds), &|row| {
-            row.age_seconds
-        })?;
-        gauge("pod_in_flight_requests", "Our own requests there", None, &|row| {
-            Some(row.in_flight as f64)
-        })?;
+        gauge("pod_running_requests", "Running requests, as last read", None, &|row| row.running.map(f64::from))?;
+        gauge("pod_waiting_requests", "Waiting requests, as last read", None, &|row| row.waiting.map(f64::from))?;
+        gauge("pod_kv_cache_usage_ratio", "KV-cache usage, as last read", None, &|row| row.kv_usage)?;
+        gauge("pod_reading_age", "Age of the last reading", Some(&seconds), &|row| row.age_seconds)?;
+        gauge("pod_in_flight_requests", "Our own requests there", None, &|row| Some(row.in_flight as f64))?;
         let prefill = "Our own prompt tokens there, still without a first token";
-        gauge("pod_prefill_tokens", prefill, None, &|row| {
-            Some(row.prefill_tokens as f64)
-        })?;
+        gauge("pod_prefill_tokens", prefill, None, &|row| Some(row.prefill_tokens as f64))?;
         let pace = "Learned time to compute one prompt token";
-        gauge("pod_prefill_token", pace, Some(&seconds), &|row| {
-            Some(row.ms_per_token / 1e3)
-        })?;
+        gauge("pod_prefill_token", pace, Some(&seconds), &|row| Some(row.ms_per_token / 1e3))?;
         let itl = "Learned time between tokens";
-        gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| {
-            Some(row.itl_ms / 1e3)
-        })?;
+        gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| Some(row.itl_ms / 1e3))?;
         let conditions = Family::<ConditionLabels, Gauge>::default();
         for row in rows {
-            let labels = ConditionLabels {
-                pool: row.pool,
-                pod: row.pod,
-                condition: row.condition,
-            };
+            let labels = ConditionLabels { pool: row.pool, pod: row.pod, condition: row.condition };
             conditions.get_or_create(&labels).set(1);
         }
         let kind = conditions.metric_type();
@@ -470,10 +394,7 @@ mod tests {
             itl_ms: 10.0,
         };
         let metrics = Metrics::new(Arc::new(move || vec![row.clone()]));
-        let labels = ModelLabels {
-            listener: "openai".into(),
-            model: "llama2".into(),
-        };
+        let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
         metrics.ttft.get_or_create(&labels).observe(0.2);
         let page = metrics.page();
         for line in [
@@ -484,10 +405,7 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} not in\n{page}");
         }
-        assert!(
-            !page.contains("tidegate_pod_waiting_requests{"),
-            "what was not read is not shown as zero"
-        );
+        assert!(!page.contains("tidegate_pod_waiting_requests{"), "what was not read is not shown as zero");
         assert!(page.ends_with("# EOF\n"));
     }
 }

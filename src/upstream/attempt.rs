@@ -63,11 +63,7 @@ pub struct Upstream {
 impl Upstream {
     /// No connections yet.
     pub fn new(connector: Connector) -> Self {
-        Self {
-            connector,
-            idle: Arc::default(),
-            credentials: Credentials::default(),
-        }
+        Self { connector, idle: Arc::default(), credentials: Credentials::default() }
     }
 
     /// One attempt: a kept connection or a new one, the request, and the head of the answer. Dropping the future
@@ -79,10 +75,7 @@ impl Upstream {
         let request = self.request(pod, carry).await?;
         let (mut live, reused) = match self.idle.take(&pod.id, clock::now(), timeouts.pool_idle) {
             Some(live) => (live, true),
-            None => (
-                self.connector.connect(pod, timeouts.connect).await?,
-                false,
-            ),
+            None => (self.connector.connect(pod, timeouts.connect).await?, false),
         };
         let sent = clock::now();
         let answer = timeout(timeouts.first_byte, live.sender.try_send_request(request)).await;
@@ -90,12 +83,7 @@ impl Upstream {
             Err(_) => return Err(Failure::timeout(FailureKind::FirstByteTimeout, timeouts.first_byte)),
             Ok(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
-                return Err(blame(
-                    error.error(),
-                    unsent,
-                    reused,
-                    clock::now().saturating_duration_since(sent),
-                ));
+                return Err(blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent)));
             }
             Ok(Ok(response)) => response,
         };
@@ -145,15 +133,8 @@ impl Upstream {
 
     fn answer(&self, pod: &Pod, live: Live, response: Response<Incoming>, sent: Instant) -> Answer {
         let (head, incoming) = response.into_parts();
-        let home = Home {
-            live,
-            pod: pod.id.clone(),
-            idle: Arc::clone(&self.idle),
-        };
-        let mut body = PodBody {
-            incoming,
-            home: Some(home),
-        };
+        let home = Home { live, pod: pod.id.clone(), idle: Arc::clone(&self.idle) };
+        let mut body = PodBody { incoming, home: Some(home) };
         body.go_home_if_over();
         Answer { head, body, sent }
     }

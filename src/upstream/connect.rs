@@ -1,18 +1,15 @@
 //! Making a connection to a pod: TCP, TLS where the pod wants it, and the HTTP/1.1 handshake.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject as _}};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -66,22 +63,12 @@ impl Connector {
 
     async fn make(&self, pod: &Pod) -> Result<Live, Failure> {
         let origin = &pod.target.origin;
-        let tcp = TcpStream::connect((origin.host.as_str(), origin.port))
-            .await
-            .map_err(|error| {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                Failure::new(
-                    if refused {
-                        FailureKind::Refused
-                    } else {
-                        FailureKind::Connect
-                    },
-                    error,
-                )
-            })?;
+        let tcp = TcpStream::connect((origin.host.as_str(), origin.port)).await.map_err(|error| {
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            Failure::new(if refused { FailureKind::Refused } else { FailureKind::Connect }, error)
+        })?;
         // A first token must not wait for a delayed ACK.
-        tcp.set_nodelay(true)
-            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;
         if !origin.https {
             return self.handshake(tcp).await;
         }
@@ -99,10 +86,8 @@ impl Connector {
     {
         let mut builder = http1::Builder::new();
         builder.max_header_size(MAX_RESPONSE_HEAD);
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
         // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
         // open for ever.
         let carried = async move { _ = connection.await };
@@ -125,10 +110,7 @@ pub fn client_tls(more: Option<&Path>) -> io::Result<ClientConfig> {
         let pem = CertificateDer::pem_file_iter(file).map_err(|error| named(io::Error::other(error)))?;
         let certificates: Vec<_> = pem.collect::<Result<_, _>>().map_err(|error| named(io::Error::other(error)))?;
         if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(named(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "no certificate in it",
-            )));
+            return Err(named(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it")));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -68,18 +68,12 @@ pub struct Failure {
 impl Failure {
     /// A failure and what the system said.
     pub fn new(kind: FailureKind, cause: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            cause: cause.to_string(),
-        }
+        Self { kind, cause: cause.to_string() }
     }
 
     /// A step that took longer than it may.
     pub fn timeout(kind: FailureKind, after: Duration) -> Self {
-        Self {
-            kind,
-            cause: format!("nothing within {after:?}"),
-        }
+        Self { kind, cause: format!("nothing within {after:?}") }
     }
 
     /// Whose fault it is.
@@ -126,20 +120,10 @@ mod tests {
     #[test]
     fn only_what_cannot_have_run_is_tried_again() {
         let may = |kind| Failure::new(kind, "").may_retry();
-        for kind in [
-            FailureKind::Refused,
-            FailureKind::ConnectTimeout,
-            FailureKind::Unsent,
-            FailureKind::ReuseRace,
-        ] {
+        for kind in [FailureKind::Refused, FailureKind::ConnectTimeout, FailureKind::Unsent, FailureKind::ReuseRace] {
             assert!(may(kind), "{}", kind.name());
         }
-        for kind in [
-            FailureKind::Died,
-            FailureKind::FirstByteTimeout,
-            FailureKind::NotHttp,
-            FailureKind::Unbuildable,
-        ] {
+        for kind in [FailureKind::Died, FailureKind::FirstByteTimeout, FailureKind::NotHttp, FailureKind::Unbuildable] {
             assert!(!may(kind), "{}", kind.name());
         }
     }

@@ -30,13 +30,7 @@ impl RetryBudget {
     /// A budget with a full floor.
     pub fn new(retry: &Retry, now: Instant) -> Self {
         let floor = f64::from(retry.budget_floor) * FLOOR_SAVINGS_SECONDS;
-        Self {
-            state: Mutex::new(State {
-                share: 0.0,
-                floor,
-                filled: now,
-            }),
-        }
+        Self { state: Mutex::new(State { share: 0.0, floor, filled: now }) }
     }
 
     /// A request came: it earns its share of a retry.
@@ -87,21 +81,14 @@ mod tests {
 
     #[test]
     fn a_sick_fleet_gets_its_share_and_the_floor_and_no_more() {
-        let retry = Retry {
-            attempts: 2,
-            budget: Ratio(0.2),
-            budget_floor: 3,
-        };
+        let retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3 };
         let now = crate::clock::now();
         let budget = RetryBudget::new(&retry, now);
         for _ in 0..100 {
             budget.earn(&retry);
         }
         let spent = (0..1_000).filter(|_| budget.spend(&retry, now)).count();
-        assert!(
-            (25..=26).contains(&spent),
-            "20 from the share, 6 saved by the floor: {spent}"
-        );
+        assert!((25..=26).contains(&spent), "20 from the share, 6 saved by the floor: {spent}");
         let later = now + Duration::from_secs(1);
         assert_eq!((0..1_000).filter(|_| budget.spend(&retry, later)).count(), 3);
     }

@@ -69,9 +69,7 @@ pub(super) fn refusal(rejection: &Rejection, dialect: Dialect, request_id: &Head
 /// JSON of our own.
 pub(super) fn json(body: Bytes, request_id: &HeaderValue) -> Response<Answer> {
     let mut response = Response::new(Answer(Kind::Own(Some(body))));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
     response
 }

@@ -84,13 +84,8 @@ pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten
 pub(in crate::gateway) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
-    let lists = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    lists
-        .flat_map(|list| list.split(',').map(|name| name.trim().to_ascii_lowercase()))
-        .collect()
+    let lists = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',').map(|name| name.trim().to_ascii_lowercase())).collect()
 }
 
 #[cfg(test)]
@@ -123,20 +118,12 @@ mod tests {
         ]);
         let id = HeaderValue::from_static("id-1");
         let seen = to_pod(&client, &id, false);
-        let mut names: Vec<_> = seen
-            .iter()
-            .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
-            .collect();
+        let mut names: Vec<_> =
+            seen.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
         names.sort();
         assert_eq!(
             names,
-            [
-                "accept-encoding=identity",
-                "traceparent=00-a-b-01",
-                "x-custom=one",
-                "x-custom=two",
-                "x-request-id=id-1"
-            ]
+            ["accept-encoding=identity", "traceparent=00-a-b-01", "x-custom=one", "x-custom=two", "x-request-id=id-1"]
         );
         assert_eq!(to_pod(&client, &id, true)["authorization"], "Bearer client");
     }
@@ -153,10 +140,7 @@ mod tests {
         ]);
         to_client(&mut pod, &HeaderValue::from_static("ours"), false);
         assert_eq!(pod.len(), 4);
-        assert_eq!(
-            (&pod["x-request-id"], &pod["content-length"]),
-            (&"ours".parse().unwrap(), &"5".parse().unwrap())
-        );
+        assert_eq!((&pod["x-request-id"], &pod["content-length"]), (&"ours".parse().unwrap(), &"5".parse().unwrap()));
         to_client(&mut pod, &HeaderValue::from_static("ours"), true);
         assert!(!pod.contains_key("content-length"));
     }

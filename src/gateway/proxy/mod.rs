@@ -79,11 +79,7 @@ struct Sent {
 impl Desk {
     /// The desk of the configuration's `listener`.
     pub fn new(house: Arc<House>, policy: CurrentPolicy, listener: usize) -> Self {
-        Self {
-            house,
-            policy,
-            listener,
-        }
+        Self { house, policy, listener }
     }
 
     /// Serves one request. There is always an answer.
@@ -91,18 +87,10 @@ impl Desk {
         let policy = self.policy.load_full();
         let request_id = request_id(request.headers());
         let Some(listener) = policy.listeners.get(self.listener) else {
-            return Ok(answer::refusal(
-                &Rejection::NoPod(NoPod::PoolEmpty),
-                Dialect::OpenAi,
-                &request_id,
-            ));
+            return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
-        let story = Story {
-            house: &self.house,
-            policy: &policy,
-            listener,
-        };
+        let story = Story { house: &self.house, policy: &policy, listener };
         let mut dialect = Dialect::OpenAi;
         Ok(match story.tell(request, &mut receipt, &mut dialect).await {
             Ok(Told::ByPod(brought)) => story.relay(*brought, receipt),
@@ -143,15 +131,9 @@ impl Story<'_> {
         if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
             return self.revisit(&head, read.bytes.clone(), id, receipt).await;
         }
-        let content_type = head
-            .headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let ask = Ask::parse(asked.endpoint, content_type, &read.bytes)?;
-        let session = head
-            .headers
-            .get(&config.sessions.header)
-            .and_then(|value| value.to_str().ok());
+        let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
         let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session)?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
@@ -159,19 +141,14 @@ impl Story<'_> {
         let total = config.timeouts.total;
         let answered = self.attempts(&carry, &matter, receipt);
         let (answer, pick) = match total {
-            Some(limit) => tokio::time::timeout(limit, answered)
-                .await
-                .map_err(|_| Rejection::TotalTimeout(limit))??,
+            Some(limit) => {
+                tokio::time::timeout(limit, answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
+            }
             None => answered.await?,
         };
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
         let prompt_bytes = ask.prompt_bytes;
-        let sent = Sent {
-            matter: Some(matter),
-            prompt_bytes,
-            dialect: *dialect,
-            inject_usage,
-        };
+        let sent = Sent { matter: Some(matter), prompt_bytes, dialect: *dialect, inject_usage };
         Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 
@@ -204,10 +181,7 @@ impl Story<'_> {
             if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
                 return Err(Rejection::Failed(failure));
             }
-            let labels = PoolReasonLabels {
-                pool: Name::from(&pod.pool),
-                reason: failure.kind.name(),
-            };
+            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
             self.house.metrics.retries.get_or_create(&labels).inc();
             failed = Some(failure);
         }
@@ -215,10 +189,7 @@ impl Story<'_> {
 
     fn note_failure(&self, pick: &Pick, failure: &Failure) {
         let pod = &pick.verdict.pod;
-        let labels = PoolReasonLabels {
-            pool: Name::from(&pod.pool),
-            reason: failure.kind.name(),
-        };
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
         self.house.metrics.failures.get_or_create(&labels).inc();
         tracing::debug!(pod = %pod.id, %failure, "attempt failed");
         if failure.fault() == Fault::Pod {
@@ -231,10 +202,8 @@ impl Story<'_> {
     }
 
     fn carry(&self, head: &request::Parts, body: &Bytes, ask: &Ask, matter: &Matter, receipt: &Receipt) -> Carry {
-        let changes = Changes {
-            model: Some(&matter.route.served_model),
-            include_usage: self.policy.config.api.inject_usage,
-        };
+        let changes =
+            Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
         let body = if ask.model.is_empty() || changes.change_nothing(ask) {
             body.clone()
         } else {
@@ -284,11 +253,7 @@ impl Story<'_> {
     ) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
-        let forward = self
-            .house
-            .fleet
-            .pool(&pod.pool)
-            .is_some_and(|pool| pool.config.forward_authorization);
+        let forward = self.house.fleet.pool(&pod.pool).is_some_and(|pool| pool.config.forward_authorization);
         let carry = Carry {
             method: head.method.clone(),
             path: path_and_query(head),
@@ -301,12 +266,7 @@ impl Story<'_> {
             self.note_failure(&pick, &failure);
             Rejection::Failed(failure)
         })?;
-        let sent = Sent {
-            matter: None,
-            prompt_bytes: 0,
-            dialect: Dialect::Responses,
-            inject_usage: false,
-        };
+        let sent = Sent { matter: None, prompt_bytes: 0, dialect: Dialect::Responses, inject_usage: false };
         Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 
@@ -316,10 +276,7 @@ impl Story<'_> {
         };
         self.house.model(self.listener, &name).ok_or_else(|| {
             let served = self.listener.table.names().map(ToString::to_string).collect();
-            Rejection::UnknownModel(UnknownModel {
-                asked: name.into_owned(),
-                served,
-            })
+            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
 }
@@ -331,9 +288,7 @@ fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
     if headers.get_all(header::UPGRADE).iter().any(websocket) {
         return Err(Rejection::Upgrade);
     }
-    let encoding = headers
-        .get(header::CONTENT_ENCODING)
-        .map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
     match encoding {
         Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => Err(Rejection::Encoded(encoding.into_owned())),
         _ => Ok(()),

@@ -158,11 +158,7 @@ impl Relay {
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        if self.rewrites() || !self.is_whole() {
-            SizeHint::default()
-        } else {
-            self.body.size_hint()
-        }
+        if self.rewrites() || !self.is_whole() { SizeHint::default() } else { self.body.size_hint() }
     }
 
     fn is_whole(&self) -> bool {
@@ -204,13 +200,8 @@ impl Relay {
         let ttft_ms = now.saturating_duration_since(sent).as_secs_f64() * 1e3;
         let pool = &matter.pool;
         let pace = pool.pace();
-        self.pick
-            .verdict
-            .pod
-            .speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
-        pool.speed
-            .learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
+        self.pick.verdict.pod.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, pace);
+        pool.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default());
     }
 
     fn edit(&mut self, data: Bytes) -> Bytes {
@@ -272,11 +263,7 @@ impl Relay {
 
     fn last_words(&self) -> Bytes {
         let event = cut_event(self.dialect);
-        if self.between_events {
-            event
-        } else {
-            Bytes::from([b"\n\n", event.as_ref()].concat())
-        }
+        if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
     }
 
     fn broke_off(&mut self, why: &'static str) {
@@ -286,10 +273,7 @@ impl Relay {
 
     fn blame_pod(&self, why: &'static str) {
         let pod = &self.pick.verdict.pod;
-        let labels = PoolReasonLabels {
-            pool: Name::from(&pod.pool),
-            reason: why,
-        };
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
         self.house.metrics.cuts.get_or_create(&labels).inc();
         self.house.pod_failed(pod);
     }
@@ -338,11 +322,7 @@ impl Relay {
     }
 
     fn teach(&self, usage: Option<Usage>) {
-        let Some(matter) = self
-            .matter
-            .as_ref()
-            .filter(|_| self.receipt.outcome == Outcome::Complete)
-        else {
+        let Some(matter) = self.matter.as_ref().filter(|_| self.receipt.outcome == Outcome::Complete) else {
             return;
         };
         if !self.status.is_success() {
@@ -353,9 +333,7 @@ impl Relay {
             self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace());
             pool.speed.learn_itl(itl_ms, Pace::default());
         }
-        let output = usage
-            .and_then(|usage| usage.completion_tokens)
-            .or(Some(self.receipt.tokens));
+        let output = usage.and_then(|usage| usage.completion_tokens).or(Some(self.receipt.tokens));
         if let Some(tokens) = output.filter(|tokens| *tokens > 0) {
             pool.learn_output_tokens(tokens);
         }
@@ -372,12 +350,8 @@ impl Drop for Relay {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .map(http::HeaderValue::as_bytes)
-        .unwrap_or_default();
-    kind.get(..17)
-        .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
@@ -391,12 +365,7 @@ struct Timer {
 
 impl Timer {
     fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self {
-            sleep: None,
-            silent_until: now + first,
-            idle,
-            total,
-        }
+        Self { sleep: None, silent_until: now + first, idle, total }
     }
 
     fn moved(&mut self, now: Instant) {
@@ -415,9 +384,7 @@ impl Timer {
             }
             // An armed sleep that fires early, because something came since, is simply armed again.
             let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self
-                    .total
-                    .map_or(self.silent_until, |total| total.min(self.silent_until));
+                let until = self.total.map_or(self.silent_until, |total| total.min(self.silent_until));
                 Box::pin(sleep_until(until.into()))
             });
             ready!(sleep.as_mut().poll(cx));

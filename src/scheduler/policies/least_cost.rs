@@ -51,12 +51,7 @@ pub(in crate::scheduler) struct LeastCost<'a> {
 impl<'a> LeastCost<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
         let beliefs = Beliefs::gather(field, !field.base);
-        Self {
-            adapter: field.adapter || beliefs.adapter,
-            pool: field.scene.pool.pace(),
-            field,
-            beliefs,
-        }
+        Self { adapter: field.adapter || beliefs.adapter, pool: field.scene.pool.pace(), field, beliefs }
     }
 
     pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
@@ -69,10 +64,7 @@ impl<'a> LeastCost<'a> {
         Price::Cost(known.map_or(Cost::NEVER, |(candidate, belief)| self.cost(candidate, &belief)))
     }
 
-    #[expect(
-        clippy::inline_always,
-        reason = "a call a pod, with all it passes, is a tenth of a pick"
-    )]
+    #[expect(clippy::inline_always, reason = "a call a pod, with all it passes, is a tenth of a pick")]
     #[inline(always)]
     fn cost(&self, candidate: &Candidate<'_>, belief: &Belief) -> Cost {
         let pace = candidate.pod.speed.pace(self.pool);

@@ -14,16 +14,11 @@ pub(in crate::scheduler) struct LeastRequest<'a> {
 
 impl<'a> LeastRequest<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
-        Self {
-            beliefs: Beliefs::gather(field, false),
-            field,
-        }
+        Self { beliefs: Beliefs::gather(field, false), field }
     }
 
     pub(super) fn price(&self, place: usize) -> Price {
-        self.beliefs
-            .at(self.field, place)
-            .map_or(Price::Requests(f64::INFINITY), requests)
+        self.beliefs.at(self.field, place).map_or(Price::Requests(f64::INFINITY), requests)
     }
 
     pub(super) fn prices(&self) -> impl Iterator<Item = Price> {

@@ -18,10 +18,7 @@ impl<'a> PowerOfTwo<'a> {
         let one = rng.random_range(0..many);
         // Another one, if there is another.
         let other = (one + 1 + rng.random_range(0..many.saturating_sub(1).max(1))) % many;
-        Self {
-            all: LeastRequest::new(field),
-            drawn: (one, other),
-        }
+        Self { all: LeastRequest::new(field), drawn: (one, other) }
     }
 
     pub(super) fn price(&self, place: usize) -> Price {

@@ -13,8 +13,6 @@ pub(in crate::scheduler) struct Random {
 impl Random {
     pub(super) fn new(field: &Field<'_>, rng: &mut impl Rng) -> Self {
         let many = field.candidates.len().max(1);
-        Self {
-            drawn: thinned(field, rng, |rng| rng.random_range(0..many)),
-        }
+        Self { drawn: thinned(field, rng, |rng| rng.random_range(0..many)) }
     }
 }

@@ -15,10 +15,7 @@ pub(in crate::scheduler) struct RoundRobin {
 impl RoundRobin {
     pub(super) fn new(field: &Field<'_>, turn: &dyn Fn() -> u64, rng: &mut impl Rng) -> Self {
         let many = field.candidates.len().max(1);
-        Self {
-            next: thinned(field, rng, |_| place_of(turn(), many)),
-            many,
-        }
+        Self { next: thinned(field, rng, |_| place_of(turn(), many)), many }
     }
 
     pub(super) fn prices(&self) -> impl Iterator<Item = Price> {

@@ -28,13 +28,7 @@ impl<'a> Weighted<'a> {
         let beliefs = Beliefs::gather(field, true);
         let waiting = Range::over(beliefs.of(field).map(|(_, it)| f64::from(it.waiting)));
         let running = Range::over(beliefs.of(field).map(|(_, it)| f64::from(it.running)));
-        Self {
-            field,
-            scorers,
-            beliefs,
-            waiting,
-            running,
-        }
+        Self { field, scorers, beliefs, waiting, running }
     }
 
     pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
@@ -44,16 +38,11 @@ impl<'a> Weighted<'a> {
 
     pub(super) fn price(&self, place: usize) -> Price {
         let known = self.beliefs.at(self.field, place);
-        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| {
-            self.points(candidate.share, &belief)
-        }))
+        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| self.points(candidate.share, &belief)))
     }
 
     fn points(&self, share: f64, belief: &Belief) -> Points {
-        let mut points = Points {
-            share,
-            ..Points::default()
-        };
+        let mut points = Points { share, ..Points::default() };
         for WeightedScorer { scorer, weight } in self.scorers {
             match scorer {
                 Scorer::Queue => points.queue += weight * self.waiting.least_first(f64::from(belief.waiting)),
@@ -90,24 +79,14 @@ struct Range {
 
 impl Range {
     fn over(values: impl Iterator<Item = f64>) -> Self {
-        values.fold(
-            Self {
-                min: f64::INFINITY,
-                max: f64::NEG_INFINITY,
-            },
-            |range, value| Self {
-                min: range.min.min(value),
-                max: range.max.max(value),
-            },
-        )
+        values.fold(Self { min: f64::INFINITY, max: f64::NEG_INFINITY }, |range, value| Self {
+            min: range.min.min(value),
+            max: range.max.max(value),
+        })
     }
 
     /// 1 for the smallest, 0 for the largest, 1 for all when they are equal.
     fn least_first(self, value: f64) -> f64 {
-        if self.max > self.min {
-            (self.max - value) / (self.max - self.min)
-        } else {
-            1.0
-        }
+        if self.max > self.min { (self.max - value) / (self.max - self.min) } else { 1.0 }
     }
 }

@@ -60,11 +60,8 @@ impl<'c> Selector<'c> {
     }
 
     fn series<'p, 'a: 'p>(&'p self, page: &'p Page<'a>) -> impl Iterator<Item = &'p Sample<'a>> {
-        page.all(self.name).filter(|sample| {
-            self.labels
-                .iter()
-                .all(|(key, value)| sample.labels.get(key) == Some(value))
-        })
+        page.all(self.name)
+            .filter(|sample| self.labels.iter().all(|(key, value)| sample.labels.get(key) == Some(value)))
     }
 }
 

@@ -91,9 +91,7 @@ fn narrow(count: u64) -> u32 {
 
 /// The sum over samples; `None` if none of them is a count.
 fn sum<'p>(samples: impl Iterator<Item = &'p Sample<'p>>) -> Option<u64> {
-    samples
-        .filter_map(|sample| count(sample.value))
-        .reduce(u64::saturating_add)
+    samples.filter_map(|sample| count(sample.value)).reduce(u64::saturating_add)
 }
 
 /// A usage between 0 and 1; a full cache is sometimes reported a hair above 1.
@@ -190,11 +188,7 @@ mod tests {
         };
         let page = series("old", "1.7e9") + &series("b, a", "1.7952172934468977e+09") + &series("", "1.79e9");
         let names: Vec<Arc<str>> = vec!["b".into(), "a".into()];
-        let expected = Adapters {
-            max: Some(4),
-            running: names,
-            waiting: Vec::new(),
-        };
+        let expected = Adapters { max: Some(4), running: names, waiting: Vec::new() };
         assert_eq!(auto(&page).adapters, Some(expected));
     }
 
@@ -209,10 +203,7 @@ mod tests {
             .asleep
         };
         assert_eq!([page(0, 0), page(0, 1), page(1, 1)], [true, false, false]);
-        assert!(
-            !auto("vllm:num_requests_running 0\n").asleep,
-            "a page that says nothing"
-        );
+        assert!(!auto("vllm:num_requests_running 0\n").asleep, "a page that says nothing");
     }
 
     #[test]
@@ -269,10 +260,7 @@ mod tests {
         assert_eq!((it.running, it.waiting, it.kv_usage), (Some(5), Some(2), Some(0.4)));
         assert_eq!((it.block_size, it.blocks), (Some(64), Some(600)));
         let plain = auto("nv_inference_pending_request_count{model=\"e\"} 9\nnv_inference_exec_count 900\n");
-        assert_eq!(
-            (plain.engine.as_str(), plain.running, plain.waiting),
-            ("triton", None, Some(9))
-        );
+        assert_eq!((plain.engine.as_str(), plain.running, plain.waiting), ("triton", None, Some(9)));
     }
 
     #[test]
@@ -311,12 +299,7 @@ mod tests {
 
     #[test]
     fn a_page_of_something_else_is_no_reading() {
-        for page in [
-            "",
-            "{\"detail\":\"Not Found\"}",
-            "go_goroutines 7\n",
-            "# HELP vllm:num_requests_running x\n",
-        ] {
+        for page in ["", "{\"detail\":\"Not Found\"}", "go_goroutines 7\n", "# HELP vllm:num_requests_running x\n"] {
             assert_eq!(read(&Engine::Auto, page.as_bytes()), None, "{page}");
             assert_eq!(read(&Engine::Vllm, page.as_bytes()), None, "{page}");
         }

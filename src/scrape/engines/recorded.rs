@@ -35,13 +35,7 @@ const fn row(
     running_adapters: Option<&'static [&'static str]>,
     counters: Counters,
 ) -> Row {
-    Row {
-        page,
-        gauges,
-        blocks,
-        running_adapters,
-        counters,
-    }
+    Row { page, gauges, blocks, running_adapters, counters }
 }
 
 /// 17 of 95 usable blocks.
@@ -77,11 +71,7 @@ impl Row {
         // vLLM repeats the running adapters as waiting ones.
         let adapters = self.running_adapters.map(|names| {
             let names: Vec<_> = names.iter().map(|name| (*name).into()).collect();
-            Adapters {
-                max: Some(2),
-                running: names.clone(),
-                waiting: names,
-            }
+            Adapters { max: Some(2), running: names.clone(), waiting: names }
         });
         let (running, waiting, kv_usage, kv_usage_max) = self.gauges;
         let (prefix_queries_total, prefix_hits_total, prompt_tokens_total, generation_tokens_total) = self.counters;
@@ -116,10 +106,9 @@ fn every_recorded_page_says_what_a_person_reads_in_it() {
         let text = fs::read(folder().join(format!("{}.txt", row.page))).unwrap();
         let mut read = super::read(&Engine::Auto, &text).unwrap();
         let mut expected = row.expected();
-        for (it, expected) in [
-            (&mut read.kv_usage, &mut expected.kv_usage),
-            (&mut read.kv_usage_max, &mut expected.kv_usage_max),
-        ] {
+        for (it, expected) in
+            [(&mut read.kv_usage, &mut expected.kv_usage), (&mut read.kv_usage_max, &mut expected.kv_usage_max)]
+        {
             let (Some(a), Some(b)) = (*it, *expected) else { continue };
             assert!((a - b).abs() < 1e-12, "{}: usage {a} instead of {b}", row.page);
             *it = Some(b);
@@ -131,9 +120,7 @@ fn every_recorded_page_says_what_a_person_reads_in_it() {
 #[test]
 fn no_recorded_page_is_without_its_row() {
     let rows: BTreeSet<String> = ROWS.iter().map(|row| format!("{}.txt", row.page)).collect();
-    let files = fs::read_dir(folder())
-        .unwrap()
-        .map(|file| file.unwrap().file_name().into_string().unwrap());
+    let files = fs::read_dir(folder()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let pages: BTreeSet<String> = files.filter(|name| name != "README.md").collect();
     assert_eq!(rows, pages);
 }

@@ -28,12 +28,8 @@ pub(super) const WANTED: &[&str] = &[
 ];
 
 pub(super) fn read(page: &Page<'_>) -> Reading {
-    let total = |name: &str| {
-        ranks(page, name)
-            .into_iter()
-            .filter_map(|(_, value)| count(value))
-            .reduce(u64::saturating_add)
-    };
+    let total =
+        |name: &str| ranks(page, name).into_iter().filter_map(|(_, value)| count(value)).reduce(u64::saturating_add);
     let (kv_usage, kv_usage_max) = usage(page);
     let block_size = block_size(page);
     let by_tokens = || Some(total(CAPACITY)? / block_size.filter(|size| *size > 0)?);
@@ -44,9 +40,7 @@ pub(super) fn read(page: &Page<'_>) -> Reading {
         kv_usage,
         kv_usage_max,
         block_size: block_size.map(narrow),
-        blocks: total(PAGES)
-            .or_else(|| configured(page, "num_pages"))
-            .or_else(by_tokens),
+        blocks: total(PAGES).or_else(|| configured(page, "num_pages")).or_else(by_tokens),
         // Every prompt token is looked up, and both counters move when a request ends.
         prefix_queries_total: prompt_tokens_total,
         prefix_hits_total: sum(page.all(CACHED_TOKENS)),
@@ -75,10 +69,8 @@ fn usage(page: &Page<'_>) -> (Option<f64>, Option<f64>) {
         let capacity = capacities.iter().find(|(it, _)| it == rank).map(|(_, tokens)| *tokens);
         capacity.filter(|tokens| *tokens > 0.0).unwrap_or(1.0)
     };
-    let shares: Vec<_> = ranks(page, KV_USAGE)
-        .into_iter()
-        .filter_map(|(rank, value)| Some((share(value)?, weight(&rank))))
-        .collect();
+    let shares: Vec<_> =
+        ranks(page, KV_USAGE).into_iter().filter_map(|(rank, value)| Some((share(value)?, weight(&rank)))).collect();
     mean_and_max(&shares)
 }
 
@@ -89,6 +81,5 @@ fn block_size(page: &Page<'_>) -> Option<u64> {
 
 /// Older versions tell sizes as labels instead of gauges.
 fn configured(page: &Page<'_>, label: &str) -> Option<u64> {
-    page.all(CACHE_CONFIG)
-        .find_map(|sample| sample.labels.get(label)?.parse().ok())
+    page.all(CACHE_CONFIG).find_map(|sample| sample.labels.get(label)?.parse().ok())
 }

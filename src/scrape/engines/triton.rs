@@ -34,6 +34,5 @@ fn of_kind<'p, 'a: 'p>(
     label: &'p str,
     kind: &'p str,
 ) -> impl Iterator<Item = &'p Sample<'a>> {
-    page.all(name)
-        .filter(move |sample| sample.labels.get(label).as_deref() == Some(kind))
+    page.all(name).filter(move |sample| sample.labels.get(label).as_deref() == Some(kind))
 }

@@ -103,10 +103,8 @@ impl Caches {
             blocks.filter(|blocks| *blocks > 0).map_or(1.0, |blocks| blocks as f64)
         };
         let shares = |name: &str| {
-            let shares: Vec<_> = page
-                .all(name)
-                .filter_map(|sample| Some((share(sample.value)?, weight(sample.labels))))
-                .collect();
+            let shares: Vec<_> =
+                page.all(name).filter_map(|sample| Some((share(sample.value)?, weight(sample.labels)))).collect();
             (!shares.is_empty()).then_some(shares)
         };
         mean_and_max(&KV_USAGE.into_iter().find_map(shares).unwrap_or_default())
@@ -120,10 +118,7 @@ fn rank(labels: Labels<'_>) -> String {
 /// The value is a time, and label combinations once seen are never removed: the newest series tells. V0 shows the
 /// metric with `max_lora="0"` even where LoRA is off.
 fn adapters(page: &Page<'_>) -> Option<Adapters> {
-    let newest = page
-        .all(LORA)
-        .filter(|sample| sample.value.is_finite())
-        .max_by(|a, b| a.value.total_cmp(&b.value))?;
+    let newest = page.all(LORA).filter(|sample| sample.value.is_finite()).max_by(|a, b| a.value.total_cmp(&b.value))?;
     let max = newest.labels.get("max_lora").and_then(|max| max.parse().ok());
     if max == Some(0) {
         return None;
@@ -133,17 +128,11 @@ fn adapters(page: &Page<'_>) -> Option<Adapters> {
         let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
         names.map(Arc::from).collect()
     };
-    Some(Adapters {
-        max,
-        running: names("running_lora_adapters"),
-        waiting: names("waiting_lora_adapters"),
-    })
+    Some(Adapters { max, running: names("running_lora_adapters"), waiting: names("waiting_lora_adapters") })
 }
 
 /// Asleep if no rank is awake.
 fn asleep(page: &Page<'_>) -> bool {
-    let awake = page
-        .all(SLEEP)
-        .filter(|sample| sample.labels.get("sleep_state").as_deref() == Some("awake"));
+    let awake = page.all(SLEEP).filter(|sample| sample.labels.get("sleep_state").as_deref() == Some("awake"));
     awake.filter_map(|sample| count(sample.value)).max() == Some(0)
 }

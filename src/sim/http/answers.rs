@@ -68,14 +68,7 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn new(asked: Asked, id: String, model: String, created: u64, prompt_tokens: u32) -> Self {
-        Self {
-            seed: asked.seed(),
-            asked,
-            id,
-            model,
-            created,
-            prompt_tokens,
-        }
+        Self { seed: asked.seed(), asked, id, model, created, prompt_tokens }
     }
 
     /// The finish reason if nothing goes wrong.
@@ -132,14 +125,8 @@ impl Answer {
                 let part = json!({"type": "output_text", "text": "", "annotations": []});
                 [
                     event("response.created", json!({"response": &begun, "sequence_number": 0})),
-                    event(
-                        "response.in_progress",
-                        json!({"response": &begun, "sequence_number": 1}),
-                    ),
-                    event(
-                        "response.output_item.added",
-                        json!({"output_index": 0, "item": item, "sequence_number": 2}),
-                    ),
+                    event("response.in_progress", json!({"response": &begun, "sequence_number": 1})),
+                    event("response.output_item.added", json!({"output_index": 0, "item": item, "sequence_number": 2})),
                     event(
                         "response.content_part.added",
                         json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, "part": part,
@@ -176,10 +163,9 @@ impl Answer {
                 json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, "delta": word,
                        "logprobs": [], "sequence_number": index + 4}),
             ),
-            Dialect::Messages => event(
-                "content_block_delta",
-                json!({"index": 0, "delta": {"type": "text_delta", "text": word}}),
-            ),
+            Dialect::Messages => {
+                event("content_block_delta", json!({"index": 0, "delta": {"type": "text_delta", "text": word}}))
+            }
         }
     }
 
@@ -192,21 +178,11 @@ impl Answer {
                     None => json!({"content": ""}),
                 };
                 let last = self.chat_chunk(&delta, Some(finish));
-                [
-                    last,
-                    self.usage_chunk("chat.completion.chunk", tokens, cached),
-                    DONE.to_owned(),
-                ]
-                .concat()
+                [last, self.usage_chunk("chat.completion.chunk", tokens, cached), DONE.to_owned()].concat()
             }
             Dialect::Completions => {
                 let last = self.completion_chunk("", Some(finish));
-                [
-                    last,
-                    self.usage_chunk("text_completion", tokens, cached),
-                    DONE.to_owned(),
-                ]
-                .concat()
+                [last, self.usage_chunk("text_completion", tokens, cached), DONE.to_owned()].concat()
             }
             Dialect::Responses => self.close_response(tokens, cached, finish),
             Dialect::Messages => [
@@ -227,10 +203,7 @@ impl Answer {
         let message = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
         match self.asked.dialect {
             Dialect::Messages => event("error", json!({"error": {"type": "api_error", "message": message}})),
-            Dialect::Responses => event(
-                "error",
-                json!({"code": "server_error", "message": message, "param": null}),
-            ),
+            Dialect::Responses => event("error", json!({"code": "server_error", "message": message, "param": null})),
             Dialect::Chat | Dialect::Completions => {
                 let error = json!({"error": {"message": message, "type": "InternalServerError", "param": null,
                                              "code": 500}});
@@ -257,10 +230,7 @@ impl Answer {
                 json!({"item_id": id, "output_index": 0, "content_index": 0, "part": part,
                        "sequence_number": tokens + 5}),
             ),
-            event(
-                "response.output_item.done",
-                json!({"output_index": 0, "item": item, "sequence_number": tokens + 6}),
-            ),
+            event("response.output_item.done", json!({"output_index": 0, "item": item, "sequence_number": tokens + 6})),
             event(&last, json!({"response": response, "sequence_number": tokens + 7})),
         ]
         .concat()
@@ -312,36 +282,26 @@ impl Answer {
     }
 
     fn chat_chunk(&self, delta: &Value, finish: Option<Finish>) -> String {
-        data(
-            &json!({"id": format!("chatcmpl-{}", self.id), "object": "chat.completion.chunk",
+        data(&json!({"id": format!("chatcmpl-{}", self.id), "object": "chat.completion.chunk",
                      "created": self.created, "model": self.model,
                      "choices": [{"index": 0, "delta": delta, "logprobs": null,
-                                  "finish_reason": finish.map(Finish::openai)}]}),
-        )
+                                  "finish_reason": finish.map(Finish::openai)}]}))
     }
 
     fn completion_chunk(&self, text: &str, finish: Option<Finish>) -> String {
-        data(
-            &json!({"id": format!("cmpl-{}", self.id), "object": "text_completion", "created": self.created,
+        data(&json!({"id": format!("cmpl-{}", self.id), "object": "text_completion", "created": self.created,
                      "model": self.model,
                      "choices": [{"index": 0, "text": text, "logprobs": null,
-                                  "finish_reason": finish.map(Finish::openai), "stop_reason": null}]}),
-        )
+                                  "finish_reason": finish.map(Finish::openai), "stop_reason": null}]}))
     }
 
     fn usage_chunk(&self, object: &str, tokens: u32, cached: u32) -> String {
         if !self.asked.include_usage {
             return String::new();
         }
-        let prefix = if self.asked.dialect == Dialect::Chat {
-            "chatcmpl"
-        } else {
-            "cmpl"
-        };
-        data(
-            &json!({"id": format!("{prefix}-{}", self.id), "object": object, "created": self.created,
-                     "model": self.model, "choices": [], "usage": self.usage(tokens, cached)}),
-        )
+        let prefix = if self.asked.dialect == Dialect::Chat { "chatcmpl" } else { "cmpl" };
+        data(&json!({"id": format!("{prefix}-{}", self.id), "object": object, "created": self.created,
+                     "model": self.model, "choices": [], "usage": self.usage(tokens, cached)}))
     }
 
     fn usage(&self, tokens: u32, cached: u32) -> Value {

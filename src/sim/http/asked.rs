@@ -69,10 +69,7 @@ impl Asked {
             dialect,
             model: string(&body, "model"),
             stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
-            include_usage: body
-                .pointer("/stream_options/include_usage")
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
+            include_usage: body.pointer("/stream_options/include_usage").and_then(Value::as_bool).unwrap_or(false),
             tool: forced_tool(&body),
             output_tokens: limit.unwrap_or(natural).max(1),
             limited: limit.is_some(),
@@ -102,10 +99,7 @@ impl Asked {
                 chain
             })
             .collect();
-        PromptBlocks {
-            tokens: tokens_in(&self.text),
-            block_hashes,
-        }
+        PromptBlocks { tokens: tokens_in(&self.text), block_hashes }
     }
 }
 
@@ -117,21 +111,10 @@ pub fn tokens_in(text: &str) -> u32 {
 /// The word that is token `index` of the answer to a prompt with this seed: three letters and a space.
 pub fn word(seed: u64, index: u32) -> String {
     let draw = xxh3_64_with_seed(&index.to_le_bytes(), seed).to_le_bytes();
-    let pick = |letters: &[u8], from: u8| {
-        letters
-            .get(usize::from(from) % letters.len())
-            .map_or('a', |&it| it.into())
-    };
+    let pick = |letters: &[u8], from: u8| letters.get(usize::from(from) % letters.len()).map_or('a', |&it| it.into());
     let consonants = b"bdfgklmnprstvz";
     let [first, vowel, second, ..] = draw;
-    [
-        pick(consonants, first),
-        pick(b"aeiou", vowel),
-        pick(consonants, second),
-        ' ',
-    ]
-    .iter()
-    .collect()
+    [pick(consonants, first), pick(b"aeiou", vowel), pick(consonants, second), ' '].iter().collect()
 }
 
 /// The first `tokens` words of the answer to a prompt with this seed.
@@ -210,10 +193,7 @@ fn string(body: &Value, name: &str) -> String {
 fn forced_tool(body: &Value) -> Option<String> {
     let choice = body.get("tool_choice")?;
     let named = choice.pointer("/function/name").or_else(|| choice.get("name"));
-    let first = || {
-        body.pointer("/tools/0/function/name")
-            .or_else(|| body.pointer("/tools/0/name"))
-    };
+    let first = || body.pointer("/tools/0/function/name").or_else(|| body.pointer("/tools/0/name"));
     let required = || (choice.as_str() == Some("required")).then(first).flatten();
     named.or_else(required)?.as_str().map(str::to_owned)
 }
@@ -265,16 +245,8 @@ mod tests {
     fn only_a_forced_tool_is_called() {
         let tools = json!([{"type": "function", "function": {"name": "clock", "parameters": {}}}]);
         assert_eq!(chat(&json!({"tools": tools, "tool_choice": "auto"})).tool, None);
-        assert_eq!(
-            chat(&json!({"tools": tools, "tool_choice": "required"}))
-                .tool
-                .as_deref(),
-            Some("clock")
-        );
+        assert_eq!(chat(&json!({"tools": tools, "tool_choice": "required"})).tool.as_deref(), Some("clock"));
         let named = json!({"type": "function", "function": {"name": "map"}});
-        assert_eq!(
-            chat(&json!({"tools": tools, "tool_choice": named})).tool.as_deref(),
-            Some("map")
-        );
+        assert_eq!(chat(&json!({"tools": tools, "tool_choice": named})).tool.as_deref(), Some("map"));
     }
 }

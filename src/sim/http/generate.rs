@@ -57,9 +57,7 @@ impl Shelf {
 
     fn get(&self, id: &str) -> Option<Value> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter()
-            .find(|(it, _)| it == id)
-            .map(|(_, response)| response.clone())
+        kept.iter().find(|(it, _)| it == id).map(|(_, response)| response.clone())
     }
 }
 
@@ -83,46 +81,24 @@ async fn generate(dialect: Dialect, pod: &Inside, head: &HeaderMap, body: Bytes)
     let Ok(adapter) = pod.adapter_of(&asked.model) else {
         return unknown_model(&asked.model);
     };
-    let name = if asked.model.is_empty() {
-        pod.config.model.clone()
-    } else {
-        asked.model.clone()
-    };
+    let name = if asked.model.is_empty() { pod.config.model.clone() } else { asked.model.clone() };
     let prompt = asked.prompt(adapter.map(|_| name.as_str()), pod.config.engine.block_size);
     let prompt_tokens = prompt.tokens;
     if prompt_tokens.saturating_add(asked.output_tokens) > pod.config.max_model_len {
         return too_long(pod.config.max_model_len);
     }
-    let order = Order {
-        prompt,
-        output_tokens: asked.output_tokens,
-        limited: asked.limited,
-        adapter,
-    };
+    let order = Order { prompt, output_tokens: asked.output_tokens, limited: asked.limited, adapter };
     let ticket = match pod.engine.take(order) {
         Ok(ticket) => ticket,
         Err(cause) => return not_taken(&cause),
     };
     let created = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let given = head
-        .get("x-request-id")
-        .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
+    let given = head.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let id = given.unwrap_or_else(|| format!("{:016x}{:08x}", asked.seed(), ticket.number()));
     let streams = asked.stream;
     let answer = Answer::new(asked, id, name, created, prompt_tokens);
-    let telling = Telling {
-        answer,
-        ticket,
-        faults: pod.faults.watch(),
-        told: 0,
-        progress: Progress::default(),
-    };
-    if streams {
-        tell_in_pieces(telling, pod)
-    } else {
-        tell_whole(telling, pod).await
-    }
+    let telling = Telling { answer, ticket, faults: pod.faults.watch(), told: 0, progress: Progress::default() };
+    if streams { tell_in_pieces(telling, pod) } else { tell_whole(telling, pod).await }
 }
 
 /// One answer and how much of it was told.
@@ -201,16 +177,11 @@ async fn tell_whole(mut telling: Telling, pod: &Inside) -> Response {
 
 fn tell_in_pieces(telling: Telling, pod: &Inside) -> Response {
     if telling.answer.asked.dialect == Dialect::Responses {
-        let whole = telling
-            .answer
-            .whole(telling.answer.asked.output_tokens, 0, telling.answer.natural_finish());
+        let whole = telling.answer.whole(telling.answer.asked.output_tokens, 0, telling.answer.natural_finish());
         pod.responses.put(telling.answer.response_id(), whole);
     }
     let mut response = Response::new(Body::from_stream(stream::unfold(Some(telling), frame)));
-    response.headers_mut().insert(
-        "content-type",
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
-    );
+    response.headers_mut().insert("content-type", HeaderValue::from_static("text/event-stream; charset=utf-8"));
     response
 }
 
@@ -239,21 +210,13 @@ async fn frame(telling: Option<Telling>) -> Option<(io::Result<Bytes>, Option<Te
 async fn stored(State(pod): Pod, Path(id): Path<String>) -> Response {
     match pod.responses.get(&id) {
         Some(response) => json_response(StatusCode::OK, &response),
-        None => error(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            &format!("Response with id '{id}' not found."),
-        ),
+        None => error(StatusCode::NOT_FOUND, "invalid_request_error", &format!("Response with id '{id}' not found.")),
     }
 }
 
 async fn cancel(State(pod): Pod, Path(id): Path<String>) -> Response {
     let Some(mut response) = pod.responses.get(&id) else {
-        return error(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            &format!("Response with id '{id}' not found."),
-        );
+        return error(StatusCode::NOT_FOUND, "invalid_request_error", &format!("Response with id '{id}' not found."));
     };
     if let Some(status) = response.get_mut("status") {
         *status = json!("cancelled");

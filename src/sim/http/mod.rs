@@ -216,9 +216,7 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response
-        .headers_mut()
-        .insert("server", HeaderValue::from_static("uvicorn"));
+    response.headers_mut().insert("server", HeaderValue::from_static("uvicorn"));
     response
 }
 
@@ -245,48 +243,28 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
     });
     let mut faults = inside.faults.watch();
     // The switch lives as long as the pod, so this cannot fail; if it did, nothing would be wrong.
-    let now = faults
-        .wait_for(|now| !now.hang_before_headers)
-        .await
-        .map(|now| now.clone())
-        .unwrap_or_default();
+    let now = faults.wait_for(|now| !now.hang_before_headers).await.map(|now| now.clone()).unwrap_or_default();
     if now.engine_dead || inside.faults.next_fails() {
         return Err(engine_died());
     }
     if now.warm_up {
-        return Err(error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ServiceUnavailable",
-            "The engine is warming up.",
-        ));
+        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "The engine is warming up."));
     }
     if let Some(status) = now.status {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return Err(error(
-            status,
-            "ServiceUnavailable",
-            "Too many requests are waiting; try a different instance.",
-        ));
+        return Err(error(status, "ServiceUnavailable", "Too many requests are waiting; try a different instance."));
     }
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
 async fn models(State(inside): State<Arc<Inside>>) -> Response {
-    let (created, base, length) = (
-        inside.started.as_secs(),
-        &inside.config.model,
-        inside.config.max_model_len,
-    );
+    let (created, base, length) = (inside.started.as_secs(), &inside.config.model, inside.config.max_model_len);
     let card = |id: &str, root: &str, parent: Option<&str>| {
         let max = parent.is_none().then_some(length);
         json!({"id": id, "object": "model", "created": created, "owned_by": "vllm", "root": root, "parent": parent,
                "max_model_len": max, "permission": []})
     };
-    let adapters = inside
-        .config
-        .adapters
-        .iter()
-        .map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
+    let adapters = inside.config.adapters.iter().map(|name| card(name, &format!("/adapters/{name}"), Some(base)));
     let data: Vec<Value> = [card(base, base, None)].into_iter().chain(adapters).collect();
     json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
@@ -294,11 +272,7 @@ async fn models(State(inside): State<Arc<Inside>>) -> Response {
 /// An asleep pod is healthy, as in vLLM; a dead engine and a pod that warms up are not.
 async fn health(State(inside): State<Arc<Inside>>) -> StatusCode {
     let now = inside.faults.now();
-    if now.engine_dead || now.warm_up {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    }
+    if now.engine_dead || now.warm_up { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
 }
 
 async fn metrics(State(inside): State<Arc<Inside>>) -> Response {
@@ -348,9 +322,7 @@ async fn set_faults(State(inside): State<Arc<Inside>>, body: Bytes) -> Response 
 fn json_response(status: StatusCode, body: &Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert("content-type", HeaderValue::from_static("application/json"));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
     response
 }
 

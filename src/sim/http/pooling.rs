@@ -29,10 +29,7 @@ pub(super) fn routes() -> Router<Arc<Inside>> {
         .route("/detokenize", post(detokenize))
         .route("/v1/embeddings", post(embeddings))
         .route("/v1/audio/transcriptions", post(transcribe))
-        .route(
-            "/reset_prefix_cache",
-            post(async |State(pod): Pod| pod.engine.reset_prefix_cache()),
-        );
+        .route("/reset_prefix_cache", post(async |State(pod): Pod| pod.engine.reset_prefix_cache()));
     for path in ["/rerank", "/v1/rerank", "/v2/rerank"] {
         routes = routes.route(path, post(rerank));
     }
@@ -50,26 +47,13 @@ async fn count_tokens(body: Bytes) -> Response {
 }
 
 async fn tokenize(State(pod): Pod, body: Bytes) -> Response {
-    let (Some(chat), Ok(raw)) = (
-        Asked::parse(Dialect::Chat, &body),
-        serde_json::from_slice::<Value>(&body),
-    ) else {
+    let (Some(chat), Ok(raw)) = (Asked::parse(Dialect::Chat, &body), serde_json::from_slice::<Value>(&body)) else {
         return not_json();
     };
-    let text = raw
-        .get("prompt")
-        .and_then(Value::as_str)
-        .map_or(chat.text, str::to_owned);
-    let tokens: Vec<u64> = text
-        .as_bytes()
-        .chunks(4)
-        .map(|token| xxh3_64(token) % 128_256)
-        .collect(); // Llama 3's range
+    let text = raw.get("prompt").and_then(Value::as_str).map_or(chat.text, str::to_owned);
+    let tokens: Vec<u64> = text.as_bytes().chunks(4).map(|token| xxh3_64(token) % 128_256).collect(); // Llama 3's range
     let (count, most) = (tokens.len(), pod.config.max_model_len);
-    json_response(
-        StatusCode::OK,
-        &json!({"count": count, "max_model_len": most, "tokens": tokens, "token_strs": null}),
-    )
+    json_response(StatusCode::OK, &json!({"count": count, "max_model_len": most, "tokens": tokens, "token_strs": null}))
 }
 
 async fn detokenize(body: Bytes) -> Response {
@@ -77,10 +61,7 @@ async fn detokenize(body: Bytes) -> Response {
         return not_json();
     };
     let tokens = body.get("tokens").and_then(Value::as_array).map_or(0, Vec::len);
-    let text = answer_text(
-        xxh3_64(body.to_string().as_bytes()),
-        u32::try_from(tokens).unwrap_or(u32::MAX),
-    );
+    let text = answer_text(xxh3_64(body.to_string().as_bytes()), u32::try_from(tokens).unwrap_or(u32::MAX));
     json_response(StatusCode::OK, &json!({"prompt": text}))
 }
 
@@ -120,26 +101,16 @@ async fn rerank(State(pod): Pod, body: Bytes) -> Response {
         Ok(model) => model,
         Err(refused) => return refused,
     };
-    let mut ranked: Vec<(usize, &String, f32)> = documents
-        .iter()
-        .enumerate()
-        .map(|(at, text)| (at, text, unit(&[&query, text.as_str()].concat(), 0)))
-        .collect();
+    let mut ranked: Vec<(usize, &String, f32)> =
+        documents.iter().enumerate().map(|(at, text)| (at, text, unit(&[&query, text.as_str()].concat(), 0))).collect();
     ranked.sort_by(|one, other| other.2.total_cmp(&one.2));
-    let most = body
-        .get("top_n")
-        .and_then(Value::as_u64)
-        .and_then(|it| usize::try_from(it).ok())
-        .unwrap_or(usize::MAX);
+    let most = body.get("top_n").and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
     let results = ranked.into_iter().take(most);
     let results =
         results.map(|(at, text, score)| json!({"index": at, "document": {"text": text}, "relevance_score": score}));
     let results: Vec<Value> = results.collect();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-    json_response(
-        StatusCode::OK,
-        &json!({"id": "rerank-0", "model": model, "usage": usage, "results": results}),
-    )
+    json_response(StatusCode::OK, &json!({"id": "rerank-0", "model": model, "usage": usage, "results": results}))
 }
 
 async fn score(State(pod): Pod, body: Bytes) -> Response {
@@ -181,16 +152,8 @@ async fn transcribe(State(pod): Pod, body: Bytes) -> Response {
 async fn pool(pod: &Inside, body: &Value, tokens: u32) -> Result<String, Response> {
     let asked = body.get("model").and_then(Value::as_str).unwrap_or_default();
     let adapter = pod.adapter_of(asked).map_err(|_| unknown_model(asked))?;
-    let prompt = PromptBlocks {
-        tokens,
-        block_hashes: Arc::default(),
-    };
-    let order = Order {
-        prompt,
-        output_tokens: 1,
-        limited: false,
-        adapter,
-    };
+    let prompt = PromptBlocks { tokens, block_hashes: Arc::default() };
+    let order = Order { prompt, output_tokens: 1, limited: false, adapter };
     let mut ticket = pod.engine.take(order).map_err(|cause| not_taken(&cause))?;
     let mut faults = pod.faults.watch();
     tokio::select! {
@@ -199,11 +162,7 @@ async fn pool(pod: &Inside, body: &Value, tokens: u32) -> Result<String, Respons
             return Err(engine_died());
         }
     }
-    Ok(if asked.is_empty() {
-        pod.config.model.clone()
-    } else {
-        asked.to_owned()
-    })
+    Ok(if asked.is_empty() { pod.config.model.clone() } else { asked.to_owned() })
 }
 
 fn texts(input: Option<&Value>) -> Vec<String> {
@@ -211,13 +170,7 @@ fn texts(input: Option<&Value>) -> Vec<String> {
         Some(Value::String(text)) => vec![text.clone()],
         // A list of numbers is one text of tokens; what it says does not matter.
         Some(Value::Array(tokens)) if tokens.iter().all(Value::is_number) => {
-            vec![
-                tokens
-                    .iter()
-                    .flat_map(|token| token.as_u64().unwrap_or(0).to_le_bytes())
-                    .map(char::from)
-                    .collect(),
-            ]
+            vec![tokens.iter().flat_map(|token| token.as_u64().unwrap_or(0).to_le_bytes()).map(char::from).collect()]
         }
         Some(Value::Array(texts)) => texts.iter().flat_map(|text| self::texts(Some(text))).collect(),
         Some(other) => vec![other.to_string()],
@@ -246,9 +199,7 @@ fn base64(bytes: &[u8]) -> String {
     let quads = bytes.chunks(3).flat_map(|three| {
         let bits = three.iter().fold(0_u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
         let quad = [letter(bits >> 18), letter(bits >> 12), letter(bits >> 6), letter(bits)];
-        quad.into_iter()
-            .take(three.len() + 1)
-            .chain(['='].into_iter().cycle().take(3 - three.len()))
+        quad.into_iter().take(three.len() + 1).chain(['='].into_iter().cycle().take(3 - three.len()))
     });
     quads.collect()
 }

@@ -23,20 +23,12 @@ pub(super) fn engine_died() -> Response {
 
 /// The body is not a JSON object.
 pub(super) fn not_json() -> Response {
-    error(
-        StatusCode::BAD_REQUEST,
-        "Bad Request",
-        "[{'type': 'json_invalid', 'msg': 'JSON decode error'}]",
-    )
+    error(StatusCode::BAD_REQUEST, "Bad Request", "[{'type': 'json_invalid', 'msg': 'JSON decode error'}]")
 }
 
 /// No such model here.
 pub(super) fn unknown_model(model: &str) -> Response {
-    error(
-        StatusCode::NOT_FOUND,
-        "NotFoundError",
-        &format!("The model `{model}` does not exist."),
-    )
+    error(StatusCode::NOT_FOUND, "NotFoundError", &format!("The model `{model}` does not exist."))
 }
 
 /// More than the model's context.

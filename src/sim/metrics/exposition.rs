@@ -56,18 +56,11 @@ impl Exposition<'_> {
     /// A histogram, and when it began.
     pub(super) fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(&format!("vllm:{name}"), help, "histogram");
-        let bounds = histogram
-            .bounds
-            .iter()
-            .map(|&bound| number(bound))
-            .chain(["+Inf".to_owned()]);
+        let bounds = histogram.bounds.iter().map(|&bound| number(bound)).chain(["+Inf".to_owned()]);
         let mut so_far = 0;
         for (bound, count) in bounds.zip(&histogram.counts) {
             so_far += count;
-            self.sample(
-                &format!("{name}_bucket{{{}}}", self.labels("le", &bound)),
-                so_far as f64,
-            );
+            self.sample(&format!("{name}_bucket{{{}}}", self.labels("le", &bound)), so_far as f64);
         }
         let labels = self.labels("", "");
         self.sample(&format!("{name}_count{{{labels}}}"), so_far as f64);
@@ -82,10 +75,7 @@ impl Exposition<'_> {
         let mut labels = vec![("engine", "0"), ("model_name", model), (name, value)];
         labels.retain(|(name, _)| !name.is_empty());
         labels.sort_unstable();
-        let written: Vec<String> = labels
-            .iter()
-            .map(|(name, value)| format!("{name}=\"{value}\""))
-            .collect();
+        let written: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
         written.join(",")
     }
 
@@ -111,10 +101,7 @@ pub(super) fn number(value: f64) -> String {
     if let Some((digits, exponent)) = plain.split_once("e-") {
         return format!("{digits}e-{exponent:0>2}");
     }
-    let Some((whole, fraction)) = plain
-        .split_once('.')
-        .filter(|(whole, _)| value > 0.0 && whole.len() > 6)
-    else {
+    let Some((whole, fraction)) = plain.split_once('.').filter(|(whole, _)| value > 0.0 && whole.len() > 6) else {
         return plain;
     };
     let (first, rest) = whole.split_at_checked(1).unwrap_or((whole, ""));

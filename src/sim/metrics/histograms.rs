@@ -4,16 +4,14 @@
 
 /// Bucket bounds as on a recorded page of vLLM 0.32.
 const TOKENS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0];
-const STEP_TOKENS: &[f64] = &[
-    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 2_048.0, 4_096.0, 8_192.0, 16_384.0,
-];
+const STEP_TOKENS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 2_048.0, 4_096.0, 8_192.0, 16_384.0];
 const TTFT: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2_560.0,
 ];
-const PER_TOKEN: &[f64] = &[
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
+const PER_TOKEN: &[f64] =
+    &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
 const REQUEST: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1_920.0, 7_680.0,
@@ -34,11 +32,7 @@ pub(in crate::sim) struct Histogram {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        Self {
-            bounds,
-            counts: vec![0; bounds.len() + 1],
-            sum: 0.0,
-        }
+        Self { bounds, counts: vec![0; bounds.len() + 1], sum: 0.0 }
     }
 
     fn observe(&mut self, value: f64) {
@@ -135,15 +129,13 @@ impl Seen {
         self.n.observe(1.0);
         self.max_tokens.observe(output);
         self.per_token.observe(request.decode_s / (output - 1.0).max(1.0));
-        self.e2e
-            .observe(request.queued_s + request.prefill_s + request.decode_s);
+        self.e2e.observe(request.queued_s + request.prefill_s + request.decode_s);
         self.queued.observe(request.queued_s);
         self.inference.observe(request.prefill_s + request.decode_s);
         self.prefill.observe(request.prefill_s);
         self.decode.observe(request.decode_s);
         self.preemptions.observe(0.0);
-        self.computed
-            .observe(f64::from(request.prompt_tokens - request.cached_tokens));
+        self.computed.observe(f64::from(request.prompt_tokens - request.cached_tokens));
         if request.limited {
             self.limited += 1;
         } else {
