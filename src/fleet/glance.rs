@@ -13,27 +13,31 @@ use super::{Adapters, PodLoad, load, slate::Slate};
 /// defaults to 1). A pod with more is looked up in its whole reading.
 const ADAPTERS: usize = 5;
 
-/// Counts, then names.
+/// The instant, then counts by twos.
+const NUMBERS: usize = 5;
+
+/// Facts, then names.
 const WORDS: usize = 1 + ADAPTERS;
 
 /// What the epoch is in microseconds: a reading taken over from a saved state can be older than its pod, by 12 days.
 const EPOCH: u64 = 1 << 40;
 
-/// The numbers of one reading.
+/// The numbers of one reading, worked out as far as they can be when it is made. Single precision holds every count
+/// that matters here.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Glance {
     /// How much the reading counts by its age: 1 when new, 0 when stale.
     pub trust: f32,
-    /// The ledger's count of requests sent when the reading began.
-    pub sent_mark: u64,
-    /// The ledger's count of requests ended then.
-    pub ended_mark: u64,
-    /// Requests there: running, waiting and swapped.
-    pub streams: u32,
-    /// Of those, the ones that do not run.
-    pub waiting: u32,
-    /// And the ones that run.
-    pub running: u32,
+    /// Our own requests in flight when the reading began.
+    pub ours: f32,
+    /// Requests there that were not ours then.
+    pub others: f32,
+    /// Of those, the ones that did not run. Which of all are theirs is not told: in proportion.
+    pub others_waiting: f32,
+    /// Requests there that did not run.
+    pub waiting: f32,
+    /// And the ones that ran.
+    pub running: f32,
     /// KV-cache usage, 0 to 1; 0 where it is not told.
     pub kv_usage: f32,
     /// KV-cache capacity in tokens, where it is told.
@@ -71,14 +75,44 @@ impl<'a> Name<'a> {
     }
 }
 
+/// An instant to ask many pods about. They count microseconds from when their pool was made; this is counted once.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    now: Instant,
+    epoch: Instant,
+    micros: u64,
+}
+
+impl Moment {
+    /// `now`, for pods that count from `epoch`. Others may be asked, too; it takes longer.
+    pub(super) fn new(now: Instant, epoch: Instant) -> Self {
+        Self { now, epoch, micros: micros(now, epoch) }
+    }
+
+    #[inline]
+    fn micros(&self, epoch: Instant) -> u64 {
+        if epoch == self.epoch { self.micros } else { micros(self.now, epoch) }
+    }
+}
+
+/// Never 0, which means that nothing was written.
+fn micros(at: Instant, epoch: Instant) -> u64 {
+    let whole = |span: Duration| span.as_secs() * 1_000_000 + u64::from(span.subsec_micros());
+    match at.checked_duration_since(epoch) {
+        Some(after) => EPOCH + whole(after),
+        None => EPOCH.saturating_sub(whole(epoch.saturating_duration_since(at))).max(1),
+    }
+}
+
 /// The slates of one pod: load for every pick, adapters for those that ask for one.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Board {
-    load: Slate<6>,
-    adapters: Slate<WORDS>,
+    load: Slate<NUMBERS>,
     epoch: Instant,
-    /// One over the age in microseconds at which a reading is stale. (An age of more than 71 minutes counts as that.)
-    fading: f64,
+    /// One over the age in microseconds at which a reading is stale.
+    fading: f32,
+    adapters: Slate<WORDS>,
 }
 
 impl Board {
@@ -88,131 +122,114 @@ impl Board {
             load: Slate::default(),
             adapters: Slate::default(),
             epoch,
-            fading: 1.0 / load::stale_after(interval).as_secs_f64() / 1e6,
+            fading: single(1.0 / load::stale_after(interval).as_secs_f64() / 1e6),
         }
     }
 
     pub(super) fn write(&self, load: &PodLoad) {
         let reading = &load.reading;
-        self.adapters.write(Slots::of(reading.adapters.as_ref()).words());
+        self.adapters.write(words(reading.adapters.as_ref()));
         let Some(streams) = reading.streams() else {
             // A page without gauges tells nothing, however new it is.
-            return self.load.write([0; 6]);
+            return self.load.write([0; NUMBERS]);
         };
-        let running = reading.running.unwrap_or(0);
+        let ran = reading.running.unwrap_or(0);
+        let (streams, running, waiting) = (streams as f32, ran as f32, streams.saturating_sub(ran) as f32);
+        let ours = load.sent_mark.saturating_sub(load.ended_mark) as f32;
+        let others = (streams - ours).max(0.0);
         let usage = reading.kv_usage.unwrap_or(0.0).clamp(0.0, 1.0);
+        let capacity = reading.kv_capacity().map_or(0.0, |tokens| tokens.max(1) as f32);
         self.load.write([
-            self.micros(load.began),
-            load.sent_mark,
-            load.ended_mark,
-            pair(streams, streams.saturating_sub(running)),
-            pair(running, single(usage).to_bits()),
-            reading.kv_capacity().map_or(0, |tokens| tokens.max(1)),
+            micros(load.began, self.epoch),
+            pair(ours, others),
+            pair(waiting * others / streams.max(1.0), waiting),
+            pair(running, single(usage)),
+            pair(capacity, 0.0),
         ]);
     }
 
     /// `None` if the pod was never read or its page has no gauges.
     #[inline]
-    pub(super) fn read(&self, now: Instant) -> Option<Glance> {
-        let [began, sent_mark, ended_mark, queue, work, capacity] = self.load.read();
+    pub(super) fn read(&self, moment: &Moment) -> Option<Glance> {
+        let [began, there, queue, work, room] = self.load.read();
         if began == 0 {
             return None;
         }
-        let age = u32::try_from(self.micros(now).saturating_sub(began)).unwrap_or(u32::MAX);
-        let (streams, waiting) = halves(queue);
-        let (running, usage) = halves(work);
+        // Signed, because the processor has no instruction for unsigned ones.
+        let age = moment.micros(self.epoch).saturating_sub(began).cast_signed() as f32;
+        let (ours, others) = halves(there);
+        let (others_waiting, waiting) = halves(queue);
+        let (running, kv_usage) = halves(work);
+        let (capacity, _) = halves(room);
         Some(Glance {
-            trust: single((1.0 - f64::from(age) * self.fading).max(0.0)),
-            sent_mark,
-            ended_mark,
-            streams,
+            trust: (1.0 - age * self.fading).max(0.0),
+            ours,
+            others,
+            others_waiting,
             waiting,
             running,
-            kv_usage: f32::from_bits(usage),
-            kv_capacity: (capacity > 0).then_some(u32::try_from(capacity).unwrap_or(u32::MAX) as f32),
+            kv_usage,
+            kv_capacity: (capacity > 0.0).then_some(capacity),
         })
     }
 
     /// How ready the pod is for an adapter; `None` if it has too many for the slate.
-    pub(super) fn adapter(&self, name: Name<'_>) -> Option<AdapterState> {
-        let [counts, names @ ..] = self.adapters.read();
-        Slots::from(counts, names).state(name.hash)
-    }
-
-    /// Never 0, which means that nothing was written.
     #[inline]
-    fn micros(&self, at: Instant) -> u64 {
-        let whole = |span: Duration| span.as_secs() * 1_000_000 + u64::from(span.subsec_micros());
-        match at.checked_duration_since(self.epoch) {
-            Some(after) => EPOCH + whole(after),
-            None => EPOCH.saturating_sub(whole(self.epoch.saturating_duration_since(at))).max(1),
-        }
+    pub(super) fn adapter(&self, name: Name<'_>) -> Option<AdapterState> {
+        state(self.adapters.read(), name.hash)
     }
 }
 
-/// Adapters as hashes: the running ones, then those that only waiting requests want.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Slots {
-    told: bool,
-    room: bool,
-    running: u8,
-    waiting: u8,
-    names: [u64; ADAPTERS],
+/// The page speaks of adapters.
+const TOLD: u8 = 1;
+/// There is room for one more.
+const ROOM: u8 = 2;
+/// There are more than fit on the slate.
+const MANY: u8 = 4;
+
+/// Adapters as hashes, the running ones first, behind three bytes: flags, which places run, which are taken.
+fn words(adapters: Option<&Adapters>) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    let Some(adapters) = adapters else {
+        return words;
+    };
+    let running = adapters.running.len();
+    let taken = running + adapters.wanted().count();
+    let flag = |flag: u8, is: bool| if is { flag } else { 0 };
+    let room = flag(ROOM, adapters.max.is_none_or(|max| taken < max as usize));
+    let flags = TOLD | room | flag(MANY, taken > ADAPTERS);
+    let first = |places: usize| (1u8 << places.min(ADAPTERS)) - 1;
+    let names = adapters.running.iter().chain(adapters.wanted());
+    let hashes = names.map(|name| xxh3_64(name.as_bytes()));
+    let facts = u64::from_le_bytes([flags, first(running), first(taken), 0, 0, 0, 0, 0]);
+    for (word, new) in words.iter_mut().zip(std::iter::once(facts).chain(hashes)) {
+        *word = new;
+    }
+    words
 }
 
-impl Slots {
-    fn of(adapters: Option<&Adapters>) -> Self {
-        let Some(adapters) = adapters else {
-            return Self::default();
-        };
-        let wanted = adapters.wanted().count();
-        let taken = adapters.running.len() + wanted;
-        let mut slots = Self {
-            told: true,
-            room: adapters.max.is_none_or(|max| taken < max as usize),
-            // More than fit are counted, too: that is how a reader knows.
-            running: u8::try_from(adapters.running.len()).unwrap_or(u8::MAX),
-            waiting: u8::try_from(wanted).unwrap_or(u8::MAX),
-            names: [0; ADAPTERS],
-        };
-        let names = adapters.running.iter().chain(adapters.wanted());
-        for (slot, name) in slots.names.iter_mut().zip(names) {
-            *slot = xxh3_64(name.as_bytes());
-        }
-        slots
+/// What [`words`] say of one name; `None` if there are too many for them.
+#[inline]
+fn state(words: [u64; WORDS], hash: u64) -> Option<AdapterState> {
+    let [facts, names @ ..] = words;
+    let [flags, running, taken, ..] = facts.to_le_bytes();
+    if flags & TOLD == 0 {
+        return Some(AdapterState::Untold);
     }
-
-    fn words(&self) -> [u64; WORDS] {
-        let counts = u64::from(self.told)
-            | u64::from(self.room) << 1
-            | u64::from(self.running) << 8
-            | u64::from(self.waiting) << 16;
-        let mut words = [counts; WORDS];
-        for (word, name) in words.iter_mut().skip(1).zip(self.names) {
-            *word = name;
-        }
-        words
+    if flags & MANY != 0 {
+        return None;
     }
-
-    fn from(counts: u64, names: [u64; ADAPTERS]) -> Self {
-        let [flags, running, waiting, ..] = counts.to_le_bytes();
-        Self { told: flags & 1 != 0, room: flags & 2 != 0, running, waiting, names }
-    }
-
-    fn state(&self, hash: u64) -> Option<AdapterState> {
-        let (running, waiting) = (usize::from(self.running), usize::from(self.waiting));
-        if running + waiting > ADAPTERS {
-            return None;
-        }
-        let at = self.names.iter().take(running + waiting).position(|it| *it == hash);
-        Some(match at {
-            _ if !self.told => AdapterState::Untold,
-            Some(at) if at < running => AdapterState::Held,
-            _ if self.room => AdapterState::Room,
-            Some(_) => AdapterState::Wanted,
-            None => AdapterState::Full,
-        })
-    }
+    // One bit a place: comparisons without a branch.
+    let found = names.iter().rev().fold(0, |found, it| found << 1 | u8::from(*it == hash));
+    Some(if found & running != 0 {
+        AdapterState::Held
+    } else if flags & ROOM != 0 {
+        AdapterState::Room
+    } else if found & taken != 0 {
+        AdapterState::Wanted
+    } else {
+        AdapterState::Full
+    })
 }
 
 impl Adapters {
@@ -236,14 +253,15 @@ impl Adapters {
     }
 }
 
-fn pair(high: u32, low: u32) -> u64 {
-    u64::from(high) << 32 | u64::from(low)
+fn pair(high: f32, low: f32) -> u64 {
+    u64::from(high.to_bits()) << 32 | u64::from(low.to_bits())
 }
 
-fn halves(word: u64) -> (u32, u32) {
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
-    let low = word as u32;
-    (u32::try_from(word >> 32).unwrap_or(u32::MAX), low)
+#[inline]
+fn halves(word: u64) -> (f32, f32) {
+    #[expect(clippy::cast_possible_truncation, reason = "each half is what is wanted")]
+    let (high, low) = ((word >> 32) as u32, word as u32);
+    (f32::from_bits(high), f32::from_bits(low))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a share needs no more digits")]
@@ -271,7 +289,8 @@ mod tests {
     fn a_glance_shows_the_reading_and_its_age() {
         let epoch = crate::clock::now();
         let board = Board::new(epoch, Duration::from_millis(250));
-        assert_eq!(board.read(epoch), None);
+        let after = |secs| Moment::new(epoch + Duration::from_secs(secs), epoch);
+        assert_eq!(board.read(&after(0)), None);
         let reading = Reading {
             running: Some(4),
             waiting: Some(2),
@@ -282,14 +301,28 @@ mod tests {
             ..Reading::default()
         };
         board.write(&load(epoch + Duration::from_secs(10), reading));
-        let glance = board.read(epoch + Duration::from_secs(12)).unwrap();
+        let glance = board.read(&after(12)).unwrap();
         assert!((glance.trust - 0.6).abs() < 1e-6);
-        assert_eq!((glance.sent_mark, glance.ended_mark), (7, 3));
-        assert_eq!((glance.streams, glance.waiting, glance.running), (7, 3, 4));
+        assert_eq!((glance.ours, glance.others), (4.0, 3.0));
+        assert_eq!((glance.waiting, glance.others_waiting, glance.running), (3.0, 9.0 / 7.0, 4.0));
         assert_eq!((glance.kv_usage, glance.kv_capacity), (0.5, Some(1_600.0)));
         assert_eq!(board.adapter(Name::new("a")), Some(AdapterState::Untold));
         board.write(&load(epoch, Reading::default()));
-        assert_eq!(board.read(epoch), None);
+        assert_eq!(board.read(&after(0)), None);
+    }
+
+    #[test]
+    fn a_pod_that_counts_from_elsewhere_reads_the_same_age() {
+        let epoch = crate::clock::now();
+        let now = epoch + Duration::from_secs(12);
+        let read = |counted_from| {
+            let board = Board::new(counted_from, Duration::from_millis(250));
+            let reading = Reading { running: Some(1), ..Reading::default() };
+            board.write(&load(epoch + Duration::from_secs(11), reading));
+            board.read(&Moment::new(now, epoch)).map(|it| it.trust)
+        };
+        assert_eq!(read(epoch + Duration::from_millis(11_500)), read(epoch));
+        assert!(read(epoch).is_some_and(|trust| (trust - 0.8).abs() < 1e-6));
     }
 
     #[test]

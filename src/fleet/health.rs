@@ -109,13 +109,15 @@ pub enum Admission {
 }
 
 /// One pod's health. Evidence is rare and takes a lock; the question whether it may be used reads atomics only.
+/// (In this order in memory; see [`super::Pod`].)
 #[derive(Debug)]
+#[repr(C)]
 pub struct Health {
-    epoch: Instant,
     record: Mutex<Record>,
-    condition: AtomicU8,
+    epoch: Instant,
     turns_at_ms: AtomicU64,
     probing: AtomicBool,
+    condition: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -131,14 +133,14 @@ struct Record {
 
 impl Health {
     /// A pod that was there when the gateway started: nothing is known, and it needs no slow start, because no other
-    /// pod is warmer.
-    pub fn present_from_the_start(now: Instant) -> Self {
-        Self::with(Condition::Unknown, now)
+    /// pod is warmer. Its times are counted from `epoch`.
+    pub fn present_from_the_start(epoch: Instant) -> Self {
+        Self::with(Condition::Unknown, epoch)
     }
 
-    /// A pod that joins while others already work: it warms up from now.
-    pub fn newcomer(now: Instant) -> Self {
-        let health = Self::with(Condition::Warming, now);
+    /// A pod that joins while others already work: it warms up from now. Its times are counted from `epoch`.
+    pub fn newcomer(now: Instant, epoch: Instant) -> Self {
+        let health = Self::with(Condition::Warming, epoch);
         health.turns_at_ms.store(health.millis(now + WARM_UP), Relaxed);
         health
     }

@@ -23,16 +23,19 @@ pub struct Ledger {
 
 impl Ledger {
     /// Requests sent since the pod is known.
+    #[inline]
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
 
     /// Requests ended since the pod is known, however they ended.
+    #[inline]
     pub fn ended(&self) -> u64 {
         self.ended.load(Relaxed)
     }
 
     /// Requests sent and not ended.
+    #[inline]
     pub fn in_flight(&self) -> u64 {
         // `ended` first: a request that ends between the two reads then counts as in flight, never as less than none.
         let ended = self.ended();
@@ -40,16 +43,19 @@ impl Ledger {
     }
 
     /// Requests sent that have not shown their first token.
+    #[inline]
     pub fn unstarted(&self) -> u64 {
         self.unstarted.load(Relaxed)
     }
 
     /// Prompt tokens, believed not cached, of requests sent that have not shown their first token.
+    #[inline]
     pub fn prefill_tokens(&self) -> u64 {
         self.prefill_tokens.load(Relaxed)
     }
 
     /// Estimated KV-cache tokens that our requests there hold: their prompts and what they have generated.
+    #[inline]
     pub fn kv_tokens(&self) -> u64 {
         self.kv_tokens.load(Relaxed)
     }

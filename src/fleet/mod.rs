@@ -14,7 +14,7 @@ mod slate;
 mod snapshot;
 mod speed;
 
-pub use glance::{AdapterState, Glance, Name};
+pub use glance::{AdapterState, Glance, Moment, Name};
 pub use health::{Admission, Condition, Evidence, Health};
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};

@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::{Evidence, Health, Pace, Pod, PodId, Speed, View};
+use super::{Evidence, Health, Moment, Pace, Pod, PodId, Speed, View};
 use crate::config::{Pool, Target};
 
 /// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
@@ -123,7 +123,7 @@ impl Fleet {
 
     fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
         let young = now.saturating_duration_since(state.born) < YOUTH;
-        let health = if young { Health::present_from_the_start(now) } else { Health::newcomer(now) };
+        let health = if young { Health::present_from_the_start(state.born) } else { Health::newcomer(now, state.born) };
         let slot = self.next_slot.fetch_add(1, Relaxed);
         let view = view_of(&state.config, target);
         Pod::new(Arc::clone(&state.config.name), target.clone(), view, slot, health)
@@ -175,6 +175,11 @@ impl PoolState {
     /// across an await.
     pub fn gate(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `now`, to ask its pods about.
+    pub fn moment(&self, now: Instant) -> Moment {
+        Moment::new(now, self.born)
     }
 
     /// What the pool as a whole has shown.

@@ -55,14 +55,16 @@ impl Default for Pace {
 }
 
 /// What was learned of one pod, or of a pool as a whole.
+/// (In this order in memory; see [`super::Pod`].)
 #[derive(Debug)]
+#[repr(C)]
 pub struct Speed {
-    half_trust: f64,
-    sums: Mutex<Sums>,
     samples: AtomicU32,
     base_ms: AtomicU32,
     ms_per_token: AtomicU32,
     itl_ms: AtomicU32,
+    half_trust: f64,
+    sums: Mutex<Sums>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,7 @@ impl Speed {
     }
 
     /// What it is believed to be; `prior` where nothing was seen.
+    #[inline]
     pub fn pace(&self, prior: Pace) -> Pace {
         if self.samples.load(Relaxed) == 0 {
             return prior;

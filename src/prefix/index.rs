@@ -6,6 +6,7 @@
 //! the holders only shrink along a chain, and one walk that compares their number finds every pod's match.
 
 use std::{
+    cmp::Ordering,
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     sync::{PoisonError, RwLock},
@@ -45,7 +46,7 @@ impl Hits {
 
     /// For asking about many slots in their order.
     pub fn walk(&self) -> Walk<'_> {
-        Walk { found: &self.found, at: 0 }
+        Walk { found: &self.found, at: 0, last: 0 }
     }
 
     /// The same in bytes.
@@ -74,20 +75,26 @@ impl Hits {
 pub struct Walk<'a> {
     found: &'a [(u32, u32)],
     at: usize,
+    /// The slot last asked about: all before `at` are below it.
+    last: u32,
 }
 
 impl Walk<'_> {
     /// Leading blocks that the pod in `slot` holds.
+    #[inline]
     pub fn blocks(&mut self, slot: u32) -> usize {
-        let behind = |it: Option<&(u32, u32)>| it.is_some_and(|(at, _)| *at < slot);
-        if self.at > 0 && !behind(self.found.get(self.at - 1)) {
+        if slot < self.last {
             self.at = 0;
         }
-        while behind(self.found.get(self.at)) {
-            self.at += 1;
+        self.last = slot;
+        while let Some((at, blocks)) = self.found.get(self.at) {
+            match at.cmp(&slot) {
+                Ordering::Less => self.at += 1,
+                Ordering::Equal => return *blocks as usize,
+                Ordering::Greater => break,
+            }
         }
-        let here = self.found.get(self.at).filter(|(at, _)| *at == slot);
-        here.map_or(0, |(_, blocks)| *blocks as usize)
+        0
     }
 }
 

@@ -36,6 +36,7 @@ impl Question<'_> {
     }
 
     /// Prompt tokens to compute where `blocks` are cached. At least one: engines never take the last from their cache.
+    #[inline]
     pub(super) fn uncached(&self, blocks: u32) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let cached = (blocks as f32 * self.block_tokens) as u32;
@@ -72,7 +73,8 @@ impl Tried {
     /// Whether it was sent there.
     #[inline]
     pub fn contains(&self, pod: &Pod) -> bool {
-        self.0.contains(&pod.slot)
+        // Asked of every pod, and mostly there are none.
+        !self.0.is_empty() && self.0.contains(&pod.slot)
     }
 
     /// How many pods it was sent to.

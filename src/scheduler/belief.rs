@@ -5,12 +5,11 @@
 //! other pods' mean stands in: such a pod is neither taken to be idle nor shunned. Once nothing is fresh the mean is
 //! nothing, and our own ledger is all there is.
 
-use std::time::Instant;
-
-use smallvec::SmallVec;
-
-use super::{Sight, filters::Field};
-use crate::fleet::{AdapterState, Glance, Ledger, Name, Pod};
+use super::{
+    Sight,
+    filters::{Candidate, Field},
+};
+use crate::fleet::{AdapterState, Glance, Moment, Name, Pod};
 
 /// KV-cache tokens of a pod that does not tell: what Llama-3.1-8B leaves on an 80 GB H100 (90 % of the memory).
 const KV_TOKENS: f32 = 422_000.0;
@@ -56,7 +55,9 @@ impl Belief {
 /// What is believed of every candidate, in the field's order.
 #[derive(Debug)]
 pub(super) struct Beliefs {
-    pub(super) list: SmallVec<[Belief; 16]>,
+    /// As each pod tells, before the mean stands in for what it does not.
+    told: Vec<Belief>,
+    mean: Means,
     /// Whether a page has the served model among its adapters.
     pub(super) adapter: bool,
 }
@@ -64,35 +65,47 @@ pub(super) struct Beliefs {
 impl Beliefs {
     /// `adapters`: whether it matters how ready the pods are for the served model as an adapter.
     pub(super) fn gather(field: &Field<'_>, adapters: bool) -> Self {
-        let mut beliefs = Self { list: SmallVec::with_capacity(field.candidates.len()), adapter: false };
+        let mut beliefs =
+            Self { told: Vec::with_capacity(field.candidates.len()), mean: Means::default(), adapter: false };
         let model = Name::new(field.question.served_model);
         let mut hits = field.question.hits.walk();
-        let mut told = Means::default();
-        for (_, pod) in field.pods() {
-            let mut belief = of_pod(pod, field.scene.now);
+        let mut sums = Means::default();
+        let moment = field.scene.pool.moment(field.scene.now);
+        for Candidate { pod, .. } in &field.candidates {
+            let mut belief = of_pod(pod, &moment);
             if adapters {
                 belief.adapter = pod.adapter(model);
             }
             belief.blocks = u32::try_from(hits.blocks(pod.slot)).unwrap_or(u32::MAX);
             beliefs.adapter |= matches!(belief.adapter, AdapterState::Held | AdapterState::Wanted);
-            told.add(&belief);
-            beliefs.list.push(belief);
+            sums.add(&belief);
+            beliefs.told.push(belief);
         }
-        let mean = told.mean();
-        for belief in &mut beliefs.list {
-            mean.fill(belief);
-        }
+        beliefs.mean = sums.mean();
         beliefs
+    }
+
+    /// The candidates of `field`, for which these were gathered, each with what is believed of it.
+    #[inline]
+    pub(super) fn of<'a>(&'a self, field: &'a Field<'a>) -> impl Iterator<Item = (&'a Candidate<'a>, Belief)> {
+        let both = field.candidates.iter().zip(&self.told);
+        both.map(|(candidate, told)| (candidate, self.mean.filled(told)))
+    }
+
+    /// One of them.
+    pub(super) fn at<'a>(&'a self, field: &'a Field<'a>, place: usize) -> Option<(&'a Candidate<'a>, Belief)> {
+        let both = field.candidates.get(place).zip(self.told.get(place));
+        both.map(|(candidate, told)| (candidate, self.mean.filled(told)))
     }
 
     /// What these beliefs stand on.
     pub(super) fn sight(&self) -> Sight {
-        if self.list.iter().any(|belief| belief.trust > 0.0) { Sight::Fresh } else { Sight::InFlightOnly }
+        if self.mean.trust > 0.0 { Sight::Fresh } else { Sight::InFlightOnly }
     }
 }
 
 #[inline]
-fn of_pod(pod: &Pod, now: Instant) -> Belief {
+fn of_pod(pod: &Pod, moment: &Moment) -> Belief {
     let ledger = &pod.ledger;
     let mut belief = Belief {
         own: count(ledger.in_flight()),
@@ -102,26 +115,22 @@ fn of_pod(pod: &Pod, now: Instant) -> Belief {
         kv_since: count(ledger.kv_tokens()),
         ..Belief::default()
     };
-    if let Some(glance) = pod.glance(now) {
-        belief.look(&glance, ledger);
+    if let Some(glance) = pod.glance(moment) {
+        belief.look(&glance);
     }
     belief
 }
 
 impl Belief {
     #[inline]
-    fn look(&mut self, glance: &Glance, ledger: &Ledger) {
-        let sent = count(ledger.sent().saturating_sub(glance.sent_mark));
-        let ended = count(ledger.ended().saturating_sub(glance.ended_mark));
-        let since = sent - ended;
-        let (said, waiting) = (glance.streams as f32, glance.waiting as f32);
+    fn look(&mut self, glance: &Glance) {
+        // What we sent since less what ended.
+        let since = self.own - glance.ours;
         self.trust = glance.trust;
-        // What we have there now less what changed since is what we had there then; the rest of what it said is
-        // others'. Which of them wait is not told: in proportion.
-        self.others = (said + since - self.own).max(0.0);
-        self.others_waiting = waiting * self.others / said.max(1.0);
-        self.waiting = (waiting + since).max(0.0);
-        self.running = glance.running as f32;
+        self.others = glance.others;
+        self.others_waiting = glance.others_waiting;
+        self.waiting = (glance.waiting + since).max(0.0);
+        self.running = glance.running;
         self.kv_usage = glance.kv_usage;
         self.kv_capacity = glance.kv_capacity.unwrap_or(KV_TOKENS);
         // Of what our requests hold, the part of those sent since.
@@ -129,9 +138,10 @@ impl Belief {
     }
 }
 
-/// By way of 32 bits, because the processor has no instruction for unsigned 64.
+/// By way of a signed number: the processor has no instruction for unsigned ones.
+#[inline]
 fn count(n: u64) -> f32 {
-    u32::try_from(n).unwrap_or(u32::MAX) as f32
+    n.cast_signed() as f32
 }
 
 /// Means over what readings tell, each weighted by how much it counts.
@@ -146,6 +156,7 @@ struct Means {
 }
 
 impl Means {
+    #[inline]
     fn add(&mut self, belief: &Belief) {
         let trust = belief.trust;
         self.trust += trust;
@@ -168,19 +179,25 @@ impl Means {
         }
     }
 
-    fn fill(&self, belief: &mut Belief) {
-        let trust = belief.trust;
+    /// Inlined, this costs a policy only what it looks at.
+    #[inline]
+    fn filled(&self, told: &Belief) -> Belief {
+        let trust = told.trust;
         let mix = |told: f32, mean: f32| told * trust + mean * (1.0 - trust);
-        belief.others = mix(belief.others, self.others);
-        belief.others_waiting = mix(belief.others_waiting, self.others_waiting);
-        belief.waiting = mix(belief.waiting, self.waiting).max(belief.waiting_at_least());
-        belief.running = mix(belief.running, self.running);
-        belief.kv_usage = mix(belief.kv_usage, self.kv_usage);
+        Belief {
+            others: mix(told.others, self.others),
+            others_waiting: mix(told.others_waiting, self.others_waiting),
+            waiting: mix(told.waiting, self.waiting).max(told.waiting_at_least()),
+            running: mix(told.running, self.running),
+            kv_usage: mix(told.kv_usage, self.kv_usage),
+            ..*told
+        }
     }
 }
 
 impl Belief {
     /// Where no reading counts, our own requests without a first token are those that wait.
+    #[inline]
     fn waiting_at_least(&self) -> f32 {
         if self.trust > 0.0 { 0.0 } else { self.unstarted }
     }

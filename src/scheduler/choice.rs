@@ -1,13 +1,12 @@
 //! From prices to a verdict: the lowest price wins. Among prices that cannot be told apart the pod with the fewest of
 //! our own requests wins, and among those chance, so that simultaneous equal requests spread.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use rand::{Rng, RngExt};
-use smallvec::SmallVec;
 
 use super::{
-    NoPod, Price, Question, Scene, Sight, Tried, Verdict,
+    NoPod, Question, Scene, Sight, Tried, Verdict,
     filters::Field,
     policies::{Judge, place_of},
 };
@@ -36,7 +35,7 @@ pub(super) fn choose(
     rng: &mut impl Rng,
 ) -> Result<Verdict, NoPod> {
     let many = field.candidates.len();
-    let ranks = Ranks::of(judge, many);
+    let ranks = Ranks::of(judge);
     let mut sight = judge.sight();
     let place = if sight == Sight::InFlightOnly && ranks.are_equal() {
         sight = Sight::RoundRobin;
@@ -44,11 +43,11 @@ pub(super) fn choose(
     } else {
         ranks.winner(field, rng)
     };
-    let won = place.and_then(|place| Some((place, field.pod(*field.candidates.get(place)?)?)));
+    let won = place.and_then(|place| Some((place, field.candidates.get(place)?.pod)));
     // A field has candidates, and one of them ranks first; if not, there is no pod.
     let (place, pod) = won.ok_or(NoPod::PoolEmpty)?;
     Ok(Verdict {
-        pod: std::sync::Arc::clone(pod),
+        pod: Arc::clone(pod),
         send: field.question.send(pod.slot),
         price: judge.price(place),
         considered: u16::try_from(many).unwrap_or(u16::MAX),
@@ -60,7 +59,8 @@ pub(super) fn choose(
 
 /// One number a candidate.
 struct Ranks {
-    list: SmallVec<[f64; 32]>,
+    /// `(place, rank)`, of those drawn.
+    list: Vec<(usize, f64)>,
     lowest: f64,
     highest: f64,
     /// Within this of the lowest, a rank is as good.
@@ -68,30 +68,17 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn of(judge: &Judge<'_>, many: usize) -> Self {
-        let mut ranks = Self {
-            list: SmallVec::with_capacity(many),
-            lowest: f64::INFINITY,
-            highest: f64::NEG_INFINITY,
-            tolerance: 0.0,
-        };
-        let mut best: Option<Price> = None;
-        for place in 0..many {
-            if !judge.drawn(place) {
-                ranks.list.push(f64::INFINITY);
-                continue;
+    fn of(judge: &Judge<'_>) -> Self {
+        let list = judge.ranks();
+        let (mut best, mut lowest, mut highest) = (0, f64::INFINITY, f64::NEG_INFINITY);
+        for (place, rank) in &list {
+            if *rank < lowest {
+                (best, lowest) = (*place, *rank);
             }
-            let price = judge.price(place);
-            let rank = price.rank();
-            if rank < ranks.lowest || best.is_none() {
-                ranks.lowest = rank;
-                best = Some(price);
-            }
-            ranks.highest = ranks.highest.max(rank);
-            ranks.list.push(rank);
+            highest = highest.max(*rank);
         }
-        ranks.tolerance = best.map_or(0.0, |best| judge.tolerance(&best));
-        ranks
+        let tolerance = judge.tolerance(&judge.price(best));
+        Self { list, lowest, highest, tolerance }
     }
 
     fn are_equal(&self) -> bool {
@@ -103,9 +90,8 @@ impl Ranks {
         let mut won = None;
         let mut fewest = u64::MAX;
         let mut equals = 0u32;
-        for (place, _) in self.list.iter().enumerate().filter(|(_, rank)| **rank <= limit) {
-            let candidate = field.candidates.get(place)?;
-            let ours = field.pod(*candidate)?.ledger.in_flight();
+        for (place, _) in self.list.iter().filter(|(_, rank)| *rank <= limit) {
+            let ours = field.candidates.get(*place)?.pod.ledger.in_flight();
             if ours > fewest {
                 continue;
             }
@@ -113,7 +99,7 @@ impl Ranks {
             fewest = ours;
             // The n-th equal replaces the one before it with a chance of 1 in n: each ends up equally likely.
             if equals == 1 || rng.random_range(0..equals) == 0 {
-                won = Some(place);
+                won = Some(*place);
             }
         }
         won

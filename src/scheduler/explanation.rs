@@ -99,10 +99,10 @@ impl Explanation {
             let Some(told) = self.candidates.get_mut(candidate.at) else {
                 continue;
             };
-            let belief = judge.beliefs().and_then(|it| it.list.get(place));
+            let belief = judge.beliefs().and_then(|it| it.at(field, place));
             let price = judge.price(place);
             told.excluded = None;
-            told.streams = belief.map(|it| f64::from(it.streams()));
+            told.streams = belief.map(|(_, it)| f64::from(it.streams()));
             told.total = Some(price.total());
             told.unit = price.unit().into();
             told.terms = price.terms().to_vec();

@@ -4,16 +4,17 @@
 //! is left, ejected ones are taken after all, because a likely failure is better than a certain one; a pod that sleeps
 //! or leaves never is.
 
-use smallvec::SmallVec;
+use std::sync::Arc;
 
 use super::{NoPod, Outs, Question, Scene, Tried};
 use crate::fleet::{Admission, Condition, Pod, Serving};
 
 /// A pod that may be chosen.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(super) struct Candidate<'a> {
     /// Its place in the scene.
     pub(super) at: usize,
+    pub(super) pod: &'a Arc<Pod>,
     /// What it gets of a warm pod's share.
     pub(super) share: f64,
 }
@@ -23,7 +24,7 @@ pub(super) struct Candidate {
 pub(super) struct Field<'a> {
     pub(super) scene: &'a Scene<'a>,
     pub(super) question: &'a Question<'a>,
-    pub(super) candidates: SmallVec<[Candidate; 16]>,
+    pub(super) candidates: Vec<Candidate<'a>>,
     /// Whether a pod says that the served model is an adapter.
     pub(super) adapter: bool,
     /// Whether one says that it is a model of its own.
@@ -89,7 +90,8 @@ pub(super) fn standing(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tr
     stands(pod, scene, pod.serving(question.served_model), tried)
 }
 
-#[inline]
+#[expect(clippy::inline_always, reason = "a call a pod, with all it passes, is a tenth of a pick")]
+#[inline(always)]
 fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Standing {
     if tried.contains(pod) {
         return Standing::Out(Reason::Tried);
@@ -110,12 +112,18 @@ fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Stan
 
 impl<'a> Field<'a> {
     pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
-        let mut field =
-            Self { scene, question, candidates: SmallVec::new(), adapter: false, base: false, failed_open: false };
+        let mut field = Self {
+            scene,
+            question,
+            candidates: Vec::with_capacity(scene.pods.len()),
+            adapter: false,
+            base: false,
+            failed_open: false,
+        };
         let mut menus = Menus { model: question.served_model, last: None };
         for (at, pod) in scene.pods.iter().enumerate() {
             if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
-                field.candidates.push(Candidate { at, share });
+                field.candidates.push(Candidate { at, pod, share });
                 field.adapter |= serving == Serving::Adapter;
                 field.base |= serving == Serving::Base;
             }
@@ -126,24 +134,14 @@ impl<'a> Field<'a> {
         Ok(field)
     }
 
-    /// The pod of a candidate.
-    pub(super) fn pod(&self, candidate: Candidate) -> Option<&'a std::sync::Arc<Pod>> {
-        self.scene.pods.get(candidate.at)
-    }
-
-    /// The candidates with their pods.
-    pub(super) fn pods(&self) -> impl Iterator<Item = (Candidate, &'a Pod)> {
-        self.candidates.iter().filter_map(|it| Some((*it, &**self.pod(*it)?)))
-    }
-
     fn fail_open(&mut self, tried: &Tried) -> Result<(), NoPod> {
         self.failed_open = true;
         let (mut outs, mut were_tried) = (Outs::default(), 0);
         for (at, pod) in self.scene.pods.iter().enumerate() {
             match standing(pod, self.scene, self.question, tried) {
                 // It was out a moment ago and is no longer.
-                Standing::In { share, .. } => self.candidates.push(Candidate { at, share }),
-                Standing::Out(Reason::Ejected) => self.candidates.push(Candidate { at, share: 1.0 }),
+                Standing::In { share, .. } => self.candidates.push(Candidate { at, pod, share }),
+                Standing::Out(Reason::Ejected) => self.candidates.push(Candidate { at, pod, share: 1.0 }),
                 Standing::Out(Reason::Asleep) => outs.asleep += 1,
                 Standing::Out(Reason::Draining) => outs.draining += 1,
                 Standing::Out(Reason::Tried) => were_tried += 1,

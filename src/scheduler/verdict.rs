@@ -84,6 +84,7 @@ pub struct Term {
 
 impl Price {
     /// The number that is compared: the lowest wins.
+    #[inline]
     pub fn rank(&self) -> f64 {
         match self {
             Self::Cost(cost) => cost.total_ms(),

@@ -8,7 +8,7 @@ use crate::{
     scheduler::{
         Cost, Price,
         belief::{Belief, Beliefs},
-        filters::Field,
+        filters::{Candidate, Field},
     },
 };
 
@@ -54,19 +54,21 @@ impl<'a> LeastCost<'a> {
         Self { adapter: field.adapter || beliefs.adapter, pool: field.scene.pool.pace(), field, beliefs }
     }
 
-    #[inline]
-    pub(super) fn price(&self, place: usize) -> Price {
-        let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
-        let priced = known.and_then(|(candidate, belief)| {
-            let pod = self.field.pod(*candidate)?;
-            let uncached = f64::from(self.field.question.uncached(belief.blocks));
-            Some(self.cost(belief, pod.speed.pace(self.pool), uncached, candidate.share))
-        });
-        Price::Cost(priced.unwrap_or(Cost::NEVER))
+    pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
+        let known = self.beliefs.of(self.field);
+        known.map(|(candidate, belief)| Price::Cost(self.cost(candidate, &belief)))
     }
 
-    #[inline]
-    fn cost(&self, belief: &Belief, pace: Pace, uncached: f64, share: f64) -> Cost {
+    pub(super) fn price(&self, place: usize) -> Price {
+        let known = self.beliefs.at(self.field, place);
+        Price::Cost(known.map_or(Cost::NEVER, |(candidate, belief)| self.cost(candidate, &belief)))
+    }
+
+    #[expect(clippy::inline_always, reason = "a call a pod, with all it passes, is a tenth of a pick")]
+    #[inline(always)]
+    fn cost(&self, candidate: &Candidate<'_>, belief: &Belief) -> Cost {
+        let pace = candidate.pod.speed.pace(self.pool);
+        let uncached = f64::from(self.field.question.uncached(belief.blocks));
         let output = f64::from(self.field.question.expected_output_tokens);
         let streams = f64::from(belief.streams());
         let others_tokens = others_tokens(belief);
@@ -78,7 +80,7 @@ impl<'a> LeastCost<'a> {
             decode_ms: output * pace.itl_ms * (OWN_DECODE + BATCH_SLOPE * streams),
             kv_ms: kv_ms(belief, pace, others_tokens + uncached + output, output),
             adapter_ms: if self.adapter { adapter_ms(belief.adapter) } else { 0.0 },
-            share,
+            share: candidate.share,
         }
     }
 }
@@ -89,6 +91,7 @@ pub(super) fn tolerance(best: &Cost) -> f64 {
 }
 
 /// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours are like as they come.
+#[inline]
 fn others_tokens(belief: &Belief) -> f64 {
     if belief.others_waiting <= 0.0 {
         return 0.0;
@@ -100,6 +103,7 @@ fn others_tokens(belief: &Belief) -> f64 {
 
 /// What does not fit is recomputed once, by us or by whom we push out; and to free a part of the cache takes that part
 /// of a stream's lifetime. Nothing while all fits: a fuller cache is no slower.
+#[inline]
 fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
     let capacity = f64::from(belief.kv_capacity);
     let ours = f64::from(belief.kv_since.max(belief.prefill_tokens));
@@ -112,6 +116,7 @@ fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
 }
 
 /// A page that speaks of no adapters yet has most likely loaded none.
+#[inline]
 fn adapter_ms(adapter: AdapterState) -> f64 {
     match adapter {
         AdapterState::Held => 0.0,

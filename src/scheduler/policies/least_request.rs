@@ -1,6 +1,10 @@
 //! `least-request`: the pod with the fewest requests, ours as we count them and others' as far as readings tell.
 
-use crate::scheduler::{Price, belief::Beliefs, filters::Field};
+use crate::scheduler::{
+    Price,
+    belief::{Belief, Beliefs},
+    filters::{Candidate, Field},
+};
 
 /// See the file's comment.
 pub(in crate::scheduler) struct LeastRequest<'a> {
@@ -14,10 +18,16 @@ impl<'a> LeastRequest<'a> {
     }
 
     pub(super) fn price(&self, place: usize) -> Price {
-        let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
-        // This request is counted in, so that a warming pod's share matters while it is idle, too.
-        Price::Requests(
-            known.map_or(f64::INFINITY, |(candidate, belief)| (f64::from(belief.streams()) + 1.0) / candidate.share),
-        )
+        self.beliefs.at(self.field, place).map_or(Price::Requests(f64::INFINITY), requests)
     }
+
+    pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
+        self.beliefs.of(self.field).map(requests)
+    }
+}
+
+/// This request is counted in, so that a warming pod's share matters while it is idle, too.
+#[inline]
+fn requests((candidate, belief): (&Candidate<'_>, Belief)) -> Price {
+    Price::Requests((f64::from(belief.streams()) + 1.0) / candidate.share)
 }

@@ -56,12 +56,18 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether the candidate at `place` was drawn, for policies that draw before they compare.
-    pub(super) fn drawn(&self, place: usize) -> bool {
+    /// Every candidate's place and rank; only of those drawn, for policies that draw before they compare. It is the
+    /// rank of what [`Judge::price`] says, asked in a loop of each policy's own: a thousand times through the `match`
+    /// is most of a pick.
+    pub(super) fn ranks(&self) -> Vec<(usize, f64)> {
         match self {
-            Self::PowerOfTwo(judge) => judge.drawn(place),
-            Self::Random(judge) => judge.drawn(place),
-            _ => true,
+            Self::LeastCost(judge) => ranked(judge.prices()),
+            Self::Weighted(judge) => ranked(judge.prices()),
+            Self::LeastRequest(judge) => ranked(judge.prices()),
+            Self::PowerOfTwo(judge) => judge.drawn().map(|place| (place, judge.price(place).rank())).collect(),
+            Self::RoundRobin(judge) => ranked(judge.prices()),
+            Self::Random(judge) => vec![(judge.drawn, Price::Any.rank())],
+            Self::SessionHash(judge) => ranked(judge.prices()),
         }
     }
 
@@ -93,6 +99,11 @@ impl<'a> Judge<'a> {
             Self::RoundRobin(_) | Self::Random(_) | Self::SessionHash(_) => None,
         }
     }
+}
+
+#[inline]
+fn ranked(prices: impl Iterator<Item = Price>) -> Vec<(usize, f64)> {
+    prices.map(|price| price.rank()).enumerate().collect()
 }
 
 /// One draw that a warming candidate survives as often as its share says. After as many as there are candidates the

@@ -25,7 +25,9 @@ impl<'a> PowerOfTwo<'a> {
         self.all.price(place)
     }
 
-    pub(super) fn drawn(&self, place: usize) -> bool {
-        place == self.drawn.0 || place == self.drawn.1
+    /// The places drawn: one where there are no two.
+    pub(super) fn drawn(&self) -> impl Iterator<Item = usize> {
+        let (one, other) = self.drawn;
+        std::iter::once(one).chain((other != one).then_some(other))
     }
 }

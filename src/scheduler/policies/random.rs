@@ -7,16 +7,12 @@ use crate::scheduler::filters::Field;
 
 /// See the file's comment.
 pub(in crate::scheduler) struct Random {
-    drawn: usize,
+    pub(super) drawn: usize,
 }
 
 impl Random {
     pub(super) fn new(field: &Field<'_>, rng: &mut impl Rng) -> Self {
         let many = field.candidates.len().max(1);
         Self { drawn: thinned(field, rng, |rng| rng.random_range(0..many)) }
-    }
-
-    pub(super) fn drawn(&self, place: usize) -> bool {
-        place == self.drawn
     }
 }

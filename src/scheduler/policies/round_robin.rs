@@ -18,8 +18,13 @@ impl RoundRobin {
         Self { next: thinned(field, rng, |_| place_of(turn(), many)), many }
     }
 
+    pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
+        (0..self.many).map(|place| self.price(place))
+    }
+
+    #[inline]
     pub(super) fn price(&self, place: usize) -> Price {
-        let ahead = (place + self.many - self.next) % self.many;
+        let ahead = if place < self.next { place + self.many } else { place } - self.next;
         Price::Turns(u32::try_from(ahead).unwrap_or(u32::MAX))
     }
 }

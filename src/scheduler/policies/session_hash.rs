@@ -5,7 +5,10 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::scheduler::{Price, filters::Field};
+use crate::scheduler::{
+    Price,
+    filters::{Candidate, Field},
+};
 
 /// See the file's comment.
 pub(in crate::scheduler) struct SessionHash<'a> {
@@ -18,14 +21,19 @@ impl<'a> SessionHash<'a> {
         Self { field, session }
     }
 
+    pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
+        self.field.candidates.iter().map(|candidate| self.race(candidate))
+    }
+
     pub(super) fn price(&self, place: usize) -> Price {
         let candidate = self.field.candidates.get(place);
-        let known = candidate.and_then(|candidate| Some((candidate.share, self.field.pod(*candidate)?)));
-        Price::Race(known.map_or(f64::INFINITY, |(share, pod)| {
-            let drawn = xxh3_64_with_seed(pod.id.as_str().as_bytes(), self.session);
-            // 53 bits into (0, 1]: never the logarithm of nothing.
-            let uniform = ((drawn >> 11) + 1) as f64 / (1u64 << 53) as f64;
-            -uniform.ln() / share
-        }))
+        candidate.map_or(Price::Race(f64::INFINITY), |candidate| self.race(candidate))
+    }
+
+    fn race(&self, candidate: &Candidate<'_>) -> Price {
+        let drawn = xxh3_64_with_seed(candidate.pod.id.as_str().as_bytes(), self.session);
+        // 53 bits into (0, 1]: never the logarithm of nothing.
+        let uniform = ((drawn >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        Price::Race(-uniform.ln() / candidate.share)
     }
 }

@@ -26,14 +26,19 @@ pub(in crate::scheduler) struct Weighted<'a> {
 impl<'a> Weighted<'a> {
     pub(super) fn new(scorers: &'a [WeightedScorer], field: &'a Field<'a>) -> Self {
         let beliefs = Beliefs::gather(field, true);
-        let waiting = Range::over(beliefs.list.iter().map(|it| f64::from(it.waiting)));
-        let running = Range::over(beliefs.list.iter().map(|it| f64::from(it.running)));
+        let waiting = Range::over(beliefs.of(field).map(|(_, it)| f64::from(it.waiting)));
+        let running = Range::over(beliefs.of(field).map(|(_, it)| f64::from(it.running)));
         Self { field, scorers, beliefs, waiting, running }
     }
 
+    pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
+        let known = self.beliefs.of(self.field);
+        known.map(|(candidate, belief)| Price::Points(self.points(candidate.share, &belief)))
+    }
+
     pub(super) fn price(&self, place: usize) -> Price {
-        let known = self.field.candidates.get(place).zip(self.beliefs.list.get(place));
-        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| self.points(candidate.share, belief)))
+        let known = self.beliefs.at(self.field, place);
+        Price::Points(known.map_or_else(Points::default, |(candidate, belief)| self.points(candidate.share, &belief)))
     }
 
     fn points(&self, share: f64, belief: &Belief) -> Points {
