@@ -6,10 +6,7 @@
 mod explain;
 mod state;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use axum::{
     Router,
@@ -22,9 +19,7 @@ use axum::{
 pub use explain::{ExplainAnswer, Problem, explain_request};
 
 use crate::{
-    clock,
     edge::{Phase, Stage},
-    fleet::Condition,
     gateway::{CurrentPolicy, House},
     telemetry::Metrics,
 };
@@ -38,13 +33,12 @@ pub struct Office {
     pub policy: CurrentPolicy,
     /// How far a stop has come.
     pub stage: Arc<Stage>,
-    was_ready: Arc<AtomicBool>,
 }
 
 impl Office {
     /// The office of one gateway.
     pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>) -> Self {
-        Self { house, policy, stage, was_ready: Arc::default() }
+        Self { house, policy, stage }
     }
 
     /// Why the gateway is not ready; `None` if it is. Once a pod was ready it stays so until it stops: taking every
@@ -53,16 +47,7 @@ impl Office {
         if self.stage.phase() > Phase::Serving {
             return Some("stopping");
         }
-        if !self.was_ready.load(Relaxed) && self.any_pod_ready() {
-            self.was_ready.store(true, Relaxed);
-        }
-        (!self.was_ready.load(Relaxed)).then_some("no pod has been ready yet")
-    }
-
-    fn any_pod_ready(&self) -> bool {
-        let now = clock::now();
-        let usable = |condition| matches!(condition, Condition::Ready | Condition::Warming);
-        self.house.fleet.pools().any(|pool| pool.pods().iter().any(|pod| usable(pod.condition(now))))
+        (!self.house.ready_once.load(Relaxed)).then_some("no pod has been ready yet")
     }
 }
 

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, atomic::{AtomicBool, AtomicUsize}},
 };
 
 use rustls::ClientConfig;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     StartError,
@@ -29,6 +30,7 @@ struct Known {
     fleet: Arc<Fleet>,
     prefix: Arc<prefix::Index>,
     metrics: Arc<Metrics>,
+    ready_once: Arc<AtomicBool>,
 }
 
 impl Known {
@@ -36,7 +38,7 @@ impl Known {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let rows = Arc::clone(&fleet);
         let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
-        Self { fleet, prefix: Arc::default(), metrics }
+        Self { fleet, prefix: Arc::default(), metrics, ready_once: Arc::default() }
     }
 }
 
@@ -53,6 +55,7 @@ pub(super) fn live_house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<Hous
         metrics: Arc::clone(&known.metrics),
         prefix: Arc::clone(&known.prefix),
         fleet: Arc::clone(&known.fleet),
+        ready_once: Arc::clone(&known.ready_once),
     };
     let ears: Arc<dyn scrape::Report> = Arc::new(ears);
     #[expect(clippy::indexing_slicing, reason = "filled from these very pools above")]
@@ -72,7 +75,7 @@ pub fn still_house(config: &Arc<Config>) -> House {
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics } = known;
+    let Known { fleet, prefix, metrics, ready_once } = known;
     House {
         fleet,
         prefix,
@@ -81,6 +84,8 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
         requests_open: AtomicUsize::new(0),
+        cut: CancellationToken::new(),
+        ready_once,
         doubt,
         metrics,
     }

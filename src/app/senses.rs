@@ -1,13 +1,16 @@
 //! Where the senses hang together with what is told and what is known besides.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use crate::{
     clock,
     config::{self, Config},
     discovery,
     fleet::{Changes, Condition, Fleet, Pod},
-    gateway::{House, tell_turn},
+    gateway::{House, note_readiness, tell_turn},
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
@@ -19,6 +22,7 @@ pub(super) struct Ears {
     pub(super) metrics: Arc<Metrics>,
     pub(super) prefix: Arc<prefix::Index>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) ready_once: Arc<AtomicBool>,
 }
 
 impl Ears {
@@ -62,6 +66,7 @@ impl Report for Ears {
 
     fn turned(&self, pod: &Pod, condition: Condition) {
         tell_turn(&self.metrics, pod, condition);
+        note_readiness(&self.ready_once, condition);
         if condition == Condition::Warming {
             // It was away; whatever it had cached is likely gone.
             self.prefix.forget(pod.slot);

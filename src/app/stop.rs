@@ -7,6 +7,9 @@ use tokio::time::{sleep, timeout};
 use super::Running;
 use crate::edge::Phase;
 
+/// How long clients have to take in that their stream is cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// How a stop went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
@@ -20,8 +23,10 @@ impl Running {
     pub async fn stop(self, delay: Duration, grace: Duration, hurry: impl Future<Output = ()>) -> Stopped {
         let orderly = async {
             self.stage.enter(Phase::Leaving);
-            tracing::info!(open = self.open(), ?delay, "stopping: not ready any more, still accepting");
-            sleep(delay).await;
+            if delay > Duration::ZERO {
+                tracing::info!(open = self.open(), ?delay, "stopping: not ready any more, still accepting");
+                sleep(delay).await;
+            }
             self.stage.enter(Phase::Closing);
             tracing::info!(open = self.open(), ?grace, "stopping: no new connections, open requests go on");
             // What is still open afterwards is counted below.
@@ -32,6 +37,9 @@ impl Running {
             () = hurry => {}
         }
         let cut = self.open();
+        // Streams are told; then whoever did not take it in is dropped.
+        self.house.cut.cancel();
+        timeout(LAST_WORDS, self.clients.wait()).await.ok();
         self.stage.enter(Phase::Cutting);
         self.clients.wait().await;
         self.office.stop();

@@ -1,5 +1,7 @@
 //! What the desk saw of a pod's health; and how a turn of its condition is told, by the desk and by the senses alike.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use super::House;
 use crate::{
     clock,
@@ -22,7 +24,15 @@ impl House {
     fn note(&self, pod: &Pod, evidence: Evidence) {
         if let Some(condition) = pod.health.note(evidence, clock::now()) {
             tell_turn(&self.metrics, pod, condition);
+            note_readiness(&self.ready_once, condition);
         }
+    }
+}
+
+/// Remembers that a pod was ready.
+pub fn note_readiness(ready_once: &AtomicBool, condition: Condition) {
+    if matches!(condition, Condition::Ready | Condition::Warming) {
+        ready_once.store(true, Relaxed);
     }
 }
 

@@ -13,13 +13,17 @@ mod proxy;
 mod receipt;
 mod rejection;
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
+};
 
 use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
-pub use health::tell_turn;
+pub use health::{note_readiness, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
@@ -51,6 +55,10 @@ pub struct House {
     pub retries: RetryBudget,
     /// Requests being worked on.
     pub requests_open: AtomicUsize,
+    /// Cancelled when a stop's grace is over: whoever is still served is told so and cut.
+    pub cut: CancellationToken,
+    /// Whether any pod was ever ready.
+    pub ready_once: Arc<AtomicBool>,
     /// Called when a pod failed a request, so that it is asked how it is.
     pub doubt: Box<dyn Fn(&PodId) + Send + Sync>,
 }

@@ -67,6 +67,9 @@ pub enum Rejection {
     /// Every attempt failed.
     #[error("{}", told(.0.kind))]
     Failed(#[source] Failure),
+    /// The gateway stops, and its grace is over.
+    #[error("the gateway is stopping; try again")]
+    Stopping,
     /// The whole request took too long.
     #[error("the request took longer than the {0:?} it may")]
     TotalTimeout(Duration),
@@ -133,6 +136,7 @@ impl Rejection {
                 }
                 _ => told_as(S::SERVICE_UNAVAILABLE, SERVER, "upstream_unreachable", "upstream_unreachable"),
             },
+            Self::Stopping => told_as(S::SERVICE_UNAVAILABLE, SERVER, "stopping", "stopping"),
             Self::TotalTimeout(_) => told_as(S::GATEWAY_TIMEOUT, SERVER, "request_timeout", "total_timeout"),
         }
     }

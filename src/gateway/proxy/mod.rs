@@ -93,7 +93,12 @@ impl Desk {
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
         let story = Story { house: &self.house, policy: &policy, listener };
         let mut dialect = Dialect::OpenAi;
-        Ok(match story.tell(request, &mut receipt, &mut dialect).await {
+        let told = tokio::select! {
+            biased;
+            told = story.tell(request, &mut receipt, &mut dialect) => told,
+            () = self.house.cut.cancelled() => Err(Rejection::Stopping),
+        };
+        Ok(match told {
             Ok(Told::ByPod(brought)) => story.relay(*brought, receipt),
             Ok(Told::ByUs(body)) => {
                 receipt.status = Some(200);

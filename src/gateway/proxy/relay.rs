@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{Sent, Story, answer::BrokeOff, timer::Timer};
+use super::{Sent, Story, answer::BrokeOff, timer::{STOPPING, TOTAL_TIMEOUT, Timer}};
 use crate::{
     clock,
     fleet::Pace,
@@ -95,9 +95,7 @@ impl Relay {
             .map(|matter| ModelRenamer::new(&matter.route.client_model, framing));
         receipt.step = Step::Relaying;
         receipt.streamed |= events;
-        let timeouts = story.timeouts();
-        let total = timeouts.total.map(|limit| receipt.received + limit);
-        let timer = Timer::new(timeouts.first_byte, timeouts.idle, total, clock::now());
+        let timer = Timer::new(&story.timeouts(), receipt.received, clock::now(), &story.house.cut);
         let strip = (events && sent.inject_usage).then(UsageStripper::new);
         Self {
             house: Arc::clone(story.house),
@@ -272,7 +270,10 @@ impl Relay {
 
     fn broke_off(&mut self, why: &'static str) {
         self.receipt.outcome = Outcome::Cut(why);
-        self.blame_pod(why);
+        // What we cut ourselves is not the pod's fault.
+        if why != STOPPING && why != TOTAL_TIMEOUT {
+            self.blame_pod(why);
+        }
     }
 
     fn blame_pod(&self, why: &'static str) {

@@ -8,8 +8,15 @@ use std::{
 };
 
 use tokio::time::{Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::clock;
+use crate::{clock, config::Timeouts};
+
+/// Why an answer is cut when the gateway stops and its grace is over.
+pub(super) const STOPPING: &str = "stopping";
+
+/// Why one is cut that took longer than the operator allows.
+pub(super) const TOTAL_TIMEOUT: &str = "total_timeout";
 
 /// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
 /// event costs no timer.
@@ -18,11 +25,18 @@ pub(super) struct Timer {
     silent_until: Instant,
     idle: Duration,
     total: Option<Instant>,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Timer {
-    pub(super) fn new(first: Duration, idle: Duration, total: Option<Instant>, now: Instant) -> Self {
-        Self { sleep: None, silent_until: now + first, idle, total }
+    pub(super) fn new(limits: &Timeouts, received: Instant, now: Instant, stop: &CancellationToken) -> Self {
+        Self {
+            sleep: None,
+            silent_until: now + limits.first_byte,
+            idle: limits.idle,
+            total: limits.total.map(|limit| received + limit),
+            stop: Box::pin(stop.clone().cancelled_owned()),
+        }
     }
 
     pub(super) fn moved(&mut self, now: Instant) {
@@ -31,10 +45,13 @@ impl Timer {
 
     /// Ready with the reason once the time is up.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        if self.stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(STOPPING);
+        }
         loop {
             let now = clock::now();
             if self.total.is_some_and(|total| now >= total) {
-                return Poll::Ready("total_timeout");
+                return Poll::Ready(TOTAL_TIMEOUT);
             }
             if now >= self.silent_until {
                 return Poll::Ready("idle_timeout");
