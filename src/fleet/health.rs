@@ -49,7 +49,7 @@ pub enum Evidence {
     RequestFailed,
     /// It says of itself that it is well (`/health` 200).
     HealthOk,
-    /// It says of itself that it is not (`/health` 503).
+    /// It says of itself that it is not (`/health` 503), or not even that, long silent as it was.
     HealthBad,
     /// Discovery no longer lists it: no new requests, those in flight may end.
     Gone,

@@ -10,12 +10,13 @@ use std::sync::{
 
 use super::Pod;
 
-/// Running counts of one pod. `sent` and `ended` only grow, so that a scrape can remember both and later tell what
+/// Running counts of one pod. `sent`, `ended` and `heard` only grow, so that a scrape can remember them and later tell what
 /// happened since; the others are levels.
 #[derive(Debug, Default)]
 pub struct Ledger {
     sent: AtomicU64,
     ended: AtomicU64,
+    heard: AtomicU64,
     unstarted: AtomicU64,
     prefill_tokens: AtomicU64,
     kv_tokens: AtomicU64,
@@ -32,6 +33,11 @@ impl Ledger {
     #[inline]
     pub fn ended(&self) -> u64 {
         self.ended.load(Relaxed)
+    }
+
+    /// Pieces of answers that came, since the pod is known.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Relaxed)
     }
 
     /// Requests sent and not ended.
@@ -100,6 +106,11 @@ impl Reservation {
     /// Whether this request is the one that tries an ejected pod again.
     pub fn is_probe(&self) -> bool {
         self.probe
+    }
+
+    /// A piece of the answer came.
+    pub fn heard(&self) {
+        self.pod.ledger.heard.fetch_add(1, Relaxed);
     }
 
     /// The first token came: its prompt no longer stands in anybody's way. Only the first call counts.

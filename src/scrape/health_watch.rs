@@ -20,6 +20,7 @@ pub(super) struct HealthWatch {
     doubted: bool,
     out: bool,
     stillness: Stillness,
+    silence: Silence,
 }
 
 impl HealthWatch {
@@ -31,6 +32,19 @@ impl HealthWatch {
     /// A page was read while `in_flight` of our requests were there.
     pub(super) fn note(&mut self, reading: &Reading, in_flight: u64, now: Instant) {
         self.doubted |= self.stillness.note(reading, in_flight, now);
+        self.silence = Silence::default();
+    }
+
+    /// No page came in time while `in_flight` of our requests were there, of whose answers `heard` pieces had come.
+    pub(super) fn note_unread(&mut self, in_flight: u64, heard: u64, now: Instant) {
+        self.silence.note(in_flight, heard, now);
+        self.doubted |= self.silence.is_long(now);
+    }
+
+    /// Whether it has shown no sign of life for so long that not answering when asked how it is means something: a
+    /// process that is frozen still accepts connections.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        self.silence.is_long(now)
     }
 
     /// Whether to ask now.
@@ -84,6 +98,24 @@ impl Stillness {
     }
 }
 
+/// Since when neither a page nor a byte of an answer came, with requests there all the time. Slow pages alone mean
+/// nothing: an API server that is busy with prompts is late with them, but its streams go on.
+#[derive(Debug, Default)]
+struct Silence {
+    last: Option<(u64, Instant)>,
+}
+
+impl Silence {
+    fn note(&mut self, in_flight: u64, heard: u64, now: Instant) {
+        let since = self.last.filter(|(before, _)| *before == heard).map_or(now, |(_, since)| since);
+        self.last = (in_flight > 0).then_some((heard, since));
+    }
+
+    fn is_long(&self, now: Instant) -> bool {
+        self.last.is_some_and(|(_, since)| now.saturating_duration_since(since) >= STILL_AFTER)
+    }
+}
+
 impl Trace {
     fn of(reading: &Reading) -> Self {
         Self {
@@ -124,6 +156,28 @@ mod tests {
                 stillness.note(&reading, in_flight, start + millis(turn * 250))
             })
             .count()
+    }
+
+    #[test]
+    fn a_pod_that_says_nothing_at_all_is_asked_and_one_whose_streams_go_on_is_not() {
+        let start = crate::clock::now();
+        let mut watch = HealthWatch::default();
+        let mut after_seconds = |in_flight, heard, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            watch.note_unread(in_flight, heard, now);
+            watch.is_silent(now)
+        };
+        assert!(!after_seconds(1, 7, 0));
+        assert!(!after_seconds(2, 7, 4));
+        assert!(after_seconds(2, 7, 5), "five seconds without a word");
+        assert!(!after_seconds(2, 8, 6), "a stream went on");
+        assert!(!after_seconds(0, 8, 8));
+        assert!(!after_seconds(1, 8, 12), "nobody waited there in between");
+        assert!(after_seconds(1, 8, 17));
+        let now = start + Duration::from_secs(17);
+        assert!(watch.is_due(Condition::Ready, now));
+        watch.note(&reading(1), 1, now);
+        assert!(!watch.is_silent(now), "a page came");
     }
 
     #[test]

@@ -135,6 +135,9 @@ impl Watch {
         if failure == Some(Failure::Refused) {
             self.note(Evidence::ScrapeRefused);
         }
+        if failure == Some(Failure::Timeout) {
+            self.turns().health.note_unread(pod.ledger.in_flight(), pod.ledger.heard(), now);
+        }
         if let Some(failure) = failure {
             tracing::debug!(pod = %pod.id, %failure, "page of metrics not read");
             self.report.page_failed(pod, failure, took);
@@ -172,9 +175,14 @@ impl Watch {
             Ok(_) => self.note(Evidence::HealthOk),
             Err(Failure::Http(503)) => self.note(Evidence::HealthBad),
             Err(Failure::Refused) => self.note(Evidence::ScrapeRefused),
+            Err(Failure::Timeout) if self.is_silent() => self.note(Evidence::HealthBad),
             Err(_) => {}
         }
         self.turns().health.returned();
+    }
+
+    fn is_silent(&self) -> bool {
+        self.turns().health.is_silent(clock::now())
     }
 
     async fn get(&self, url: &str, max: Bytes) -> Result<Vec<u8>, Failure> {

@@ -117,3 +117,24 @@ async fn a_pod_whose_metrics_alone_answer_is_not_used() {
     }
     assert_eq!(well.asked(), 20);
 }
+
+#[tokio::test]
+async fn a_pod_that_is_frozen_gets_no_more_once_it_was_silent_for_long() {
+    // Its kernel accepts connections and takes what is written; nobody ever answers.
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("{{ url: \"http://{}\" }}", frozen.local_addr().unwrap());
+    let well = SimPod::start().await;
+    let gateway = Gateway::over([endpoint, well.endpoint()]).yaml("scheduler: { policy: round-robin }").start().await;
+    let stuck = [chat("one", 1).begin(gateway.addr), chat("two", 1).begin(gateway.addr)];
+    let ejected = || gateway.pods().iter().any(|pod| pod.condition(clock::now()).name() == "ejected");
+    eventually("the ejection", ejected).await;
+    assert_eq!(well.asked(), 1);
+    for nth in 0..6 {
+        assert_eq!(chat(&nth.to_string(), 1).send(gateway.addr).await.status(), 200);
+    }
+    assert_eq!(well.asked(), 7);
+    for one in stuck {
+        one.abort();
+    }
+    gateway.quiet().await;
+}

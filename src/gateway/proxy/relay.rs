@@ -171,6 +171,7 @@ impl Relay {
     fn pass(&mut self, data: Bytes) -> Bytes {
         let now = clock::now();
         self.timer.moved(now);
+        self.pick.reservation.heard();
         let seen = match &mut self.watch {
             Watch::Stream(watch) => watch.feed(&data),
             Watch::Whole(watch) => {
