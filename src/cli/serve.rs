@@ -15,6 +15,7 @@ const AFTER: &str = "Signals:
   SIGTERM  drain: not ready at once, still accepting for timeouts.drain_delay, then no new
            connections, then up to timeouts.drain_grace for open requests
   SIGINT   the same without the delay (Ctrl-C); a second signal of either kind cuts what is open
+  SIGHUP   nothing: the configuration is read at the start (endpoint lists and token files are followed)
 
 Exit codes:
   0  stopped, and every request got its whole answer
@@ -61,6 +62,7 @@ async fn serve(config: crate::config::Config) -> anyhow::Result<ExitCode> {
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 pub(super) enum SignalKindSeen {
@@ -70,13 +72,20 @@ pub(super) enum SignalKindSeen {
 
 impl Signals {
     pub(super) fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     pub(super) async fn next(&mut self) -> SignalKindSeen {
-        tokio::select! {
-            _ = self.terminate.recv() => SignalKindSeen::Terminate,
-            _ = self.interrupt.recv() => SignalKindSeen::Interrupt,
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return SignalKindSeen::Terminate,
+                _ = self.interrupt.recv() => return SignalKindSeen::Interrupt,
+                _ = self.hangup.recv() => tracing::warn!("SIGHUP changes nothing: restart to apply a new configuration"),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, pending},
     io,
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,7 @@ use tokio::{
 };
 
 use super::Phase;
-use crate::tasks::Tasks;
+use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -82,15 +83,16 @@ where
     let graceful = GracefulShutdown::new();
     let builder = builder(door.limits, &tasks);
     loop {
-        let (stream, guest) = tokio::select! {
+        let (stream, peer, guest) = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase >= Phase::Closing) => break,
             next = accept(&door) => next,
         };
         let (asked, service) = (Arc::new(Notify::new()), service.clone());
         let heard = Arc::clone(&asked);
-        let serve = move |request| {
+        let serve = move |mut request: Request<Incoming>| {
             heard.notify_one();
+            request.extensions_mut().insert(Peer(peer));
             service(request)
         };
         let connection = builder.serve_connection(TokioIo::new(stream), service_fn(serve)).into_owned();
@@ -119,16 +121,16 @@ async fn stays_silent(asked: &Notify, limit: Duration) {
 }
 
 /// The next connection and its place. Waits while the house is full: the kernel's backlog is the queue then.
-async fn accept(door: &Door) -> (TcpStream, Guest) {
+async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
     loop {
         // The semaphore is never closed.
         let Ok(room) = Arc::clone(&door.room).acquire_owned().await else {
             continue;
         };
-        match door.socket.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
-            Ok(stream) => {
+        match door.socket.accept().await.and_then(|(stream, peer)| stream.set_nodelay(true).map(|()| (stream, peer))) {
+            Ok((stream, peer)) => {
                 door.open.inc();
-                return (stream, Guest { _room: room, open: door.open.clone() });
+                return (stream, peer, Guest { _room: room, open: door.open.clone() });
             }
             Err(error) if is_about_one_client(&error) => {}
             Err(error) => {

@@ -84,10 +84,7 @@ impl Matter {
         let reported = |name: &str| house.pool_reporting(name);
         let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
         let route = found.map_err(|mut unknown| {
-            if policy.table.serves_reported() {
-                unknown.served.extend(house.reported_models().into_keys().map(|name| name.to_string()));
-                unknown.served.dedup();
-            }
+            unknown.served = house.served_names(policy);
             Rejection::UnknownModel(unknown)
         })?;
         let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;

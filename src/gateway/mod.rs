@@ -13,9 +13,12 @@ mod proxy;
 mod receipt;
 mod rejection;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -36,6 +39,10 @@ use crate::{
     telemetry::{Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
+
+/// Who is at the other end of a connection; the door puts it into each request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// What lives as long as the process.
 pub struct House {

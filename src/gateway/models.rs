@@ -32,6 +32,11 @@ impl House {
         cards
     }
 
+    /// Every name that may be asked for at this listener.
+    pub(super) fn served_names(&self, policy: &ListenerPolicy) -> Vec<String> {
+        self.cards(policy).into_iter().map(|card| card.id).collect()
+    }
+
     /// The list.
     pub(super) fn models(&self, policy: &ListenerPolicy) -> Bytes {
         openai::list(&self.cards(policy))

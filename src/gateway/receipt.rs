@@ -4,6 +4,7 @@
 //! that came to its end.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -63,6 +64,10 @@ pub(super) struct Receipt {
     pub(super) listener: Name,
     pub(super) request_id: http::HeaderValue,
     pub(super) endpoint: &'static str,
+    /// Who asked.
+    pub(super) client: Option<SocketAddr>,
+    /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
+    pub(super) asked: Option<String>,
     pub(super) model: Option<Name>,
     pub(super) received: Instant,
     pub(super) read: Option<Instant>,
@@ -91,6 +96,8 @@ impl Receipt {
             listener,
             request_id,
             endpoint: "unknown",
+            client: None,
+            asked: None,
             model: None,
             received: clock::now(),
             read: None,
@@ -214,6 +221,8 @@ impl Receipt {
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
+            client = self.client.map(tracing::field::display),
+            asked = self.asked.as_deref(),
             endpoint = self.endpoint,
             model = self.model.as_ref().map(|it| &*it.0),
             served_model = chosen.map(|it| &*it.served_model.0),
@@ -244,7 +253,10 @@ impl Receipt {
     /// The line for a person: what, where to, how it went.
     fn summary(&self, whole: Duration) -> String {
         let model = self.model.as_ref().map_or("", |it| &*it.0);
-        let mut line = format!("{:<16} {model}", self.endpoint);
+        let mut line = format!("{} {model}", self.endpoint);
+        if let Some(asked) = &self.asked {
+            line.push_str(&format!("{asked:?}"));
+        }
         if let Some(chosen) = &self.chosen {
             line.push_str(&format!(" -> {}", chosen.pod));
         }

@@ -31,6 +31,9 @@ pub enum Rejection {
     /// The path or method.
     #[error(transparent)]
     Path(#[from] PathProblem),
+    /// A path that lacks its `/v1`.
+    #[error("no such endpoint; did you mean {0}? The base URL ends in /v1")]
+    LacksV1(String),
     /// The body's content.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -114,7 +117,9 @@ impl Rejection {
             Self::Path(PathProblem::WrongMethod { .. }) => {
                 told_as(S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", "method")
             }
-            Self::Path(PathProblem::NotServed) => told_as(S::NOT_FOUND, INVALID, "unknown_url", "path"),
+            Self::Path(PathProblem::NotServed) | Self::LacksV1(_) => {
+                told_as(S::NOT_FOUND, INVALID, "unknown_url", "path")
+            }
             Self::Path(PathProblem::WebSocket) | Self::Upgrade => {
                 told_as(S::NOT_IMPLEMENTED, INVALID, "upgrade_not_supported", "upgrade")
             }
@@ -189,11 +194,21 @@ impl Rejection {
 }
 
 /// The events that tell a stream's client that its answer was cut, in its dialect.
-pub(super) fn cut_event(dialect: Dialect) -> Bytes {
-    let message = "the model server stopped before the answer was complete";
+pub(super) fn cut_event(dialect: Dialect, why: &'static str) -> Bytes {
+    let message = match why {
+        STOPPING => "the gateway stopped before the answer was complete",
+        TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
+        _ => "the model server stopped before the answer was complete",
+    };
     let error = ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") };
     error.to_sse_event(dialect)
 }
+
+/// Why an answer is cut when the gateway stops and its grace is over.
+pub(super) const STOPPING: &str = "stopping";
+
+/// Why one is cut that took longer than the operator allows.
+pub(super) const TOTAL_TIMEOUT: &str = "total_timeout";
 
 #[cfg(test)]
 mod tests {

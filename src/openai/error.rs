@@ -22,6 +22,9 @@ pub(super) const MAX_MODEL: usize = 1024;
 /// How much of an offending key a message repeats, in characters.
 const SHOWN_KEY: usize = 64;
 
+/// Codes that Anthropic's clients know as `not_found_error`.
+const NOT_FOUND: [&str; 3] = ["model_not_found", "unknown_url", "response_not_found"];
+
 /// An error as a client shall read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorBody<'a> {
@@ -71,6 +74,7 @@ impl ErrorBody<'_> {
         let kind = match self.kind {
             "server_error" => "api_error",
             "insufficient_quota" => "rate_limit_error",
+            _ if self.code.is_some_and(|code| NOT_FOUND.contains(&code)) => "not_found_error",
             same => same,
         };
         json!({ "type": "error", "error": { "type": kind, "message": self.message } })

@@ -54,7 +54,7 @@ async fn an_anthropic_client_is_refused_in_its_own_words() {
         Call::post("/v1/messages", r#"{"model":"claude","max_tokens":1,"messages":[]}"#).send(gateway.addr).await;
     assert_eq!(reply.status(), 404);
     let body = reply.json().await;
-    assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!("invalid_request_error")));
+    assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!("not_found_error")));
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use self::{headers::X_REQUEST_ID, relay::Relay};
 use super::{
-    CurrentPolicy, House, ListenerPolicy, Policy, body,
+    CurrentPolicy, House, ListenerPolicy, Peer, Policy, body,
     decide::{Matter, Pick},
     receipt::{Chosen, Outcome, Receipt},
     rejection::Rejection,
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     clock,
     config::Timeouts,
-    openai::{self, Ask, Asked, Changes, Dialect, Endpoint},
+    openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
     scheduler::{NoPod, Tried},
     telemetry::{Name, labels::PoolReasonLabels},
@@ -91,6 +91,7 @@ impl Desk {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
+        receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
         let story = Story { house: &self.house, policy: &policy, listener };
         let mut dialect = Dialect::OpenAi;
         let told = tokio::select! {
@@ -124,7 +125,8 @@ impl Story<'_> {
     ) -> Result<Told, Rejection> {
         let (head, body) = request.into_parts();
         let config = &self.policy.config;
-        let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)?;
+        let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
+            .map_err(|problem| self.refuse_path(problem, &head, receipt))?;
         *dialect = asked.endpoint.dialect();
         receipt.endpoint = asked.endpoint.label();
         refuse_unfit(&head.headers)?;
@@ -140,7 +142,11 @@ impl Story<'_> {
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let ask = Ask::parse(asked.endpoint, content_type, &read.bytes)?;
         let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
-        let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session)?;
+        let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session).inspect_err(|rejection| {
+            if matches!(rejection, Rejection::UnknownModel(_)) {
+                receipt.asked = Some(shortened(&ask.model));
+            }
+        })?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
         let forward = matter.pool.config.forward_authorization;
@@ -157,6 +163,18 @@ impl Story<'_> {
         let prompt_bytes = ask.prompt_bytes;
         let sent = Sent { matter: Some(matter), prompt_bytes, dialect: *dialect, inject_usage };
         Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
+    }
+
+    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
+    fn refuse_path(&self, problem: PathProblem, head: &request::Parts, receipt: &mut Receipt) -> Rejection {
+        let path = head.uri.path();
+        receipt.asked = Some(shortened(path));
+        let with_v1 = format!("/v1{path}");
+        let meant = openai::classify(&head.method, &with_v1, &self.policy.config.api.extra_paths).is_ok();
+        match problem {
+            PathProblem::NotServed if meant => Rejection::LacksV1(shortened(&with_v1)),
+            problem => Rejection::Path(problem),
+        }
     }
 
     /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has come before.
@@ -288,10 +306,17 @@ impl Story<'_> {
             return Ok(self.house.models(self.listener));
         };
         self.house.model(self.listener, &name).ok_or_else(|| {
-            let served = self.listener.table.names().map(ToString::to_string).collect();
+            let served = self.house.served_names(self.listener);
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
+}
+
+/// What a client wrote, short enough for a log line.
+fn shortened(text: &str) -> String {
+    /// Longer than every path that is served and most models' names.
+    const SHOWN: usize = 128;
+    text.chars().take(SHOWN).collect()
 }
 
 /// What no engine should have to interpret.

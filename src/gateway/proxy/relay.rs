@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{Sent, Story, answer::BrokeOff, timer::{STOPPING, TOTAL_TIMEOUT, Timer}};
+use super::{Sent, Story, answer::BrokeOff, timer::Timer};
 use crate::{
     clock,
     fleet::Pace,
@@ -22,7 +22,7 @@ use crate::{
         House,
         decide::{Matter, Pick},
         receipt::{Outcome, Receipt, Step},
-        rejection::cut_event,
+        rejection::{STOPPING, TOTAL_TIMEOUT, cut_event},
     },
     openai::{BodyWatch, Dialect, End, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper},
     telemetry::{Name, labels::PoolReasonLabels},
@@ -239,7 +239,7 @@ impl Relay {
         self.state = State::Said;
         if self.ended_without_end() {
             // A pod that dies behind a connection without framing looks like one that is done.
-            rest.extend_from_slice(&self.last_words());
+            rest.extend_from_slice(&self.last_words("no_end"));
             self.broke_off("no_end");
         }
         rest.freeze()
@@ -261,27 +261,23 @@ impl Relay {
             return Err(BrokeOff);
         }
         self.state = State::Said;
-        Ok(self.last_words())
+        Ok(self.last_words(why))
     }
 
-    fn last_words(&self) -> Bytes {
-        let event = cut_event(self.dialect);
+    fn last_words(&self, why: &'static str) -> Bytes {
+        let event = cut_event(self.dialect, why);
         if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
     }
 
     fn broke_off(&mut self, why: &'static str) {
         self.receipt.outcome = Outcome::Cut(why);
-        // What we cut ourselves is not the pod's fault.
-        if why != STOPPING && why != TOTAL_TIMEOUT {
-            self.blame_pod(why);
-        }
-    }
-
-    fn blame_pod(&self, why: &'static str) {
         let pod = &self.pick.verdict.pod;
         let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
         self.house.metrics.cuts.get_or_create(&labels).inc();
-        self.house.pod_failed(pod);
+        // What we cut ourselves is not the pod's fault.
+        if why != STOPPING && why != TOTAL_TIMEOUT {
+            self.house.pod_failed(pod);
+        }
     }
 
     /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.

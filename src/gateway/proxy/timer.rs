@@ -10,13 +10,11 @@ use std::{
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::{clock, config::Timeouts};
-
-/// Why an answer is cut when the gateway stops and its grace is over.
-pub(super) const STOPPING: &str = "stopping";
-
-/// Why one is cut that took longer than the operator allows.
-pub(super) const TOTAL_TIMEOUT: &str = "total_timeout";
+use crate::{
+    clock,
+    config::Timeouts,
+    gateway::rejection::{STOPPING, TOTAL_TIMEOUT},
+};
 
 /// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
 /// event costs no timer.
