@@ -273,6 +273,6 @@ pub(super) mod tests {
     #[test]
     fn by_default_it_is_over_within_forty_seconds() {
         let start_up = Duration::from_secs(2);
-        assert!(args(&[]).length() + CURTAIN + LAST_ANSWERS + start_up < Duration::from_secs(40));
+        assert!(args(&[]).length() + CURTAIN + LAST_ANSWERS + scene::QUIET + start_up < Duration::from_secs(40));
     }
 }

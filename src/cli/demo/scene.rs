@@ -35,7 +35,7 @@ const FIRST_READING: Duration = Duration::from_secs(3);
 
 /// How long the last picture may wait for pods to let go of what was given up: some rounds of readings, and little enough
 /// to be over in 40 seconds.
-const QUIET: Duration = Duration::from_millis(400);
+pub(super) const QUIET: Duration = Duration::from_millis(400);
 
 /// Both listeners, their pools' names too.
 pub(super) const SIDES: [&str; 2] = ["classic", "openai"];
