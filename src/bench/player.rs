@@ -41,7 +41,7 @@ impl Player {
     async fn converse(&self, conversation: &Conversation, start: Instant) {
         let mut messages = vec![message("system", &conversation.instructions)];
         for turn in &conversation.turns {
-            sleep_until((start + turn.due).into()).await;
+            self.wait_until(start + turn.due).await;
             messages.push(message("user", &turn.question));
             let body = self.body(&messages, turn.answer_tokens);
             let mut open = self.tally.begin(clock::now());
@@ -49,6 +49,15 @@ impl Player {
             open.close(&answer.timeline, &answer.outcome);
             // After a failure the user goes on with what there is, so that both gateways are asked as often.
             messages.push(message("assistant", &answer.text));
+        }
+    }
+
+    async fn wait_until(&self, due: Instant) {
+        let early = clock::now() < due;
+        sleep_until(due.into()).await;
+        // A question that had to wait for an answer is late for another reason.
+        if early {
+            self.tally.late(clock::now().saturating_duration_since(due));
         }
     }
 
@@ -106,6 +115,7 @@ mod tests {
         let figures = player.tally.figures();
         let second_turns = plan.requests() - plan.conversations.len();
         assert_eq!(figures.done, plan.requests() as u64, "{figures:?}");
+        assert!(figures.lateness.is_some(), "{figures:?}");
         // At least 500 of a second turn's tokens were said before: the instructions, the question and the answer.
         assert!(figures.cached_tokens >= 500 * second_turns as u64, "{figures:?}");
         tasks.stop();

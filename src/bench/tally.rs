@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -32,6 +32,7 @@ struct Sums {
     cached_tokens: u64,
     first_token: Samples,
     gaps: Samples,
+    lateness: Samples,
     last_token: Option<Instant>,
     last_error: Option<String>,
 }
@@ -57,6 +58,9 @@ pub struct Figures {
     pub first_token: [Option<f64>; 3],
     /// Time between tokens: p50, p99.
     pub gap: [Option<f64>; 2],
+    /// How much later than it was due a question left that waited for nothing but the time: p99. What the machine that
+    /// plays is behind, and no gateway's fault.
+    pub lateness: Option<f64>,
     /// When the last token came.
     pub last_token: Option<Instant>,
     /// What the last failure said.
@@ -67,6 +71,11 @@ impl Figures {
     /// Requests not ended yet.
     pub fn open(&self) -> u64 {
         self.sent.saturating_sub(self.done + self.failed + self.given_up)
+    }
+
+    /// How many of so many planned requests have not been sent.
+    pub fn unsent(&self, planned: usize) -> u64 {
+        (planned as u64).saturating_sub(self.sent)
     }
 
     /// The share of prompt tokens that was cached.
@@ -82,6 +91,11 @@ impl Tally {
         Open { tally: Arc::clone(self), sent: now, waiting: true, closed: false }
     }
 
+    /// A question that waited for nothing but the time left so much later than it was due.
+    pub fn late(&self, by: Duration) {
+        self.sums().lateness.add(by.as_secs_f64());
+    }
+
     /// The figures as they are.
     pub fn figures(&self) -> Figures {
         let sums = self.sums();
@@ -95,6 +109,7 @@ impl Tally {
             cached_tokens: sums.cached_tokens,
             first_token: sums.first_token.quantiles([0.5, 0.9, 0.99]),
             gap: sums.gaps.quantiles([0.5, 0.99]),
+            lateness: sums.lateness.quantile(0.99),
             last_token: sums.last_token,
             last_error: sums.last_error.clone(),
         }
@@ -165,8 +180,6 @@ impl Drop for Open {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const FIRST: openai::Seen = openai::Seen { tokens: 1, first: true };
@@ -189,6 +202,16 @@ mod tests {
         assert_eq!(figures.last_error.as_deref(), Some("503"));
         // The one that was given up had waited four seconds without a token, and that counts.
         assert_eq!(figures.first_token, [Some(0.25), Some(4.0), Some(4.0)]);
+    }
+
+    #[test]
+    fn lateness_is_the_99th_percentile() {
+        let tally = Tally::default();
+        assert_eq!(tally.figures().lateness, None);
+        for ms in 1..=100 {
+            tally.late(Duration::from_millis(ms));
+        }
+        assert_eq!(tally.figures().lateness, Some(0.099));
     }
 
     #[tokio::test(start_paused = true)]

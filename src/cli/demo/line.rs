@@ -85,6 +85,33 @@ impl Line {
         self.parts.iter().map(|(_, text)| text.chars().count()).sum()
     }
 
+    /// The line on rows of at most `width` columns, those after the first indented by two.
+    pub(super) fn wrapped(&self, width: usize) -> Vec<Self> {
+        const INDENT: usize = 2;
+        let parts = self.parts.iter();
+        let mut rest: Vec<(Tone, char)> = parts.flat_map(|(tone, text)| text.chars().map(|it| (*tone, it))).collect();
+        let mut rows = Vec::new();
+        let mut indent = 0;
+        while let Some(end) = row_end(&rest, width.saturating_sub(indent)) {
+            let after = rest.split_off(end);
+            rows.push(Self::of(&rest, indent));
+            // Without the blank where it was broken.
+            rest = after.into_iter().skip(1).collect();
+            indent = INDENT;
+        }
+        rows.push(Self::of(&rest, indent));
+        rows
+    }
+
+    fn of(characters: &[(Tone, char)], indent: usize) -> Self {
+        let runs = characters.chunk_by(|(left, _), (right, _)| left == right);
+        let line = Self::new().padded(indent);
+        runs.fold(line, |line, run| {
+            let tone = run.first().map_or(Tone::Plain, |(tone, _)| *tone);
+            line.with(tone, run.iter().map(|(_, it)| it).collect::<String>())
+        })
+    }
+
     /// As much of it as fits into `width`, with or without colour.
     pub(super) fn render(&self, width: usize, coloured: bool) -> String {
         let mut left = width;
@@ -100,6 +127,25 @@ impl Line {
         }
         out
     }
+}
+
+/// The blank at which a row of at most `width` ends: after a clause if that leaves the row half full, else after a word,
+/// but never between a number and what it counts. `None`: all fits, or there is no such blank.
+fn row_end(line: &[(Tone, char)], width: usize) -> Option<usize> {
+    if line.len() <= width {
+        return None;
+    }
+    let (mut word, mut clause) = (None, None);
+    for (at, three) in (1..=width).zip(line.windows(3)) {
+        let [(_, before), (_, ' '), (_, after)] = three else { continue };
+        if !before.is_ascii_digit() {
+            word = Some(at);
+        }
+        if (",;:".contains(*before) || *after == '(') && at * 2 >= width {
+            clause = Some(at);
+        }
+    }
+    clause.or(word)
 }
 
 /// A bar of `width` columns of which `share` is full, to an eighth of a column.
@@ -129,6 +175,19 @@ mod tests {
         assert_eq!(line.render(3, false), "abc");
         assert_eq!(line.render(3, true), "ab\x1b[31mc\x1b[0m");
         assert_eq!(line.render(2, true), "ab");
+    }
+
+    #[test]
+    fn a_long_line_is_wrapped_after_clauses_or_words_and_never_within_a_number() {
+        let line =
+            Line::new().plain("p90 0.41 s against 1.92 s: ").with(Tone::Good, "4.7x sooner").plain(" (p50 0.20 s)");
+        let rows = |width| line.wrapped(width).iter().map(|row| row.render(1_000, false)).collect::<Vec<_>>();
+        assert_eq!(rows(80), ["p90 0.41 s against 1.92 s: 4.7x sooner (p50 0.20 s)"]);
+        assert_eq!(rows(40), ["p90 0.41 s against 1.92 s: 4.7x sooner", "  (p50 0.20 s)"]);
+        assert_eq!(rows(36), ["p90 0.41 s against 1.92 s:", "  4.7x sooner (p50 0.20 s)"]);
+        // "1.92" would fit and "s" would not.
+        assert_eq!(rows(23), ["p90 0.41 s against", "  1.92 s: 4.7x sooner", "  (p50 0.20 s)"]);
+        assert_eq!(line.wrapped(36)[1].render(80, true), "  \x1b[32m4.7x sooner\x1b[0m (p50 0.20 s)");
     }
 
     #[test]

@@ -63,7 +63,8 @@ Examples:
 ///
 /// Starts two equal sets of four simulated pods, one of each at half speed, and one gateway with two listeners: 8080
 /// goes round robin over the first set, 8081 inference-aware over the second. Plays the same bursty mix of short,
-/// medium and long prompts and returning conversations into both at once, shows what users feel, and says who won.
+/// medium and long prompts and returning conversations into both at once (a follow-up waits for its conversation's last
+/// answer, so the slower side can have been sent fewer), shows what users feel, and says who won.
 /// Then it goes on serving until Ctrl-C.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER)]
@@ -141,7 +142,7 @@ async fn perform(args: &Args) -> anyhow::Result<ExitCode> {
             PROBLEMS
         }
         Some(outcome) => {
-            screen.print(&outcome.lines())?;
+            screen.say(&outcome.lines())?;
             if !args.once {
                 let [classic, openai] = addresses(&scene);
                 screen.print(&report::to_paste(classic, openai, scene.gateway.admin))?;
@@ -185,8 +186,14 @@ async fn show(args: &Args, scene: &Scene, screen: &mut Screen) -> anyhow::Result
     playing.stop();
     playing.wait().await;
     connections.stop();
+    scene.quiet().await;
     stage.draw(screen)?;
-    Ok(Outcome { figures: tallies.map(|tally| tally.figures()), start, planned: plan.requests() })
+    Ok(Outcome {
+        figures: tallies.map(|tally| tally.figures()),
+        start,
+        planned: plan.requests(),
+        limit: args.length() + LAST_ANSWERS,
+    })
 }
 
 /// What is looked at during the show.
@@ -266,6 +273,6 @@ pub(super) mod tests {
     #[test]
     fn by_default_it_is_over_within_forty_seconds() {
         let start_up = Duration::from_secs(2);
-        assert!(args(&[]).length() + CURTAIN + LAST_ANSWERS + start_up < Duration::from_secs(40));
+        assert!(args(&[]).length() + CURTAIN + LAST_ANSWERS + scene::QUIET + start_up < Duration::from_secs(40));
     }
 }

@@ -4,6 +4,7 @@ use super::{
     line::{Line, Tone, bar},
     view::{Frame, PodRow, Side},
 };
+use crate::bench::Figures;
 
 /// Two panels fit beside each other from here on.
 const WIDE: usize = 100;
@@ -60,15 +61,20 @@ fn progress(frame: &Frame, width: usize) -> Line {
     const BAR: usize = 16;
     let (elapsed, length) = (frame.elapsed.as_secs_f64(), frame.length.as_secs_f64());
     let (full, rest) = bar(elapsed / length.max(f64::MIN_POSITIVE), BAR);
-    let [classic, aware] = &frame.sides;
-    let sent = classic.figures.sent.max(aware.figures.sent);
-    let open = classic.figures.open() + aware.figures.open();
-    let now = if elapsed < length {
-        format!(" {elapsed:>2.0} of {length:.0} s   {sent} of {} requests sent to each", frame.planned)
-    } else if open > 0 {
-        format!(" all sent, {open} answers still to come")
-    } else {
+    let figures = || frame.sides.iter().map(|side| &side.figures);
+    let unsent: u64 = figures().map(|it| it.unsent(frame.planned)).sum();
+    let open: u64 = figures().map(Figures::open).sum();
+    let done: Vec<String> = figures().map(|it| it.done.to_string()).collect();
+    let now = if figures().all(|it| it.done == frame.planned as u64) {
         format!(" {} requests each, all answered", frame.planned)
+    } else if open + unsent == 0 || figures().any(|it| it.given_up > 0) {
+        format!(" over: {} of {} answered", done.join(" and "), frame.planned)
+    } else if elapsed < length {
+        format!(" {elapsed:>2.0} of {length:.0} s   {} requests for each", frame.planned)
+    } else if unsent > 0 {
+        format!(" {open} answers to come, {unsent} follow-ups wait for one")
+    } else {
+        format!(" all sent, {open} answers to come")
     };
     let seed = format!("   seed {}", frame.seed);
     let line = Line::new().plain(full).with(Tone::Faint, rest).plain(now);
@@ -86,20 +92,29 @@ fn panel(side: &Side, width: usize) -> Vec<Line> {
         let tone = value.map_or(Tone::Faint, |value| Tone::of(value, NOTICED, ANNOYING));
         ttft = ttft.with(Tone::Faint, *name).with(tone, seconds(value));
     }
-    let errors = figures.failed + figures.given_up;
-    let counts = Line::new()
-        .plain(format!("{:.0}", side.tokens_per_second))
-        .with(Tone::Faint, " tokens/s  ")
-        .plain(figures.done.to_string())
-        .with(Tone::Faint, " done  ")
-        .plain(figures.open().to_string())
-        .with(Tone::Faint, " open  ")
-        .with(if errors > 0 { Tone::Bad } else { Tone::Plain }, errors.to_string())
-        .with(Tone::Faint, " errors");
     let head = format!("{:<NAME$}{:>4}{:>6}{:>11}  KV cache", "pod", "run", "wait", "in-flight");
-    let mut lines = vec![title, ttft, counts, Line::new().with(Tone::Faint, head)];
+    let mut lines = vec![title, ttft, counts(side, width), Line::new().with(Tone::Faint, head)];
     lines.extend(side.pods.iter().map(|pod| row(pod, width)));
     lines
+}
+
+/// What was sent, and in which way each of it ended or that it has not.
+fn counts(side: &Side, width: usize) -> Line {
+    let figures = &side.figures;
+    let alarming = |count: u64| if count > 0 { Tone::Bad } else { Tone::Plain };
+    let mut line = Line::new()
+        .plain(figures.sent.to_string())
+        .with(Tone::Faint, " sent  ")
+        .plain(figures.done.to_string())
+        .with(Tone::Faint, " done  ");
+    // Giving up is the last that happens: then nothing is open any more.
+    line = match figures.given_up {
+        0 => line.plain(figures.open().to_string()).with(Tone::Faint, " open  "),
+        given_up => line.with(Tone::Bad, given_up.to_string()).with(Tone::Faint, " given up  "),
+    };
+    line = line.with(alarming(figures.failed), figures.failed.to_string()).with(Tone::Faint, " errors");
+    let rate = Line::new().plain(format!("  {:.0}", side.tokens_per_second)).with(Tone::Faint, " tok/s");
+    if line.width() + rate.width() <= width { line.joined(rate) } else { line }
 }
 
 fn row(pod: &PodRow, width: usize) -> Line {
@@ -146,7 +161,6 @@ pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::bench::Figures;
 
     pub(in crate::cli::demo) fn frame() -> Frame {
         let pod = |port, slow, waiting| PodRow {
@@ -205,6 +219,37 @@ pub(super) mod tests {
         assert!(text[4].contains("\x1b[32m     0"), "{:?}", text[4]);
         assert!(text[5].contains("\x1b[31m     7") && text[5].contains(":40002 ½ speed"), "{:?}", text[5]);
         assert!(text[6].contains("not read"), "{:?}", text[6]);
+    }
+
+    #[test]
+    fn all_answered_is_said_only_when_it_is_so() {
+        let said = |left: [u64; 3], elapsed| {
+            let mut frame = frame();
+            frame.elapsed = Duration::from_secs(elapsed);
+            for (side, [sent, done, given_up]) in frame.sides.iter_mut().zip([left, [400, 400, 0]]) {
+                side.figures = Figures { sent, done, given_up, ..Figures::default() };
+            }
+            progress(&frame, 200).render(200, false)
+        };
+        for (left, elapsed, what) in [
+            ([400, 400, 0], 20, "400 requests each, all answered"),
+            ([390, 300, 0], 20, "20 of 25 s   400 requests for each"),
+            ([390, 300, 0], 30, "90 answers to come, 10 follow-ups wait for one"),
+            ([400, 300, 0], 30, "all sent, 100 answers to come"),
+            ([390, 300, 90], 37, "over: 300 and 400 of 400 answered"),
+        ] {
+            let text = said(left, elapsed);
+            assert!(text.contains(what), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_panel_s_counts_add_up_to_what_was_sent_and_fit_the_narrowest() {
+        let mut side = frame().sides[0].clone();
+        side.figures = Figures { sent: 594, done: 454, given_up: 137, failed: 3, ..Figures::default() };
+        assert_eq!(counts(&side, 49).render(200, false), "594 sent  454 done  137 given up  3 errors");
+        side.figures = Figures { sent: 594, done: 495, failed: 4, ..Figures::default() };
+        assert_eq!(counts(&side, 49).render(200, false), "594 sent  495 done  95 open  4 errors  1432 tok/s");
     }
 
     #[test]

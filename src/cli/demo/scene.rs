@@ -1,6 +1,11 @@
 //! What the demo shows: two equal sets of simulated pods, one gateway in front of both, and the traffic.
 
-use std::{fmt::Write as _, io, net::Ipv4Addr, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    net::{Ipv4Addr, TcpListener},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 
@@ -10,7 +15,7 @@ use crate::{
     bench::{Kind, Shape},
     clock,
     config::{self, Config},
-    fleet::Condition,
+    fleet::{Condition, Pod as GatewayPod},
     sim::{EngineConfig, Pod, PodConfig, profiles, step::StepModel},
     tasks::Tasks,
 };
@@ -28,6 +33,10 @@ pub(super) const SPEEDS: [f64; 4] = [1.0, 1.0, 1.0, 0.5];
 /// How long the gateway may take to have heard of every pod: its first round of readings takes a few milliseconds.
 const FIRST_READING: Duration = Duration::from_secs(3);
 
+/// How long the last picture may wait for pods to let go of what was given up: some rounds of readings, and little enough
+/// to be over in 40 seconds.
+pub(super) const QUIET: Duration = Duration::from_millis(400);
+
 /// Both listeners, their pools' names too.
 pub(super) const SIDES: [&str; 2] = ["classic", "openai"];
 
@@ -41,12 +50,18 @@ pub(super) struct Scene {
 impl Scene {
     /// Starts the pods, then the gateway, and waits until it has read them all.
     pub(super) async fn start(args: &Args) -> anyhow::Result<Self> {
+        look_for_busy_ports(args)?;
         let pods = Tasks::new();
         let mut sets = Vec::new();
         for _ in SIDES {
             sets.push(start_set(&pods).await.context("cannot start the simulated pods")?);
         }
-        let gateway = app::start(configuration(args, &sets)?).await.map_err(|error| explain(error, args))?;
+        let gateway = app::start(configuration(args, &sets)?).await.map_err(|error| match &error {
+            StartError::Bind { address, source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                explain(&[address.port()], args)
+            }
+            _ => error.into(),
+        })?;
         let scene = Self { gateway, pods };
         scene.first_reading().await;
         Ok(scene)
@@ -65,13 +80,23 @@ impl Scene {
     }
 
     async fn first_reading(&self) {
+        self.until(FIRST_READING, |pod, now| pod.condition(now) != Condition::Unknown && pod.load().is_some()).await;
+    }
+
+    /// Waits until no pod is said to compute: what was given up has gone everywhere, and the last picture fits the
+    /// figures.
+    pub(super) async fn quiet(&self) {
+        let idle = |pod: &GatewayPod, _| pod.load().is_none_or(|load| load.reading.running == Some(0));
+        self.until(QUIET, idle).await;
+    }
+
+    async fn until(&self, most: Duration, each: impl Fn(&GatewayPod, Instant) -> bool) {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
         let fleet = &self.gateway.house.fleet;
-        let until = clock::now() + FIRST_READING;
+        let until = clock::now() + most;
         while clock::now() < until {
             let now = clock::now();
-            let mut pods = fleet.pools().flat_map(|pool| pool.pods().to_vec());
-            if pods.all(|pod| pod.condition(now) != Condition::Unknown && pod.load().is_some()) {
+            if fleet.pools().flat_map(|pool| pool.pods().to_vec()).all(|pod| each(&pod, now)) {
                 return;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -123,27 +148,39 @@ pools:
     Ok(config)
 }
 
-/// A busy port is what goes wrong; say which, who it may be and what to do.
-fn explain(error: StartError, args: &Args) -> anyhow::Error {
-    let StartError::Bind { address, source, .. } = &error else {
-        return error.into();
-    };
-    if source.kind() != io::ErrorKind::AddrInUse {
-        return error.into();
-    }
-    let port = address.port();
+/// Says of all ports at once that they are busy, not of one at each attempt. They are free again when this returns, so
+/// the gateway may still find one taken.
+fn look_for_busy_ports(args: &Args) -> anyhow::Result<()> {
+    let mut busy = args.ports().to_vec();
+    busy.retain(|&port| {
+        let tried = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        tried.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    });
+    if busy.is_empty() { Ok(()) } else { Err(explain(&busy, args)) }
+}
+
+/// Which ports are busy, who it may be and what to do.
+fn explain(busy: &[u16], args: &Args) -> anyhow::Error {
     let [classic, openai, _] = args.ports();
-    let (flag, likely) = match port {
-        _ if port == classic => ("--port-classic", "another demo, a gateway or a web server"),
-        _ if port == openai => ("--port-openai", "another demo or a gateway"),
-        _ => ("--port-admin", "another gateway or a Prometheus"),
-    };
+    let (mut who, mut flags, mut filters) = (Vec::new(), String::new(), Vec::new());
+    for &port in busy {
+        let (flag, likely) = match port {
+            _ if port == classic => ("--port-classic", "another demo, a gateway or a web server"),
+            _ if port == openai => ("--port-openai", "another demo or a gateway"),
+            _ => ("--port-admin", "another gateway or a Prometheus"),
+        };
+        who.push(format!("port {port} is busy: another process listens there, likely {likely}"));
+        flags += &format!(" {flag} PORT");
+        filters.push(format!("sport = :{port}"));
+    }
     anyhow::anyhow!(
-        "port {port} is busy: another process listens on {address}, likely {likely}.\n  \
-         Who it is:        ss -ltnp 'sport = :{port}'\n  \
-         Another port:     tidegate demo {flag} PORT\n  \
+        "{}\n  \
+         Who it is:        ss -ltnp '{}'\n  \
+         Other ports:      tidegate demo{flags}\n  \
          Three in a row:   tidegate demo --port 18080\n  \
-         Any free ones:    tidegate demo --port 0"
+         Any free ones:    tidegate demo --port 0",
+        who.join("\n  "),
+        filters.join(" or ")
     )
 }
 
@@ -190,21 +227,21 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_port_is_named_with_what_to_do() {
-        let args = args(&[]);
-        let busy = |port: u16| {
-            let error = StartError::Bind {
-                what: String::new(),
-                address: (Ipv4Addr::LOCALHOST, port).into(),
-                source: io::ErrorKind::AddrInUse.into(),
-            };
-            explain(error, &args).to_string()
-        };
-        for (port, flag) in [(8080, "--port-classic"), (8081, "--port-openai"), (9090, "--port-admin")] {
-            let text = busy(port);
+    fn all_busy_ports_are_named_at_once_with_what_to_do() {
+        let sockets = [0; 3].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
+        let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port().to_string());
+        let [classic, openai, admin] = &ports;
+        let args = args(&["--port-classic", classic, "--port-openai", openai, "--port-admin", admin]);
+        let text = look_for_busy_ports(&args).unwrap_err().to_string();
+        for (port, flag) in ports.iter().zip(["--port-classic", "--port-openai", "--port-admin"]) {
             assert!(text.contains(&format!("port {port} is busy")), "{text}");
             assert!(text.contains(flag) && text.contains("--port 0"), "{text}");
             assert!(text.contains(&format!("sport = :{port}")), "{text}");
         }
+    }
+
+    #[test]
+    fn free_ports_are_no_reason_to_complain() {
+        assert!(look_for_busy_ports(&args(&["--port", "0"])).is_ok());
     }
 }

@@ -57,7 +57,7 @@ impl Screen {
         if self.live { self.draw(frame) } else { self.tell(frame) }
     }
 
-    /// Writes lines below whatever is there.
+    /// Writes lines below whatever is there, as they are: what is to be copied must not be broken.
     pub(super) fn print(&mut self, lines: &[Line]) -> io::Result<()> {
         self.release()?;
         let mut text = String::new();
@@ -67,6 +67,13 @@ impl Screen {
         }
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
+    }
+
+    /// Writes sentences below whatever is there, wrapped to the terminal.
+    pub(super) fn say(&mut self, lines: &[Line]) -> io::Result<()> {
+        let width = terminal_size::terminal_size_of(&self.out).map_or(usize::MAX, |(width, _)| width.0.into());
+        let rows: Vec<Line> = lines.iter().flat_map(|line| line.wrapped(width)).collect();
+        self.print(&rows)
     }
 
     fn draw(&mut self, frame: &Frame) -> io::Result<()> {
@@ -100,11 +107,12 @@ impl Screen {
             let waiting: u32 = side.pods.iter().filter_map(|pod| pod.waiting).sum();
             write!(
                 text,
-                "  | {}: {} sent, {} done, {} errors, {waiting:>2} waiting, p90 TTFT {}",
+                "  | {}: {} sent, {} done, {} errors, {} given up, {waiting:>2} waiting, p90 TTFT {}",
                 side.policy,
                 figures.sent,
                 figures.done,
-                figures.failed + figures.given_up,
+                figures.failed,
+                figures.given_up,
                 seconds(p90).trim()
             )
             .map_err(io::Error::other)?;
