@@ -634,7 +634,12 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:19 a list does not fit here -> write an IP address and a port, such as `0.0.0.0:8081` or, in quotes, `\"[::]:8081\"`",
             ],
         ),
-        ("admin: { address: [::]:9090 }", &[]),
+        (
+            "admin: { address: [::]:9090 }",
+            &[
+                "3:23 this is not valid YAML: while parsing a flow mapping, did not find expected ',' or '}' -> a value that begins with `[` or `{`, or holds one of them or a `:` within `{ }`, is not plain text to YAML: put it in quotes, such as `\"[::]:8081\"`",
+            ],
+        ),
         (
             "admin: { address: 127.0.0.1:8081 }",
             &["3:19 the admin listener and listener `a` want the same address -> give one of them another port"],
