@@ -38,11 +38,11 @@ pub struct Running {
     background: Tasks,
 }
 
-/// Why a gateway could not start.
+/// Why a gateway could not start. The system's own words are the error's source, and not said here as well.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be bound.
-    #[error("cannot listen on {address} for {what}: {source}{}", remedy(.source))]
+    #[error("cannot listen on {address} for {what}{}", remedy(.source))]
     Bind {
         /// What was to listen there.
         what: String,
@@ -52,15 +52,15 @@ pub enum StartError {
         source: io::Error,
     },
     /// The certificates for https pods.
-    #[error("cannot prepare TLS towards the pods: {0}")]
+    #[error("cannot prepare TLS towards the pods")]
     Tls(#[from] io::Error),
 }
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process has that port: stop it (`ss -ltnp` names it) or choose another",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need the capability CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "; this machine has no such address: 0.0.0.0 stands for all it has",
+        io::ErrorKind::AddrInUse => " (stop the process that has that port, `ss -ltnp` names it, or choose another)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrNotAvailable => " (this machine has no such address; 0.0.0.0 stands for all it has)",
         _ => "",
     }
 }

@@ -1,6 +1,7 @@
 //! `tidegate explain`: where a request would go, and why, without sending it.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read as _, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -10,12 +11,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::{OK, PROBLEMS, load_config, table::Table};
 use crate::{
     admin::{self, ExplainAnswer},
     app, clock,
-    config::Config,
+    config::{Config, Sticky},
     fleet::FleetSnapshot,
     gateway::Policy,
     scheduler::{Candidate, Explanation},
@@ -28,7 +30,7 @@ use crate::{
 /// answered. A saved state knows nothing of prefix caches, so there every prompt token counts as uncached.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes:
-  0  a pod would be chosen
+  0  a pod would be chosen, be it one that is out because all are (failing open)
   1  none would be, or the gateway could not be asked; the reason is printed
   2  the command line itself is wrong
 
@@ -49,7 +51,10 @@ pub(super) struct Args {
     /// The listener that it would come in by [default: the first]
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
-    /// The running gateway's admin address [default: the configuration's]
+    /// The session that it would name, instead of the one that its body names
+    #[arg(long, value_name = "NAME")]
+    session: Option<String>,
+    /// The running gateway's admin address, such as 127.0.0.1:9090 [default: the configuration's]
     #[arg(long, value_name = "URL", conflicts_with = "state")]
     admin: Option<String>,
     /// A saved `/debug/fleet` answer to judge from instead of a running gateway
@@ -63,17 +68,20 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some(config) = load_config(&args.config)? else { return Ok(ExitCode::from(PROBLEMS)) };
     let body = read(&args.request)?;
+    let body = args.session.as_ref().and_then(|session| naming_session(&body, session)).unwrap_or(body);
+    let arms = Arms::of(&config, &body);
     let (answer, source) = if let Some(state) = &args.state {
         (from_state(config, args, &body, state)?, format!("state of {}", state.display()))
     } else {
-        let admin = args.admin.clone().unwrap_or_else(|| format!("http://{}", reachable(config.admin)));
+        let admin = args.admin.clone().unwrap_or_else(|| reachable(config.admin).to_string());
+        let admin = if admin.contains("://") { admin } else { format!("http://{admin}") };
         (from_gateway(&admin, args, body)?, format!("live, from {admin}"))
     };
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&answer)?)?;
     } else {
-        write!(out, "{}", rendered(&answer, &source, super::colour(&io::stdout())))?;
+        write!(out, "{}", rendered(&answer, &arms.told(&answer), &source, super::colour(&io::stdout())))?;
     }
     Ok(ExitCode::from(if answer.decision.verdict.is_some() { OK } else { PROBLEMS }))
 }
@@ -85,6 +93,53 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         return Ok(body);
     }
     std::fs::read(path).with_context(|| format!("cannot read the request {}", path.display()))
+}
+
+/// The body with another session; nothing if it is no JSON object, which the gateway will say better. Values stay as
+/// they are, byte for byte, because prefixes are told by their bytes.
+fn naming_session(body: &[u8], session: &str) -> Option<Vec<u8>> {
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(body).ok()?;
+    fields.insert("session_id".to_owned(), to_raw_value(session).ok()?);
+    serde_json::to_vec(&fields).ok()
+}
+
+/// What the configuration and the request say of splits, to tell why a request is on its arm.
+struct Arms {
+    /// Each split model's targets with their weights, and what keeps a request on one.
+    splits: BTreeMap<String, (Vec<(String, u32)>, Sticky)>,
+    session: Option<String>,
+}
+
+impl Arms {
+    fn of(config: &Config, body: &[u8]) -> Self {
+        let split = config.models.iter().filter(|model| model.targets.len() > 1);
+        let splits = split.map(|model| {
+            let arms = model.targets.iter().map(|target| (target.name.to_string(), target.weight)).collect();
+            (model.name.to_string(), (arms, model.sticky))
+        });
+        let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let word = |key| body.get(key).and_then(serde_json::Value::as_str).filter(|word| !word.is_empty());
+        let session = word("session_id").or_else(|| word("user")).map(ToOwned::to_owned);
+        Self { splits: splits.collect(), session }
+    }
+
+    /// The line on the split that the route came from; empty if it came from none.
+    fn told(&self, answer: &ExplainAnswer) -> String {
+        let Some((arms, sticky)) = self.splits.get(&answer.model) else { return String::new() };
+        let Some((at, (name, weight))) = arms.iter().enumerate().find(|(_, (name, _))| *name == answer.served_model)
+        else {
+            return String::new();
+        };
+        let total: u64 = arms.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let why = match (sticky, &self.session) {
+            (Sticky::None, _) => "drawn, as every request is".to_owned(),
+            (Sticky::Conversation, _) => "kept by the conversation's beginning".to_owned(),
+            (Sticky::Session, Some(session)) => format!("kept by session `{session}`"),
+            (Sticky::Session, None) => "drawn, as the request names no session".to_owned(),
+        };
+        let (at, of) = (at + 1, arms.len());
+        format!("split     {name} is arm {at} of {of}, with weight {weight} of {total}: {why}\n")
+    }
 }
 
 /// Where an address that a gateway listens on can be reached from here.
@@ -101,20 +156,40 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
     let mut query = vec![("path", args.path.clone())];
     query.extend(args.listener.clone().map(|listener| ("listener", listener)));
     runtime.block_on(async {
-        let client =
-            reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::upstream::client_tls(None)?);
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .tls_backend_preconfigured(crate::upstream::client_tls(None)?)
+            .build()?;
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
-        let asked = client.build()?.post(&url).query(&query).body(body).send().await;
-        let response = asked.with_context(|| {
-            format!("no gateway answers at {admin}; is it running? --admin URL names another, --state FILE needs none")
-        })?;
+        let asked = client.post(&url).query(&query).body(body).send().await;
+        let stranger = || anyhow::anyhow!("{admin} answers, but that is not a Tidegate admin address; --admin URL names another");
+        let response = match asked {
+            Ok(response) => response,
+            Err(error) if error.is_connect() || error.is_builder() => {
+                return Err(error).with_context(|| {
+                    format!("no gateway answers at {admin}; is it running? --admin URL names another, --state FILE needs none")
+                });
+            }
+            Err(_) => return Err(stranger()),
+        };
         let status = response.status();
         let text = response.text().await?;
-        if !status.is_success() {
+        if status.is_success() {
+            return serde_json::from_str(&text).map_err(|_| stranger());
+        }
+        if is_admin(&client, admin).await {
             bail!("the gateway would refuse this request ({status}): {}", text.trim());
         }
-        serde_json::from_str(&text).with_context(|| format!("{url} answered something else than an explanation"))
+        Err(stranger())
     })
+}
+
+/// Whether the state of a fleet can be had at an address: a refusal alone may come from any server.
+async fn is_admin(client: &reqwest::Client, admin: &str) -> bool {
+    let url = format!("{}/debug/fleet", admin.trim_end_matches('/'));
+    let Ok(response) = client.get(url).send().await else { return false };
+    let text = response.text().await.unwrap_or_default();
+    serde_json::from_str::<FleetSnapshot>(&text).is_ok()
 }
 
 fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow::Result<ExplainAnswer> {
@@ -131,10 +206,10 @@ fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow:
     Ok(answer?)
 }
 
-fn rendered(answer: &ExplainAnswer, source: &str, coloured: bool) -> String {
+fn rendered(answer: &ExplainAnswer, arm: &str, source: &str, coloured: bool) -> String {
     let Explanation { policy, prompt_tokens, candidates, verdict, refusal, sight, failed_open, .. } = &answer.decision;
     let mut text = format!(
-        "route     {} -> pool {}, served as {} (listener {})\nrequest   about {prompt_tokens} prompt tokens\n\
+        "route     {} -> pool {}, served as {} (listener {})\n{arm}request   about {prompt_tokens} prompt tokens\n\
          policy    {policy}{}   ({source})\n",
         answer.model,
         answer.pool,
@@ -143,12 +218,14 @@ fn rendered(answer: &ExplainAnswer, source: &str, coloured: bool) -> String {
         sight.map(|sight| format!(", sight {}", sight.name())).unwrap_or_default(),
     );
     if *failed_open {
-        text.push_str("          no pod is admitted: failing open to pods that are out\n");
+        text.push_str("          every pod is out, so it fails open: one of them is tried all the same\n");
     }
     text.push('\n');
     text.push_str(&candidates_table(candidates, verdict.as_deref()).rendered(coloured));
     match (verdict, refusal) {
-        (Some(pod), _) => text.push_str(&format!("\nverdict   {pod}{}\n", margin(candidates, pod))),
+        (Some(pod), _) => {
+            text.push_str(&format!("\nverdict   {pod}{}{}\n", margin(candidates, pod), tie(policy, candidates, pod)))
+        }
         (None, Some(why)) => text.push_str(&format!("\nverdict   none: {why}\n")),
         (None, None) => {}
     }
@@ -172,7 +249,7 @@ fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {
             candidate.condition.to_string(),
             candidate.reading_age_ms.map_or_else(|| "never".to_owned(), |ms| format!("{ms} ms")),
             candidate.in_flight.to_string(),
-            candidate.streams.map_or_else(|| "?".to_owned(), |streams| format!("{streams:.1}")),
+            candidate.streams.map_or_else(String::new, |streams| format!("{streams:.1}")),
             candidate.uncached_tokens.to_string(),
         ];
         row.extend(terms.iter().map(|name| {
@@ -189,6 +266,14 @@ fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {
     table
 }
 
+/// Why a pod was chosen although another is cheaper.
+fn tie(policy: &str, candidates: &[Candidate], pod: &str) -> &'static str {
+    let total = candidates.iter().find(|it| it.pod == pod).and_then(|it| it.total);
+    let cheaper = |total: f64| candidates.iter().filter_map(|it| it.total).any(|other| other < total);
+    // `least-cost` alone takes near-equals for equal; the others never choose against their numbers.
+    if policy == "least-cost" && total.is_some_and(cheaper) { " (equal within 2 %: drawn)" } else { "" }
+}
+
 /// How clear the verdict is: the next best price.
 fn margin(candidates: &[Candidate], pod: &str) -> String {
     let price = |it: &Candidate| it.total;
@@ -197,4 +282,58 @@ fn margin(candidates: &[Candidate], pod: &str) -> String {
     let others = candidates.iter().filter(|it| it.pod != pod).filter_map(price);
     let next = others.min_by(|a, b| (a - best).abs().total_cmp(&(b - best).abs()));
     next.map_or_else(String::new, |next| format!(" at {best:.1} {unit}, the next at {next:.1} {unit}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(policy: &str, totals: [f64; 2]) -> ExplainAnswer {
+        let candidate = |(pod, total): (&str, f64)| {
+            serde_json::json!({"pod": pod, "condition": "closed", "excluded": null, "reading_age_ms": 3,
+                "reading_trust": 1.0, "in_flight": 0, "streams": null, "uncached_tokens": 7, "total": total,
+                "unit": "ms", "terms": []})
+        };
+        let candidates: Vec<_> = ["a", "b"].into_iter().zip(totals).map(candidate).collect();
+        serde_json::from_value(serde_json::json!({"listener": "l", "model": "m", "pool": "p", "served_model": "m-2",
+            "decision": {"policy": policy, "pool": "p", "served_model": "m-2", "prompt_tokens": 7, "sight": "fresh",
+                "failed_open": false, "candidates": candidates, "verdict": "a", "refusal": null}}))
+        .unwrap()
+    }
+
+    fn arms(body: &[u8], sticky: &str) -> Arms {
+        let text = format!(
+            "listeners: [{{ name: l, address: 127.0.0.1:0 }}]
+pools: [{{ name: p, endpoints: [{{ url: \"http://a\" }}] }}]
+models: [{{ modelName: m, poolRef: p, sticky: {sticky}, targetModels: [{{ name: m-1, weight: 90 }}, {{ name: m-2, weight: 10 }}] }}]
+"
+        );
+        Arms::of(&crate::config::load("t.yaml", &text).unwrap().0, body)
+    }
+
+    #[test]
+    fn a_split_tells_its_arm_and_what_keeps_a_request_there() {
+        let answer = answer("least-cost", [1.0, 2.0]);
+        let named = naming_session(br#"{"user":"u","messages":[ 1,2]}"#, "s").unwrap();
+        assert!(String::from_utf8_lossy(&named).contains("[ 1,2]"));
+        for (body, sticky, why) in [
+            (named.as_slice(), "session", "kept by session `s`"),
+            (br#"{"user":"u"}"#, "session", "kept by session `u`"),
+            (b"{}", "session", "drawn, as the request names no session"),
+            (b"{}", "none", "drawn, as every request is"),
+            (b"{}", "conversation", "kept by the conversation's beginning"),
+        ] {
+            let line = format!("split     m-2 is arm 2 of 2, with weight 10 of 100: {why}\n");
+            assert_eq!(arms(body, sticky).told(&answer), line);
+        }
+    }
+
+    #[test]
+    fn a_draw_among_near_equals_is_told_and_an_unread_column_is_left_out() {
+        let text = |policy, totals| rendered(&answer(policy, totals), "", "test", false);
+        assert!(text("least-cost", [1.01, 1.0]).contains("(equal within 2 %: drawn)"));
+        assert!(!text("least-cost", [1.0, 1.01]).contains("drawn"));
+        assert!(!text("weighted", [1.01, 1.0]).contains("drawn"));
+        assert!(!text("round-robin", [1.0, 1.0]).contains("streams"));
+    }
 }

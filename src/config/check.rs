@@ -11,7 +11,7 @@ use super::{
     report::{Finding, Source},
     shape,
     tree::{self, At, Kind, Node},
-    units::Span,
+    units::{AddressText, Span},
 };
 
 /// The smallest file that works, for those who begin with none.
@@ -103,7 +103,7 @@ fn read(text: &str, sheet: &mut Sheet) -> Option<Config> {
 /// Whether all of a list was read, so that what it does not name does not exist.
 fn whole(root: &Node, list: &str) -> bool {
     let Kind::Map(entries) = &root.kind else { return false };
-    let items = entries.iter().filter(|entry| entry.key == list).flat_map(|entry| match &entry.value.kind {
+    let items = entries.iter().filter(|entry| entry.field() == list).flat_map(|entry| match &entry.value.kind {
         Kind::List(items) => items.as_slice(),
         _ => &[],
     });
@@ -215,21 +215,21 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
 }
 
 /// An address to listen on; a wrong one goes on the sheet.
-pub(super) fn address(text: &At<String>, sheet: &mut Sheet) -> Option<SocketAddr> {
-    let parsed = text.value.parse().ok();
+pub(super) fn address(at: &At<AddressText>, sheet: &mut Sheet) -> Option<SocketAddr> {
+    let text = at.value.0.as_str();
+    let parsed = text.parse().ok();
     if parsed.is_none() {
-        let remedy = match text.value.rsplit_once(':') {
+        let remedy = match text.rsplit_once(':') {
             Some(("" | "*", port)) => {
                 format!("write `0.0.0.0:{port}` for all addresses, or `127.0.0.1:{port}` for this machine alone")
             }
             Some(("localhost", port)) => format!("write `127.0.0.1:{port}`"),
-            None if text.value.parse::<u16>().is_ok() => format!(
-                "write `0.0.0.0:{}` for all addresses, or `127.0.0.1:{}` for this machine alone",
-                text.value, text.value
-            ),
+            None if text.parse::<u16>().is_ok() => {
+                format!("write `0.0.0.0:{text}` for all addresses, or `127.0.0.1:{text}` for this machine alone")
+            }
             _ => "write an IP address and a port, such as `0.0.0.0:8081` or `[::]:8081`".to_owned(),
         };
-        sheet.error(text.place, format!("`{}` is not an address to listen on", text.value), remedy);
+        sheet.error(at.place, format!("`{text}` is not an address to listen on"), remedy);
     }
     parsed
 }
@@ -623,6 +623,24 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             &["3:19 `localhost:9090` is not an address to listen on -> write `127.0.0.1:9090`"],
         ),
         (
+            "admin: { address: 9090 }",
+            &[
+                "3:19 `9090` is not an address to listen on -> write `0.0.0.0:9090` for all addresses, or `127.0.0.1:9090` for this machine alone",
+            ],
+        ),
+        (
+            "admin: { address: [9090] }",
+            &[
+                "3:19 a list does not fit here -> write an IP address and a port, such as `0.0.0.0:8081` or, in quotes, `\"[::]:8081\"`",
+            ],
+        ),
+        (
+            "admin: { address: [::]:9090 }",
+            &[
+                "3:23 this is not valid YAML: while parsing a flow mapping, did not find expected ',' or '}' -> a value that begins with `[` or `{`, or holds one of them or a `:` within `{ }`, is not plain text to YAML: put it in quotes, such as `\"[::]:8081\"`",
+            ],
+        ),
+        (
             "admin: { address: 127.0.0.1:8081 }",
             &["3:19 the admin listener and listener `a` want the same address -> give one of them another port"],
         ),
@@ -635,6 +653,14 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "probes: { address: 0.0.0.0:8081 }",
             &["3:20 the probes listener and listener `a` want the same address -> give one of them another port"],
+        ),
+        ("models: [{ modelName: m, poolRef: y }]", &["3:35 there is no pool called `y` -> the pools are: vllm"]),
+        (
+            "shceduler: { policy: weighted, scorers: [] }",
+            &[
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, pools, models, scheduler, admin, probes, limits, timeouts, retry, sessions, api, log",
+                "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
+            ],
         ),
         (
             "scheduler: { policy: fastest }",
@@ -689,6 +715,12 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a, weight: 0 }] }]",
             &[
                 "3:55 all weights are zero, so nothing could be chosen -> give at least one target model a weight above 0",
+            ],
+        ),
+        (
+            "models: [{ modelName: m, poolRef: vllm, targetModels: [{ name: a, weight: 0.9 }] }]",
+            &[
+                "3:75 the weight 0.9 is not a whole number, 0 or more -> write whole numbers, such as 90 and 10 for nine to one; only the proportions matter",
             ],
         ),
         (

@@ -53,12 +53,12 @@ fn targets(targets: &At<Vec<TargetModelFile>>, sheet: &mut Sheet) -> Vec<TargetM
         sheet.error(bare.name.place, message, "give a weight to all target models or to none (equal shares)");
     }
     for weight in targets.value.iter().filter_map(|target| target.weight.as_ref()) {
-        if weight.value > defaults::LARGEST_WEIGHT {
+        if weight.value.0 > defaults::LARGEST_WEIGHT {
             let remedy = format!("write 0 to {}; only the proportions matter", defaults::LARGEST_WEIGHT);
-            sheet.error(weight.place, format!("the weight {} is too large", weight.value), remedy);
+            sheet.error(weight.place, format!("the weight {} is too large", weight.value.0), remedy);
         }
     }
-    let weight = |target: &TargetModelFile| target.weight.as_ref().map_or(1, |weight| weight.value);
+    let weight = |target: &TargetModelFile| target.weight.as_ref().map_or(1, |weight| weight.value.0);
     if weighted > 0 && targets.value.iter().all(|target| weight(target) == 0) {
         sheet.error(
             targets.place,

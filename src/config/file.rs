@@ -8,7 +8,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky, tree::At, units::Span};
+use super::{
+    Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky,
+    tree::At,
+    units::{AddressText, Span, Weight},
+};
 
 /// A Tidegate configuration.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -51,7 +55,8 @@ pub(super) struct ListenerFile {
     /// Its name in logs and metrics; unique.
     pub(super) name: At<String>,
     /// IP address and port, such as 0.0.0.0:8081 or [::]:8081. Port 0 takes any free port.
-    pub(super) address: At<String>,
+    #[schemars(with = "String")]
+    pub(super) address: At<AddressText>,
     /// Its own scheduler. Default: the common one.
     pub(super) scheduler: Option<SchedulerFile>,
     /// The models served here. Default: all of them.
@@ -207,7 +212,7 @@ pub(super) struct ModelFile {
     /// The name in the client's `model` field; unique.
     #[serde(rename = "modelName")]
     pub(super) model_name: At<String>,
-    /// How much it matters when not all can be served. Default: Standard.
+    /// How much it matters when not all can be served. Default: Standard. Accepted and kept; not enforced yet.
     pub(super) criticality: Option<Criticality>,
     /// The name of the pool that serves it.
     #[serde(rename = "poolRef")]
@@ -228,7 +233,8 @@ pub(super) struct TargetModelFile {
     /// The served model's or adapter's name.
     pub(super) name: At<String>,
     /// Its share, relative to the other arms', 0 to 1000000. Give it to all arms or to none (equal shares).
-    pub(super) weight: Option<At<u32>>,
+    #[schemars(with = "Option<u32>")]
+    pub(super) weight: Option<At<Weight>>,
 }
 
 /// An address of the operator's.
@@ -236,7 +242,8 @@ pub(super) struct TargetModelFile {
 #[serde(deny_unknown_fields, expecting = "an address, such as `{ address: 127.0.0.1:9090 }`")]
 pub(super) struct DoorFile {
     /// IP address and port. The admin listener's default: 127.0.0.1:9090.
-    pub(super) address: At<String>,
+    #[schemars(with = "String")]
+    pub(super) address: At<AddressText>,
 }
 
 /// Bounds, each enforced in exactly one place.

@@ -218,12 +218,12 @@ pub struct TargetModel {
 /// InferenceModel criticality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum Criticality {
-    /// Never shed.
+    /// Never shed. Accepted and kept; not enforced yet.
     Critical,
     /// Between the two.
     #[default]
     Standard,
-    /// The first to go.
+    /// The first to go. Accepted and kept; not enforced yet.
     Sheddable,
 }
 

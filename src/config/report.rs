@@ -238,8 +238,9 @@ pub fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Op
         return None;
     }
     let typed = plain(word);
-    // A third of the letters may be wrong, as rustc allows; a difference in case or in `_` and `-` costs nothing.
-    let limit = (typed.len() / 3).max(1);
+    // A third of the letters may be wrong, as rustc allows, but not all: `y` is no slip of `x`. A difference in case or
+    // in `_` and `-` costs nothing.
+    let limit = (typed.len() / 3).max(1).min(typed.len().saturating_sub(1));
     allowed
         .into_iter()
         .filter(|candidate| candidate.len() <= LONGEST)
@@ -325,6 +326,8 @@ mod tests {
         assert_eq!(nearest("round_robbin", words), Some("round-robin"));
         assert_eq!(nearest("LeastCost", words), Some("least-cost"));
         assert_eq!(nearest("fastest", words), None);
+        assert_eq!(nearest("y", ["x"]), None);
+        assert_eq!(suggestion("y", &["x"], "the pools are"), "the pools are: x");
     }
 
     #[test]

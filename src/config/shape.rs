@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
     /// Reports keys that `known` does not list and keys that stand twice, and drops them.
     fn sift(&self, entries: &[Entry], known: Option<&'static [&'static str]>) {
         for (number, entry) in entries.iter().enumerate() {
-            if entry.value.dropped.get() {
+            if entry.value.dropped.get() || entry.meant.get().is_some() {
                 continue;
             }
             if self.findings.borrow().len() >= MOST_MISFITS {
@@ -184,6 +184,12 @@ impl<'a> Reader<'a> {
             } else if let Some(known) = known.filter(|known| !known.contains(&entry.key.as_str())) {
                 let message = format!("`{}` is not a field here", entry.key);
                 self.report(Finding::error(entry.key_place, message, suggestion(&entry.key, known, "the fields are")));
+                // What is inside is read as the field that was probably meant, so that its problems show as well.
+                let near = nearest(&entry.key, known.iter().copied());
+                entry.meant.set(near.filter(|near| entries.iter().all(|other| other.field() != *near)));
+                if entry.meant.get().is_some() {
+                    continue;
+                }
             } else {
                 continue;
             }
@@ -320,7 +326,7 @@ impl<'de> MapAccess<'de> for Map<'de> {
             return Ok(None);
         };
         self.value = Some(&entry.value);
-        seed.deserialize(entry.key.as_str().into_deserializer()).map(Some)
+        seed.deserialize(entry.field().into_deserializer()).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Misfit> {

@@ -3,12 +3,13 @@
 //! Our own small reader instead of a general URL one, because most of what a URL may hold (user, query, fragment, `..`)
 //! is a mistake here and shall be called one. It resolves no names.
 
-use std::{collections::BTreeMap, net::Ipv6Addr};
+use std::{collections::BTreeMap, net::Ipv6Addr, path::PathBuf};
+
+use serde::Deserialize;
 
 use super::{
-    Origin, Place, Target,
+    Origin, Target,
     check::Sheet,
-    file::EndpointFile,
     report::{Report, Source},
     shape,
     tree::{self, At, Kind},
@@ -34,11 +35,12 @@ pub fn parse_endpoints(name: &str, text: &str) -> Result<Vec<Target>, Report> {
         let remedy = "write `- url: http://10.0.0.1:8000`, or `[]` for no pods";
         sheet.error(root.place, "the list of endpoints is empty", remedy);
     }
-    let reading = shape::read::<Option<Vec<At<EndpointFile>>>>(&root);
+    let reading = shape::read::<Option<Vec<ListedFile>>>(&root);
     sheet.take(reading.findings);
     let mut targets = Vec::new();
     for entry in reading.value.flatten().unwrap_or_default() {
-        let Some((place, target)) = listed_target(&entry, &mut sheet) else {
+        let place = entry.url.place;
+        let Some(target) = listed_target(&entry, &mut sheet) else {
             continue;
         };
         let key = (target.origin.authority(), target.base_path.clone());
@@ -54,16 +56,20 @@ pub fn parse_endpoints(name: &str, text: &str) -> Result<Vec<Target>, Report> {
     }
 }
 
-fn listed_target(entry: &At<EndpointFile>, sheet: &mut Sheet) -> Option<(Place, Target)> {
-    let EndpointFile { url: Some(url), dns: None, file: None, token_file, metrics_url } = &entry.value else {
-        let remedy = "write `- url: http://10.0.0.1:8000`";
-        sheet.error(entry.place, "only `url` can stand in a file of endpoints", remedy);
-        return None;
-    };
-    let token_file = token_file.as_ref().map(|path| path.value.clone());
-    let metrics_url = metrics_page(sheet, metrics_url.as_ref());
-    let target = parse_target(sheet, url)?;
-    Some((url.place, Target { token_file, metrics_url, ..target }))
+/// One entry of such a file: a pod at a fixed URL, and never a further name or file to look up.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an endpoint, such as `url: http://10.0.0.1:8000`")]
+struct ListedFile {
+    url: At<String>,
+    token_file: Option<At<PathBuf>>,
+    metrics_url: Option<At<String>>,
+}
+
+fn listed_target(entry: &ListedFile, sheet: &mut Sheet) -> Option<Target> {
+    let token_file = entry.token_file.as_ref().map(|path| path.value.clone());
+    let metrics_url = metrics_page(sheet, entry.metrics_url.as_ref());
+    let target = parse_target(sheet, &entry.url)?;
+    Some(Target { token_file, metrics_url, ..target })
 }
 
 /// The target that `url` names; a wrong one goes on the sheet.
@@ -246,7 +252,9 @@ mod tests {
         let text = "- url: a:8000\n- dns: http://b\n- ulr: http://c\n- url: http://d\n- url: http://d\n";
         let report = parse_endpoints("pods.yaml", text).unwrap_err();
         let lines: Vec<u32> = report.problems.iter().map(|problem| problem.place.line).collect();
-        assert_eq!(lines, [1, 2, 3, 3, 5], "{report}");
+        assert_eq!(lines, [1, 2, 2, 3, 5], "{report}");
+        assert_eq!(report.problems[1].remedy, "add `url: ...` here");
+        assert_eq!(report.problems[2].remedy, "the fields are: url, token_file, metrics_url");
         assert!(parse_endpoints("pods.yaml", "").unwrap_err().to_string().contains("`[]` for no pods"));
     }
 }

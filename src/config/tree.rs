@@ -37,6 +37,15 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) key_place: Place,
     pub(super) value: Node,
+    /// The field that a misspelt key was taken for, once that has been reported.
+    pub(super) meant: Cell<Option<&'static str>>,
+}
+
+impl Entry {
+    /// The field that this entry is read as.
+    pub(super) fn field(&self) -> &str {
+        self.meant.get().unwrap_or(&self.key)
+    }
 }
 
 /// Reads one YAML document.
@@ -107,7 +116,12 @@ fn finding(text: &str, error: &serde_saphyr::Error) -> Finding {
         }
         other => (
             format!("this is not valid YAML: {}", plain_message(other)),
-            "look at the line and the one above: indentation, a missing `:`, an open quote, bracket or brace",
+            if needs_quotes(text, at.line) {
+                "a value that begins with `[` or `{`, or holds one of them or a `:` within `{ }`, is not plain text to \
+                 YAML: put it in quotes, such as `\"[::]:8081\"`"
+            } else {
+                "look at the line and the one above: indentation, a missing `:`, an open quote, bracket or brace"
+            },
         ),
     };
     Finding::error(at, message, remedy)
@@ -117,6 +131,19 @@ fn finding(text: &str, error: &serde_saphyr::Error) -> Finding {
 fn plain_message(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::{DefaultMessageFormatter, MessageFormatter};
     DefaultMessageFormatter.format_message(error).into_owned()
+}
+
+/// Whether the line at fault looks like text that YAML takes for a list or map: `[::]:8081`, or a bracket, brace or
+/// colon inside an inline value.
+fn needs_quotes(text: &str, line: u32) -> bool {
+    let line = text.lines().zip(1_u32..).find(|(_, number)| *number == line).map_or("", |(line, _)| line);
+    let inline = line.split_once('{').map_or("", |(_, inline)| inline);
+    let letters = inline.chars().zip(inline.chars().skip(1));
+    let glued = |(letter, next): (char, char)| match letter {
+        ':' => !next.is_whitespace(),
+        letter => letter.is_alphanumeric() && matches!(next, '[' | '{'),
+    };
+    line.contains("[::") || letters.into_iter().any(glued)
 }
 
 /// The first line up to the error's own, or just after it, that is indented with a tab.
@@ -202,7 +229,12 @@ impl<'de> Visitor<'de> for KindVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut items: A) -> Result<Kind, A::Error> {
         let mut map = Vec::new();
         while let Some((key, value)) = items.next_entry::<Spanned<String>, Spanned<Kind>>()? {
-            map.push(Entry { key_place: place(&key.referenced), key: key.value, value: Node::from(value) });
+            map.push(Entry {
+                key_place: place(&key.referenced),
+                key: key.value,
+                value: Node::from(value),
+                meant: Cell::new(None),
+            });
         }
         Ok(Kind::Map(map))
     }

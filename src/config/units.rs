@@ -17,6 +17,14 @@ use super::{Bytes, Ratio};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 
+/// An address to listen on as written. A bare port is taken as text too: the check of addresses knows what to say to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AddressText(pub(super) String);
+
+/// The weight of one arm of a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Weight(pub(super) u32);
+
 /// Longest duration accepted, a year: nothing here waits longer, and arithmetic with instants stays safe.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -29,6 +37,9 @@ const SIZES: &str =
 
 /// What a share may look like, for messages.
 const SHARES: &str = "write a percentage such as `20%`, or a number from 0 to 1 such as `0.2`";
+
+/// What a weight may look like, for messages.
+const WEIGHTS: &str = "write whole numbers, such as 90 and 10 for nine to one; only the proportions matter";
 
 /// The duration that a text says, or why it says none.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -95,6 +106,13 @@ pub fn ratio(text: &str) -> Result<Ratio, String> {
 
 fn share(number: f64) -> Option<Ratio> {
     (0.0..=1.0).contains(&number).then_some(Ratio(number))
+}
+
+fn weight(number: f64) -> Result<Weight, String> {
+    let whole = number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole and within u32 by the filter")]
+    let weight = whole.then_some(Weight(number as u32));
+    weight.ok_or_else(|| format!("the weight {number} is not a whole number, 0 or more\n{WEIGHTS}"))
 }
 
 /// The whole number that a text begins with, and the rest.
@@ -171,6 +189,26 @@ impl<'de> Deserialize<'de> for Ratio {
             parse: ratio,
             bare: |number| share(number).ok_or_else(|| format!("`{number}` is not between 0 and 1\n{SHARES}")),
             what: "a percentage such as `20%`, or a number from 0 to 1",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for AddressText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Written {
+            parse: |text| Ok(AddressText(text.to_owned())),
+            bare: |number| Ok(AddressText(number.to_string())),
+            what: "an IP address and a port, such as `0.0.0.0:8081` or, in quotes, `\"[::]:8081\"`",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Weight {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Written {
+            parse: |text| Err(format!("the text `{text}` does not fit here\n{WEIGHTS}")),
+            bare: weight,
+            what: "a whole number, such as 90",
         })
     }
 }
