@@ -224,7 +224,7 @@ fn rendered(answer: &ExplainAnswer, arm: &str, source: &str, coloured: bool) -> 
     text.push_str(&candidates_table(candidates, verdict.as_deref()).rendered(coloured));
     match (verdict, refusal) {
         (Some(pod), _) => {
-            text.push_str(&format!("\nverdict   {pod}{}{}\n", margin(candidates, pod), tie(policy, candidates, pod)))
+            text.push_str(&format!("\nverdict   {pod}{}{}\n", margin(candidates, pod), tie(policy, candidates, pod)));
         }
         (None, Some(why)) => text.push_str(&format!("\nverdict   none: {why}\n")),
         (None, None) => {}
