@@ -187,12 +187,12 @@ fn table(standings: &[Standing]) -> Table {
 
 fn after_help() -> String {
     let list = |lines: &mut dyn Iterator<Item = (&str, &str)>| {
-        lines.map(|(name, what)| format!("  {name:<14} {what}\n")).collect::<String>()
+        lines.map(|(name, what)| format!("  {name:<14} {what}")).collect::<Vec<_>>().join("\n")
     };
     let workloads = list(&mut WORKLOADS.into_iter());
     let rivals = list(&mut RIVALS.iter().map(|entry| (entry.name, entry.what)));
     format!(
-        "Workloads:\n{workloads}\nPolicies of ours:\n  {}\n\nOther routers' policies:\n{rivals}\n\
+        "Workloads:\n{workloads}\n\nPolicies of ours:\n  {}\n\nOther routers' policies:\n{rivals}\n\n\
          Times are seconds (TTFT) and milliseconds (TPOT: mean time between tokens of a stream; gap: its longest).\n\
          The first tenth of the requests is not counted.\n\n\
          Examples:\n  tidegate lab run w1 --rate x4                            everybody on recorded conversations\n  \

@@ -148,8 +148,8 @@ impl Desk {
         sent.tokens += 1;
     }
 
-    /// An answer is complete, and its usage says that the prompt had `prompt_tokens`.
-    pub(super) fn complete(&self, sent: Sent, prompt_tokens: u32, now_ms: f64) {
+    /// An answer is complete, and its usage says that the prompt had `prompt_tokens`. The reservation ends with `sent`.
+    pub(super) fn complete(&self, sent: &Sent, prompt_tokens: u32, now_ms: f64) {
         let now = self.instant(now_ms);
         if let (Some(first), Some(gaps)) = (sent.first_ms, sent.tokens.checked_sub(1).filter(|gaps| *gaps > 0)) {
             let itl_ms = (now_ms - first) / f64::from(gaps);

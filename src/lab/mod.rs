@@ -18,7 +18,7 @@ pub mod workloads;
 mod world;
 
 pub use league::{Contest, Standing, compete};
-pub use rivals::Policy;
+pub use rivals::{Policy, RIVALS};
 pub use script::{Ask, Next, Piece, Script};
 pub use setup::{Fault, Scrape, Setup};
 pub use tally::{Slo, Stats, Told};

@@ -45,6 +45,8 @@ impl Ask {
 pub struct Script {
     /// By their numbers.
     pub asks: Vec<Ask>,
+    /// After this nobody asks any more: what would follow an answer then is not part of the run.
+    pub until_ms: f64,
 }
 
 impl Script {

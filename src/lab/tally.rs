@@ -114,7 +114,7 @@ pub struct Stats {
 impl Stats {
     /// Of a run on so many pods.
     pub fn of(run: &Run, pods: usize, slo: &Slo) -> Self {
-        let mut told = run.told.clone();
+        let mut told: Vec<Told> = run.told.iter().copied().filter(|it| it.at_ms.is_finite()).collect();
         told.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a length")]
         let skipped = (told.len() as f64 * WARM_UP) as usize;

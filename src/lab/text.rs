@@ -35,7 +35,7 @@ pub(super) fn blocks(model: &str, prompt: &[Piece]) -> Blocks {
     Blocks::of(model, "", prompt.iter().flat_map(|piece| Chunks::of(*piece)))
 }
 
-/// A hash of its first 100 characters (KubeAI's `prefixCharLength`).
+/// A hash of its first 100 characters (`KubeAI`'s `prefixCharLength`).
 pub(super) fn opening(prompt: &[Piece]) -> u64 {
     const CHARS: usize = 100;
     let mut start = Vec::with_capacity(BLOCK_BYTES + CHARS);

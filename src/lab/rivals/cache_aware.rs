@@ -4,9 +4,7 @@
 //! Its tree is of characters, ours of blocks of 256: of a prompt of some thousand tokens that is within 2 %. It is
 //! trimmed to its bound at each insertion instead of every two minutes.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, View, lowest};
+use super::{Dice, Rival, View, lowest};
 use crate::prefix::{BLOCK_BYTES, Index};
 
 /// Share of the text from which a match counts (`--cache-threshold`).
@@ -33,7 +31,7 @@ struct CacheAware {
 }
 
 impl Rival for CacheAware {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         let loads = || view.pods.iter().map(|pod| pod.in_flight);
         let (min, max) = (loads().fold(f64::INFINITY, f64::min), loads().fold(0.0, f64::max));
         let hits = self.tree.longest(view.blocks);

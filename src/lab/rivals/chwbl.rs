@@ -1,15 +1,14 @@
-//! `chwbl`: KubeAI's consistent hashing with bounded loads. The first 100 characters fall on a ring of 256 places a
+//! `chwbl`: `KubeAI`'s consistent hashing with bounded loads. The first 100 characters fall on a ring of 256 places a
 //! pod; from there the first pod that is not loaded beyond 1.25 of the mean takes it. It needs no state but counts.
 
-use rand::rngs::StdRng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Rival, View};
+use super::{Dice, Rival, View};
 
-/// Places of one pod on the ring (KubeAI's `replication`).
+/// Places of one pod on the ring (`KubeAI`'s `replication`).
 const PLACES: u64 = 256;
 
-/// Load a pod may have, in terms of the mean (KubeAI's `meanLoadFactor`, 125 %).
+/// Load a pod may have, in terms of the mean (`KubeAI`'s `meanLoadFactor`, 125 %).
 const FACTOR: f64 = 1.25;
 
 pub(super) fn make(pods: usize) -> Box<dyn Rival> {
@@ -25,7 +24,7 @@ struct Chwbl {
 }
 
 impl Rival for Chwbl {
-    fn choose(&mut self, view: &View<'_>, _rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, _rng: &mut Dice) -> usize {
         let all: f64 = view.pods.iter().map(|pod| pod.in_flight).sum();
         let bound = (all + 1.0) / view.pods.len() as f64 * FACTOR;
         let start = self.ring.partition_point(|(at, _)| *at < view.opening);

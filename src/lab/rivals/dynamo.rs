@@ -4,9 +4,7 @@
 //!
 //! Everything is in KV blocks of one size, so the size cancels out and tokens do as well.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, Seen, View, lowest};
+use super::{Dice, Rival, Seen, View, lowest};
 
 pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
     Box::new(Dynamo)
@@ -16,7 +14,7 @@ pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
 struct Dynamo;
 
 impl Rival for Dynamo {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         lowest(view.pods.iter().map(|pod| logit(pod, view)), rng)
     }
 }

@@ -2,9 +2,7 @@
 //! steers by the last page alone, and its index believes that a pod holds as many blocks of 64 tokens as the engine has
 //! blocks of 16.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, View, lowest};
+use super::{Dice, Rival, View, lowest};
 use crate::prefix::Index;
 
 /// Weights of queue, KV cache and prefix (`default-plugins.yaml`).
@@ -26,7 +24,7 @@ struct Gie {
 }
 
 impl Rival for Gie {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         self.tune(view);
         let queues = || view.pods.iter().map(|pod| pod.waiting);
         let (min, max) = (queues().fold(f64::INFINITY, f64::min), queues().fold(0.0, f64::max));

@@ -1,9 +1,7 @@
 //! `lmetric`: uncached prompt tokens waiting there, this request's own among them, times the batch that it would be
 //! part of (arXiv 2603.15202). A product needs no weights.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, Seen, View, lowest};
+use super::{Dice, Rival, Seen, View, lowest};
 
 pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
     Box::new(LMetric)
@@ -13,7 +11,7 @@ pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
 struct LMetric;
 
 impl Rival for LMetric {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         lowest(view.pods.iter().map(|pod| score(pod, view)), rng)
     }
 }

@@ -78,10 +78,13 @@ impl Seen {
     }
 }
 
+/// What rules draw their ties with.
+pub type Dice = StdRng;
+
 /// A rule.
 pub trait Rival: std::fmt::Debug + Send {
     /// The place of the pod to send the request to. There is at least one.
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize;
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize;
 
     /// Whether it looks at [`Truth`].
     fn sees_truth(&self) -> bool {

@@ -2,9 +2,7 @@
 //! really cached, how fast the pod really is now. What a policy could reach that guesses nothing wrong; greedy, and
 //! blind to the future like all others.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, Seen, View, lowest};
+use super::{Dice, Rival, Seen, View, lowest};
 
 /// What a millisecond of prefill costs each stream there, as a share: the low end of what was measured to work alike.
 const INTERFERENCE: f64 = 0.3;
@@ -17,7 +15,7 @@ pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
 struct Oracle;
 
 impl Rival for Oracle {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         lowest(view.pods.iter().map(|pod| cost_ms(pod, view)), rng)
     }
 

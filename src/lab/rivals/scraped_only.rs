@@ -1,8 +1,6 @@
 //! `scraped-only`: the fewest running and waiting requests by the last page alone. What herds when pages are old.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, View, lowest};
+use super::{Dice, Rival, View, lowest};
 
 pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
     Box::new(ScrapedOnly)
@@ -12,7 +10,7 @@ pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
 struct ScrapedOnly;
 
 impl Rival for ScrapedOnly {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         lowest(view.pods.iter().map(|pod| pod.running + pod.waiting), rng)
     }
 }

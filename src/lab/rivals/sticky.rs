@@ -2,9 +2,7 @@
 //! is so much larger than the best other's that waiting there costs more than computing anew; among those left, the
 //! fewest uncached tokens in flight with this request's own.
 
-use rand::rngs::StdRng;
-
-use super::{Rival, Seen, View, lowest};
+use super::{Dice, Rival, Seen, View, lowest};
 
 /// Share of the prompt from which a pod is kept (`affinityThreshold`).
 const AFFINITY: f64 = 0.8;
@@ -24,7 +22,7 @@ pub(super) fn make(_pods: usize) -> Box<dyn Rival> {
 struct Sticky;
 
 impl Rival for Sticky {
-    fn choose(&mut self, view: &View<'_>, rng: &mut StdRng) -> usize {
+    fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         let holds = |pod: &Seen| pod.cached_tokens >= AFFINITY * view.prompt_tokens;
         let least = |kept: bool| {
             let loads = view.pods.iter().filter(|pod| holds(pod) == kept).map(|pod| load(pod, view));
@@ -46,7 +44,7 @@ mod tests {
     use super::{super::bench::asked, *};
 
     fn pod(cached_tokens: f64, prefill_tokens: f64) -> Seen {
-        Seen { cached_tokens, prefill_tokens, ..Seen::default() }
+        Seen { prefill_tokens, cached_tokens, ..Seen::default() }
     }
 
     #[test]

@@ -59,7 +59,9 @@ impl Trace {
             rows.push(row);
         }
         let first = rows.first().ok_or_else(|| Unmade::Empty(path.to_owned()))?.at_ms;
-        rows.iter_mut().for_each(|row| row.at_ms -= first);
+        for row in &mut rows {
+            row.at_ms -= first;
+        }
         let last = rows.iter().map(|row| row.at_ms).fold(0.0, f64::max);
         let length_ms = last + last / rows.len() as f64;
         Ok(Self { rows, length_ms })

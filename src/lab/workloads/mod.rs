@@ -4,6 +4,7 @@ mod azure;
 mod b2b;
 mod bursts;
 mod mooncake;
+mod sessions;
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ use super::{
 use crate::sim::{EngineConfig, profiles, step::StepModel};
 
 /// What can be run, for people.
-pub const WORKLOADS: [(&str, &str); 12] = [
+pub const WORKLOADS: [(&str, &str); 15] = [
     ("w1", "conversations recorded by Mooncake: long prompts, shared prefixes"),
     ("w2", "chat recorded by Azure: lengths only, nothing shared; Poisson"),
     ("w2-cv2", "the same, gamma with a coefficient of variation of 2"),
@@ -25,6 +26,9 @@ pub const WORKLOADS: [(&str, &str); 12] = [
     ("w2-recorded", "the same at the recorded times"),
     ("w4", "150 companies with 5 users each: 6,000 tokens shared, 1,200 own, 1,000 answered"),
     ("w4-inverse", "the same with 1,200 shared and 6,000 own"),
+    ("w5", "agents: sessions of long contexts; --rate is how many at once"),
+    ("w6", "reasoning: 8,000 tokens answered; --rate is how many at once"),
+    ("w7", "people in chats who think; --rate is how many at once"),
     ("w10-gamma", "bursts: W2's lengths, gamma with 3.5"),
     ("w10-wave", "bursts: W2's lengths at once and five times the rate, 30 s each"),
     ("w10-200", "bursts: every 10 s, 200 equal requests within 50 ms"),
@@ -112,6 +116,7 @@ enum Source {
     Mooncake(mooncake::Trace),
     Azure(azure::Trace, azure::Arrivals),
     B2b(b2b::Shape),
+    Sessions(sessions::Shape),
     Volleys,
 }
 
@@ -134,6 +139,9 @@ impl Workload {
             "w10-wave" => azure(Arrivals::Wave)?,
             "w4" => Source::B2b(b2b::Shape::LONG_SHARED),
             "w4-inverse" => Source::B2b(b2b::Shape::LONG_OWN),
+            "w5" => Source::Sessions(sessions::Shape::AGENTIC),
+            "w6" => Source::Sessions(sessions::Shape::REASONING),
+            "w7" => Source::Sessions(sessions::Shape::INTERACTIVE),
             "w10-200" => Source::Volleys,
             other => return Err(Unmade::Workload(other.to_owned())),
         };
@@ -147,10 +155,20 @@ impl Workload {
             Source::Mooncake(trace) => trace.script(self.rate, self.length_ms, &mut rng),
             Source::Azure(trace, arrivals) => trace.script(*arrivals, self.rate, self.length_ms, &mut rng),
             Source::B2b(shape) => shape.script(per_second(self.rate), self.length_ms, &mut rng),
+            Source::Sessions(shape) => {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "saturates, never negative"
+                )]
+                let users = per_second(self.rate).round().max(1.0) as u32;
+                // In their order already: those that follow others are found by their places.
+                return Script { asks: shape.script(users, self.length_ms, &mut rng), until_ms: self.length_ms };
+            }
             Source::Volleys => bursts::volleys(self.length_ms, &mut rng),
         };
         asks.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
-        Script { asks }
+        Script { asks, until_ms: self.length_ms }
     }
 }
 
