@@ -33,4 +33,5 @@ pub mod cli; // the verbs
 
 // The annex.
 pub mod bench; // a load generator that reads SSE over real sockets
-pub mod sim; // a pod that is not there
+pub mod lab;
+pub mod sim; // a pod that is not there // many such pods on a virtual clock, with our own judgement deciding

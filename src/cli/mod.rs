@@ -17,6 +17,7 @@ mod check;
 mod completions;
 mod demo;
 mod explain;
+mod lab;
 mod serve;
 mod sim;
 mod table;
@@ -46,6 +47,7 @@ enum Verb {
     Serve(serve::Args),
     Check(check::Args),
     Sim(sim::Args),
+    Lab(lab::Args),
     Explain(explain::Args),
     Completions(completions::Args),
 }
@@ -56,6 +58,7 @@ impl Verb {
             Self::Demo(args) => demo::run(&args),
             Self::Serve(args) => serve::run(&args),
             Self::Sim(args) => sim::run(args),
+            Self::Lab(args) => lab::run(&args),
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
             Self::Completions(args) => completions::run(&args),

@@ -9,7 +9,8 @@ use std::{collections::VecDeque, mem};
 use super::{
     batch::{Plan, Seq, count, grow},
     cache::BlockPool,
-    terms::{Emitted, EngineConfig, Gauges, SimRequest, StepReport, TooLong, Totals},
+    step::StepLoad,
+    terms::{Emitted, EngineConfig, Gauges, Peek, PromptBlocks, SimRequest, StepReport, TooLong, Totals},
 };
 
 /// The scheduler and everything it schedules.
@@ -136,6 +137,27 @@ impl Engine {
     /// Requests here now, running or waiting, as a scrape will see them after the step.
     pub fn live(&self) -> usize {
         self.running.len() + self.waiting.len()
+    }
+
+    /// What no metric shows: how this prompt would fare if it came now.
+    pub fn peek(&self, prompt: &PromptBlocks) -> Peek {
+        let waiting = self.waiting.iter().map(|seq| seq.tokens() - self.cached_tokens(&seq.request.prompt));
+        let running = self.running.iter().map(|seq| seq.tokens().saturating_sub(seq.computed + 1));
+        let mut chunk = StepLoad::default();
+        chunk.add_chunk(self.config.max_num_batched_tokens, 0);
+        let millis = self.config.step.millis(&chunk) * self.slowdown;
+        Peek {
+            cached_tokens: self.cached_tokens(prompt),
+            backlog_tokens: running.chain(waiting).map(u64::from).sum(),
+            ms_per_token: millis / f64::from(self.config.max_num_batched_tokens.max(1)),
+        }
+    }
+
+    fn cached_tokens(&self, prompt: &PromptBlocks) -> u32 {
+        let most = prompt.tokens.saturating_sub(1) / self.config.block_size;
+        let known = prompt.block_hashes.iter().take(most as usize);
+        let found = known.take_while(|hash| self.pool.find(**hash).is_some()).count();
+        u32::try_from(found).unwrap_or(0) * self.config.block_size
     }
 
     /// Steps that begin from now on take `factor` times as long.
@@ -294,11 +316,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sim::{
-        profiles::find,
-        step::{StepLoad, StepModel},
-        terms::PromptBlocks,
-    };
+    use crate::sim::{profiles::find, step::StepModel};
 
     /// Blocks of 4 tokens, a budget of 16 tokens and `blocks` usable blocks: small enough to work out by hand.
     fn small(blocks: u32) -> EngineConfig {

@@ -117,6 +117,17 @@ pub struct Gauges {
     pub running_adapters: Vec<u32>,
 }
 
+/// What is really so inside, for an oracle that a policy is measured against.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Peek {
+    /// Tokens of the prompt in the cache.
+    pub cached_tokens: u32,
+    /// Tokens that are to be computed before everybody here decodes, cached prefixes left out.
+    pub backlog_tokens: u64,
+    /// Milliseconds that a token of a long prompt takes now.
+    pub ms_per_token: f64,
+}
+
 /// What vLLM counts up; set when a step is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {

@@ -1,0 +1,204 @@
+//! `tidegate lab`: policies measured against each other on simulated pods, in seconds and without a GPU.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, ensure};
+
+use super::{colour, table::Table};
+use crate::{
+    clock, config,
+    lab::{
+        Contest, Policy, Script, Setup, Standing, Stats, compete,
+        rivals::{OURS, RIVALS},
+        workloads::{self, Order, Pods, Rate, WORKLOADS, Workload},
+    },
+};
+
+/// Measure policies on simulated pods: which policy, how many pods, for this traffic?
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = after_help())]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Verb {
+    /// Let policies play the same traffic and print one table
+    #[command(after_help = after_help())]
+    Run(Run),
+}
+
+#[derive(clap::Args, Clone, Debug)]
+struct Run {
+    /// The traffic; the list is below
+    workload: String,
+    /// Policies by name, separated by commas, or `all`; the list is below
+    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "NAMES")]
+    policies: Vec<String>,
+    /// How many pods
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pods: u16,
+    /// What they are, as `tidegate sim` lists it; several take turns [default: h100-7b]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    profile: Vec<String>,
+    /// Requests a second, or `x4`: four times as fast as recorded
+    #[arg(long, default_value = "x1", value_parser = rate)]
+    rate: Rate,
+    /// How many different days of the same traffic
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Virtual minutes in which requests come
+    #[arg(long, default_value_t = 20.0)]
+    minutes: f64,
+    /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Time from one page of metrics to the next
+    #[arg(long, default_value = "250ms", value_parser = config::duration)]
+    scrape: Duration,
+    /// Share of pages that never come
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    scrape_loss: f64,
+    /// Gateways that share the traffic and know nothing of each other
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    gateways: usize,
+    /// KV cache of every pod, in terms of its profile's
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    kv: f64,
+    /// Speed of every pod, in terms of its profile's
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    speed: f64,
+}
+
+/// Runs what was asked for.
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Verb::Run(run) = &args.verb;
+    let policies = policies(&run.policies)?;
+    ensure!(run.minutes.is_finite() && run.minutes > 0.0, "--minutes takes a number above 0");
+    ensure!([run.kv, run.speed].iter().all(|it| it.is_finite() && *it > 0.0), "--kv and --speed take numbers above 0");
+    let began = clock::now();
+    let setup = setup(run)?;
+    let order =
+        Order { workload: run.workload.clone(), rate: run.rate, minutes: run.minutes, trace: run.trace.clone() };
+    let workload = Workload::new(&order)?;
+    let scripts: Vec<Script> = (0..run.seeds).map(|seed| workload.script(seed)).collect();
+    let threads = available_parallelism().map_or(1, std::num::NonZero::get);
+    let slo = workloads::promise(&run.workload);
+    let contest = Contest { setup: &setup, policies: &policies, scripts: &scripts, slo, threads };
+    let standings = compete(&contest).map_err(|report| anyhow!("the pool cannot be configured: {report}"))?;
+    let took = clock::now().saturating_duration_since(began);
+    let mut out = io::stdout().lock();
+    let offered = standings.first().map_or(0.0, |it| it.mean(|stats| stats.offered as f64));
+    writeln!(
+        out,
+        "{}: {} pods, {offered:.0} requests counted, {} seeds, {:.0} virtual minutes, SLO {:.1} s / {:.0} ms\n",
+        run.workload,
+        run.pods,
+        run.seeds,
+        run.minutes,
+        slo.ttft_ms / 1e3,
+        slo.tpot_ms
+    )?;
+    write!(out, "{}", table(&standings).rendered(colour(&out)))?;
+    writeln!(
+        out,
+        "\n± is the seed farthest from the mean. {} runs took {:.1} s.",
+        policies.len() * scripts.len(),
+        took.as_secs_f64()
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn setup(run: &Run) -> anyhow::Result<Setup> {
+    let pods = Pods { count: usize::from(run.pods), profiles: run.profile.clone(), kv: run.kv, speed: run.speed };
+    let mut setup = workloads::stage(&run.workload, &pods, run.minutes)?;
+    setup.scrape.interval_ms = run.scrape.as_secs_f64() * 1e3;
+    setup.scrape.loss = run.scrape_loss;
+    setup.gateways = run.gateways.max(1);
+    Ok(setup)
+}
+
+fn policies(names: &[String]) -> anyhow::Result<Vec<Policy>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(Policy::all());
+    }
+    let find = |name: &String| Policy::find(name).with_context(|| format!("there is no policy `{name}`"));
+    names.iter().map(find).collect()
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    let (number, make): (&str, fn(f64) -> Rate) = match text.strip_prefix('x') {
+        Some(times) => (times, Rate::Times),
+        None => (text, Rate::PerSecond),
+    };
+    let above_zero = |rate: &f64| rate.is_finite() && *rate > 0.0;
+    let number = number.parse().ok().filter(above_zero);
+    number.map(make).ok_or_else(|| "write requests a second, such as `100`, or a speed-up, such as `x4`".to_owned())
+}
+
+fn table(standings: &[Standing]) -> Table {
+    let head = [
+        "policy",
+        "attained",
+        "±",
+        "TTFT mean",
+        "±",
+        "p50",
+        "p90",
+        "p99",
+        "TPOT p99",
+        "gap p99",
+        "hits",
+        "preempted",
+        "max/mean",
+    ];
+    let mut table = Table::new(head);
+    let best = standings.iter().map(|it| it.mean(|stats| stats.attainment)).fold(0.0, f64::max);
+    for standing in standings {
+        let seconds = |of: fn(&Stats) -> f64| format!("{:.3}", standing.mean(of) / 1e3);
+        let millis = |of: fn(&Stats) -> f64| format!("{:.1}", standing.mean(of));
+        let attainment = |stats: &Stats| stats.attainment;
+        let row = vec![
+            standing.policy.to_owned(),
+            format!("{:.4}", standing.mean(attainment)),
+            format!("{:.4}", standing.spread(attainment)),
+            seconds(|stats| stats.ttft_mean),
+            format!("{:.3}", standing.spread(|stats| stats.ttft_mean) / 1e3),
+            seconds(|stats| stats.ttft_p50),
+            seconds(|stats| stats.ttft_p90),
+            seconds(|stats| stats.ttft_p99),
+            millis(|stats| stats.tpot_p99),
+            millis(|stats| stats.gap_p99),
+            format!("{:.3}", standing.mean(|stats| stats.hit_ratio)),
+            format!("{:.0}", standing.mean(|stats| stats.preemptions)),
+            format!("{:.2}", standing.mean(|stats| stats.imbalance)),
+        ];
+        table.push(row, standing.mean(attainment) >= best);
+    }
+    table
+}
+
+fn after_help() -> String {
+    let list = |lines: &mut dyn Iterator<Item = (&str, &str)>| {
+        lines.map(|(name, what)| format!("  {name:<14} {what}")).collect::<Vec<_>>().join("\n")
+    };
+    let workloads = list(&mut WORKLOADS.into_iter());
+    let rivals = list(&mut RIVALS.iter().map(|entry| (entry.name, entry.what)));
+    format!(
+        "Workloads:\n{workloads}\n\nPolicies of ours:\n  {}\n\nOther routers' policies:\n{rivals}\n\n\
+         Times are seconds (TTFT) and milliseconds (TPOT: mean time between tokens of a stream; gap: its longest).\n\
+         The first tenth of the requests is not counted.\n\n\
+         Examples:\n  tidegate lab run w1 --rate x4                            everybody on recorded conversations\n  \
+         tidegate lab run w2 --rate 100 --policies least-cost,gie two of them on short prompts\n\n\
+         Exit codes:\n  0  the table was printed\n  1  a name or a trace makes no sense; the reason is printed\n  \
+         2  the command line itself is wrong",
+        OURS.join(", ")
+    )
+}

@@ -1,0 +1,25 @@
+//! Many pods that are not there, on a clock that is not there either, with the production code deciding.
+//!
+//! It answers "which policy, how many pods, for this traffic?" in seconds instead of GPU hours. Every decision is made
+//! by the functions that a running gateway calls, and they see only what HTTP would show them: what they sent, what
+//! came back, and pages of metrics that are late, torn or missing. Other routers' rules ([`rivals`]) are measured beside
+//! them. Same seed, same numbers. It opens no socket, sleeps never and prints nothing.
+
+mod clockwork;
+mod desk;
+mod draws;
+mod league;
+pub mod rivals;
+mod script;
+mod setup;
+mod tally;
+mod text;
+pub mod workloads;
+mod world;
+
+pub use league::{Contest, Standing, compete};
+pub use rivals::{Policy, RIVALS};
+pub use script::{Ask, Next, Piece, Script};
+pub use setup::{Fault, Scrape, Setup};
+pub use tally::{Slo, Stats, Told};
+pub use world::{Run, run};

@@ -1,0 +1,61 @@
+//! Everything that will be asked in one run, drawn from a seed before it starts. Policies never see it.
+
+/// A stretch of text. Two pieces with the same content are the same text as far as the shorter one goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Which text.
+    pub content: u64,
+    /// How long, in the engine's tokens.
+    pub tokens: u32,
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// When it comes, in milliseconds; of a request that follows another, not before that one is answered.
+    pub at_ms: f64,
+    /// What it says.
+    pub prompt: Box<[Piece]>,
+    /// What it will be answered; its length is known to the engine alone.
+    pub answer: Piece,
+    /// The session that its client names, if it names one.
+    pub session: Option<u64>,
+    /// What its client asks when it has read the answer.
+    pub next: Option<Next>,
+}
+
+/// A request that waits for the answer to another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Next {
+    /// Its place in the script.
+    pub ask: u32,
+    /// How long the client takes over the answer.
+    pub pause_ms: f64,
+}
+
+impl Ask {
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> u32 {
+        self.prompt.iter().map(|piece| piece.tokens).sum()
+    }
+}
+
+/// All requests of a run. Those that follow another have `at_ms` at infinity.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Script {
+    /// By their numbers.
+    pub asks: Vec<Ask>,
+    /// After this nobody asks any more: what would follow an answer then is not part of the run.
+    pub until_ms: f64,
+}
+
+impl Script {
+    /// The places of the requests that follow no other, in the order in which they come.
+    pub fn starters(&self) -> Vec<u32> {
+        let timed = self.asks.iter().enumerate().filter(|(_, ask)| ask.at_ms.is_finite());
+        let mut starters: Vec<(f64, u32)> =
+            timed.map(|(at, ask)| (ask.at_ms, u32::try_from(at).unwrap_or(u32::MAX))).collect();
+        starters.sort_by(|one, other| one.0.total_cmp(&other.0));
+        starters.into_iter().map(|(_, at)| at).collect()
+    }
+}

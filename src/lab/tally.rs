@@ -1,0 +1,223 @@
+//! From what happened to every request to the few numbers by which policies are compared.
+
+use super::{script::Ask, world::Run};
+
+/// The share of requests at the beginning that is not counted: caches are empty and queues short.
+const WARM_UP: f64 = 0.1;
+
+/// What happened to one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Told {
+    /// When it came.
+    pub at_ms: f64,
+    /// When its first token came; infinite if none did.
+    pub first_ms: f64,
+    /// When the last came.
+    pub last_ms: f64,
+    /// The longest time between two.
+    pub longest_gap_ms: f64,
+    /// Tokens that came.
+    pub tokens: u32,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Of those, the ones found in the cache.
+    pub cached_tokens: u32,
+    /// Where it went.
+    pub pod: usize,
+}
+
+impl Told {
+    /// Nothing yet.
+    pub(super) fn of(ask: &Ask) -> Self {
+        Self {
+            at_ms: ask.at_ms,
+            first_ms: f64::INFINITY,
+            last_ms: f64::INFINITY,
+            longest_gap_ms: 0.0,
+            tokens: 0,
+            prompt_tokens: ask.prompt_tokens(),
+            cached_tokens: 0,
+            pod: usize::MAX,
+        }
+    }
+
+    pub(super) fn token(&mut self, now_ms: f64, cached: u32) {
+        if self.tokens == 0 {
+            self.first_ms = now_ms;
+            self.cached_tokens = cached;
+        } else {
+            self.longest_gap_ms = self.longest_gap_ms.max(now_ms - self.last_ms);
+        }
+        self.last_ms = now_ms;
+        self.tokens += 1;
+    }
+
+    /// Time to first token.
+    pub fn ttft_ms(&self) -> f64 {
+        self.first_ms - self.at_ms
+    }
+
+    /// Mean time between tokens, if there were two.
+    pub fn tpot_ms(&self) -> Option<f64> {
+        let gaps = self.tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
+        Some((self.last_ms - self.first_ms) / f64::from(gaps))
+    }
+}
+
+/// What users are promised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slo {
+    /// Time to first token at most.
+    pub ttft_ms: f64,
+    /// Mean time between tokens at most.
+    pub tpot_ms: f64,
+}
+
+impl Slo {
+    /// The headline: 2 s and 50 ms.
+    pub const HEADLINE: Self = Self { ttft_ms: 2_000.0, tpot_ms: 50.0 };
+
+    fn is_met(&self, told: &Told) -> bool {
+        told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
+    }
+}
+
+/// One run in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Requests that were offered and are counted.
+    pub offered: usize,
+    /// Of those, answered a second.
+    pub per_second: f64,
+    /// Mean time to first token, in milliseconds.
+    pub ttft_mean: f64,
+    /// Its median.
+    pub ttft_p50: f64,
+    /// One in ten takes longer.
+    pub ttft_p90: f64,
+    /// One in a hundred takes longer.
+    pub ttft_p99: f64,
+    /// Mean time between tokens: one stream in a hundred takes longer.
+    pub tpot_p99: f64,
+    /// Longest time between two tokens: one stream in a hundred has a longer one.
+    pub gap_p99: f64,
+    /// Requests that met both promises, of those offered.
+    pub attainment: f64,
+    /// Prompt tokens found in caches, of all.
+    pub hit_ratio: f64,
+    /// Requests computed again for want of KV cache.
+    pub preemptions: f64,
+    /// Requests of the pod that got the most, over the mean.
+    pub imbalance: f64,
+}
+
+impl Stats {
+    /// Of a run on so many pods.
+    pub fn of(run: &Run, pods: usize, slo: &Slo) -> Self {
+        let mut told: Vec<Told> = run.told.iter().copied().filter(|it| it.at_ms.is_finite()).collect();
+        told.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a length")]
+        let skipped = (told.len() as f64 * WARM_UP) as usize;
+        let told = told.get(skipped..).unwrap_or_default();
+        let offered = told.len();
+        let share = |of: usize| of as f64 / offered.max(1) as f64;
+        let sum = |of: fn(&Told) -> u32| told.iter().map(|it| f64::from(of(it))).sum::<f64>();
+        let ttft = Sorted::new(told.iter().map(Told::ttft_ms));
+        let tpot = Sorted::new(told.iter().filter_map(Told::tpot_ms));
+        let gap = Sorted::new(told.iter().filter(|it| it.tokens > 1).map(|it| it.longest_gap_ms));
+        let began = told.first().map_or(0.0, |it| it.at_ms);
+        let mut by_pod = vec![0usize; pods];
+        for it in told {
+            if let Some(count) = by_pod.get_mut(it.pod) {
+                *count += 1;
+            }
+        }
+        Self {
+            offered,
+            per_second: offered as f64 / ((run.ended_ms - began) / 1e3).max(f64::MIN_POSITIVE),
+            ttft_mean: ttft.mean(),
+            ttft_p50: ttft.at(0.5),
+            ttft_p90: ttft.at(0.9),
+            ttft_p99: ttft.at(0.99),
+            tpot_p99: tpot.at(0.99),
+            gap_p99: gap.at(0.99),
+            attainment: share(told.iter().filter(|it| slo.is_met(it)).count()),
+            hit_ratio: sum(|it| it.cached_tokens) / sum(|it| it.prompt_tokens).max(1.0),
+            preemptions: run.preemptions as f64,
+            imbalance: share(by_pod.iter().copied().max().unwrap_or(0)) * pods as f64,
+        }
+    }
+}
+
+/// Numbers in order.
+struct Sorted(Vec<f64>);
+
+impl Sorted {
+    fn new(numbers: impl Iterator<Item = f64>) -> Self {
+        let mut list: Vec<f64> = numbers.collect();
+        list.sort_unstable_by(f64::total_cmp);
+        Self(list)
+    }
+
+    fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+    }
+
+    /// The number that this share of them does not exceed (nearest rank).
+    fn at(&self, share: f64) -> f64 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the list")]
+        let rank = (share * self.0.len() as f64).ceil() as usize;
+        self.0.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(at_ms: f64, ttft_ms: f64, tpot_ms: f64) -> Told {
+        let first_ms = at_ms + ttft_ms;
+        let last_ms = first_ms + 10.0 * tpot_ms;
+        let counts = Told { prompt_tokens: 100, cached_tokens: 40, tokens: 11, pod: 0, ..never(at_ms) };
+        Told { first_ms, last_ms, ..counts }
+    }
+
+    fn never(at_ms: f64) -> Told {
+        let infinity = f64::INFINITY;
+        Told {
+            at_ms,
+            first_ms: infinity,
+            last_ms: infinity,
+            longest_gap_ms: 0.0,
+            tokens: 0,
+            prompt_tokens: 100,
+            cached_tokens: 0,
+            pod: 1,
+        }
+    }
+
+    #[test]
+    fn the_first_tenth_is_dropped_and_a_request_without_an_answer_misses() {
+        let mut list = vec![never(0.0), told(1_000.0, 100.0, 20.0), told(2_000.0, 2_001.0, 20.0)];
+        list.push(told(3_000.0, 100.0, 51.0));
+        list.extend((4..9).map(|nth| told(f64::from(nth) * 1e3, 100.0, 20.0)));
+        list.push(never(9_000.0));
+        let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0 };
+        let stats = Stats::of(&run, 2, &Slo::HEADLINE);
+        assert_eq!(stats.offered, 9);
+        assert!((stats.attainment - 6.0 / 9.0).abs() < 1e-9, "{stats:?}");
+        assert!((stats.hit_ratio - 8.0 * 40.0 / 900.0).abs() < 1e-9);
+        assert!((stats.ttft_p50 - 100.0).abs() < 1e-9 && stats.ttft_p90.is_infinite());
+        assert!((stats.imbalance - 8.0 / 4.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn tokens_give_first_last_and_the_longest_gap() {
+        let mut it = never(0.0);
+        for at in [50.0, 60.0, 95.0, 100.0] {
+            it.token(at, 7);
+        }
+        assert_eq!((it.ttft_ms(), it.longest_gap_ms, it.cached_tokens, it.tokens), (50.0, 35.0, 7, 4));
+        assert!((it.tpot_ms().unwrap() - 50.0 / 3.0).abs() < 1e-9);
+    }
+}
