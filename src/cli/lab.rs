@@ -129,7 +129,9 @@ fn policies(names: &[String]) -> anyhow::Result<Vec<Policy>> {
     if names.iter().any(|name| name == "all") {
         return Ok(Policy::all());
     }
-    let find = |name: &String| Policy::find(name).with_context(|| format!("there is no policy `{name}`"));
+    let find = |name: &String| {
+        Policy::find(name).with_context(|| format!("there is no policy `{name}`; `tidegate lab run --help` lists them"))
+    };
     names.iter().map(find).collect()
 }
 
@@ -201,4 +203,25 @@ fn after_help() -> String {
          2  the command line itself is wrong",
         OURS.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_a_second_or_a_speed_up() {
+        assert_eq!(rate("100"), Ok(Rate::PerSecond(100.0)));
+        assert_eq!(rate("x1.5"), Ok(Rate::Times(1.5)));
+        for bad in ["", "x", "-1", "x0", "fast", "NaN", "inf"] {
+            assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_means_everybody_and_an_unknown_name_is_told() {
+        assert_eq!(policies(&["all".to_owned()]).unwrap().len(), OURS.len() + RIVALS.len());
+        let error = policies(&["least-cost".to_owned(), "fastest".to_owned()]).unwrap_err();
+        assert_eq!(error.to_string(), "there is no policy `fastest`; `tidegate lab run --help` lists them");
+    }
 }

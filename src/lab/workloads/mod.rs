@@ -40,10 +40,10 @@ pub const WORKLOADS: [(&str, &str); 15] = [
 #[derive(Debug, thiserror::Error)]
 pub enum Unmade {
     /// There is none of that name.
-    #[error("there is no workload `{0}`")]
+    #[error("there is no workload `{0}`; `tidegate lab run --help` lists them")]
     Workload(String),
     /// There is no profile of that name.
-    #[error("there is no profile `{0}`")]
+    #[error("there is no profile `{0}`; `tidegate sim --help` lists them")]
     Profile(String),
     /// The trace cannot be read.
     #[error("cannot read the trace {path}: {cause}; give one with --trace")]
