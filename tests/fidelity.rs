@@ -4,7 +4,6 @@
 //! The step times of both GPUs were fitted to per-layer measurements published with the runs; they are here and not
 //! among the profiles because nobody serves from these cards what the profiles are for.
 #![allow(
-    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
