@@ -4,6 +4,8 @@
 //! No I/O and no clock: the senses and the desk write here, judgement only reads. One writer per fact: discovery
 //! writes which pods exist, scrape their [`PodLoad`], the desk what it sent and saw.
 
+#[cfg(test)]
+pub(crate) mod for_test;
 mod glance;
 mod health;
 mod ledger;

@@ -234,35 +234,12 @@ impl PoolState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Bytes, Engine, Metrics, Origin};
-
-    fn pool() -> Arc<Pool> {
-        let metrics = Metrics {
-            path: "/metrics".into(),
-            port: None,
-            interval: Duration::from_millis(250),
-            timeout: Duration::from_secs(1),
-            max_page: Bytes(1 << 20),
-        };
-        Arc::new(Pool {
-            name: "pool".into(),
-            engine: Engine::Auto,
-            endpoints: Vec::new(),
-            metrics,
-            forward_authorization: false,
-            ca_file: None,
-        })
-    }
-
-    fn target(host: &str) -> Target {
-        let origin = Origin { https: false, host: host.into(), port: 8000 };
-        Target { origin, base_path: String::new(), token_file: None, metrics_url: None }
-    }
+    use crate::fleet::for_test::{pool, target};
 
     #[test]
     fn a_pod_that_stays_keeps_its_ledger_and_one_that_leaves_drains() {
         let now = crate::clock::now();
-        let fleet = Fleet::new(&[pool()], now);
+        let fleet = Fleet::new(&[pool("pool")], now);
         assert_eq!(fleet.set("pool", &[target("a"), target("b")], now).added.len(), 2);
         let before = fleet.pool("pool").unwrap().pods();
         let changes = fleet.set("pool", &[target("b"), target("c")], now);
@@ -277,7 +254,7 @@ mod tests {
     #[test]
     fn a_pod_that_joins_a_running_pool_warms_up_and_the_first_ones_do_not() {
         let now = crate::clock::now();
-        let fleet = Fleet::new(&[pool()], now);
+        let fleet = Fleet::new(&[pool("pool")], now);
         fleet.set("pool", &[target("a")], now);
         let later = now + Duration::from_secs(60);
         fleet.set("pool", &[target("a"), target("b")], later);
@@ -289,7 +266,7 @@ mod tests {
     #[test]
     fn the_same_address_listed_twice_is_one_pod_even_under_two_credentials() {
         let now = crate::clock::now();
-        let fleet = Fleet::new(&[pool()], now);
+        let fleet = Fleet::new(&[pool("pool")], now);
         let other = Target { token_file: Some("other".into()), ..target("a") };
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
@@ -298,7 +275,7 @@ mod tests {
 
     #[test]
     fn bytes_per_token_follows_usage_and_ignores_nonsense() {
-        let state = PoolState::new(pool(), crate::clock::now());
+        let state = PoolState::new(pool("pool"), crate::clock::now());
         for _ in 0..400 {
             state.learn_bytes_per_token(3_000, 1_000);
         }

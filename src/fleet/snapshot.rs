@@ -194,37 +194,16 @@ impl PodSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Bytes, Engine, Metrics, Origin, Pool};
+    use crate::fleet::for_test::{pool, target};
 
     fn fleet(now: Instant) -> Fleet {
-        let metrics = Metrics {
-            path: "/metrics".into(),
-            port: None,
-            interval: Duration::from_millis(250),
-            timeout: Duration::from_secs(1),
-            max_page: Bytes(1 << 20),
-        };
-        let pool = Pool {
-            name: "pool".into(),
-            engine: Engine::Auto,
-            endpoints: Vec::new(),
-            metrics,
-            forward_authorization: false,
-            ca_file: None,
-        };
-        Fleet::new(&[Arc::new(pool)], now)
+        Fleet::new(&[pool("pool")], now)
     }
 
     #[test]
     fn a_restored_fleet_looks_exactly_like_the_one_it_was_taken_from() {
         let now = crate::clock::now();
         let one = fleet(now);
-        let target = |host: &str| Target {
-            origin: Origin { https: false, host: host.into(), port: 8000 },
-            base_path: String::new(),
-            token_file: None,
-            metrics_url: None,
-        };
         one.set("pool", &[target("10.0.0.1"), target("::1")], now);
         let pods = one.pool("pool").unwrap().pods();
         let early = Reservation::new(Arc::clone(&pods[0]), Send { prompt_tokens: 10, uncached_tokens: 10 });

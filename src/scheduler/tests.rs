@@ -11,8 +11,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
 use crate::{
-    config::{Bytes, Engine, Metrics, Origin, Pool, Scheduler, Scorer, Target, WeightedScorer},
-    fleet::{Adapters, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send},
+    config::{Scheduler, Scorer, Target, WeightedScorer},
+    fleet::{Adapters, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send, for_test},
     prefix::{Blocks, Hits, Index},
 };
 
@@ -25,23 +25,8 @@ struct Stage {
 
 impl Stage {
     fn new(n: u8) -> Self {
-        let metrics = Metrics {
-            path: "/metrics".into(),
-            port: None,
-            interval: Duration::from_millis(250),
-            timeout: Duration::from_secs(1),
-            max_page: Bytes(4 << 20),
-        };
-        let pool = Pool {
-            name: "pool".into(),
-            engine: Engine::Auto,
-            endpoints: Vec::new(),
-            metrics,
-            forward_authorization: false,
-            ca_file: None,
-        };
         let now = crate::clock::now();
-        let fleet = Fleet::new(&[Arc::new(pool)], now);
+        let fleet = Fleet::new(&[for_test::pool("pool")], now);
         fleet.set("pool", &(0..n).map(target).collect::<Vec<_>>(), now);
         Self { fleet, now, hits: Hits::default() }
     }
@@ -140,12 +125,7 @@ impl Stage {
 }
 
 fn target(n: u8) -> Target {
-    Target {
-        origin: Origin { https: false, host: format!("10.0.0.{n}"), port: 8000 },
-        base_path: String::new(),
-        token_file: None,
-        metrics_url: None,
-    }
+    for_test::target(&format!("10.0.0.{n}"))
 }
 
 fn told(running: u32, waiting: u32) -> Reading {
