@@ -109,21 +109,38 @@ def answers(client, raw):
     check("tokenize passes", tokens.get("count", 0) > 0)
 
 
+def warm_up(raw):
+    """An engine's first step at a batch size takes a second, and aborts wait for it: let that be over."""
+
+    async def go():
+        async with httpx.AsyncClient(base_url=raw.base_url, timeout=60) as client:
+            for width in (2, 4, 8):
+                body = {"model": "tiny", "messages": PROMPT, "max_tokens": 50, "ignore_eos": True}
+                await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(width)))
+
+    asyncio.run(go())
+
+
 def aborts(raw, engines, stream):
     kind = "streamed" if stream else "whole"
     running = lambda: sum(engine.metric("num_requests_running") for engine in engines)
     body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": stream}
 
     async def leave():
+        begun = 0
         async with httpx.AsyncClient(base_url=raw.base_url, timeout=60) as client:
             async def ask():
+                nonlocal begun
                 async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                    begun += 1
                     async for _ in answer.aiter_bytes():
                         pass
 
             tasks = [asyncio.create_task(ask()) for _ in range(4)]
-            while await asyncio.to_thread(running) < 4:
+            # A stream shows its head at once; a whole answer shows nothing, so the engines are asked.
+            while (begun if stream else await asyncio.to_thread(running)) < 4 and not all(t.done() for t in tasks):
                 await asyncio.sleep(0.02)
+            check(f"four {kind} answers are under way", not any(task.done() for task in tasks))
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -231,6 +248,7 @@ api: {{ decision_headers: true }}
         raw = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
         until("the adapters to be known", 20, lambda: "ad0" in raw.get("/v1/models").text)
         answers(client, raw)
+        warm_up(raw)
         aborts(raw, engines, stream=True)
         aborts(raw, engines, stream=False)
         follows_gauges(raw, admin, engines)
