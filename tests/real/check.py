@@ -156,14 +156,13 @@ def aborts(raw, engines, stream):
 
 def follows_gauges(raw, admin, engines):
     busy, idle = engines
-    body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": True}
+    body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True}
 
     async def load():
         async with httpx.AsyncClient(timeout=120) as client:
             async def ask():
-                async with client.stream("POST", f"{busy.url}/v1/chat/completions", json=body) as answer:
-                    async for _ in answer.aiter_bytes():
-                        pass
+                # Whole answers: reading thousands of events would starve the questions asked beside them.
+                await client.post(f"{busy.url}/v1/chat/completions", json=body)
 
             tasks = [asyncio.create_task(ask()) for _ in range(8)]
             reading = {}
