@@ -9,8 +9,8 @@ use crate::{
     clock,
     config::{self, Config},
     discovery,
-    fleet::{Changes, Condition, Fleet, Pod},
-    gateway::{House, note_readiness, tell_turn},
+    fleet::{Changes, Condition, Fleet, Pod, PoolState},
+    gateway::{House, tell_turn},
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
@@ -37,9 +37,8 @@ impl Ears {
     }
 
     /// A pod holds as many prompt bytes as its KV cache has tokens for.
-    fn fit_prefix_index(&self, pod: &Pod) {
-        let capacity = pod.load().and_then(|load| load.reading.kv_capacity());
-        if let (Some(tokens), Some(pool)) = (capacity, self.fleet.pool(&pod.pool)) {
+    fn fit_prefix_index(&self, pod: &Pod, pool: &PoolState) {
+        if let Some(tokens) = pod.load().and_then(|load| load.reading.kv_capacity()) {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
             let bytes = (tokens as f64 * f64::from(pool.bytes_per_token())) as usize;
             self.prefix.set_capacity(pod.slot, bytes / BLOCK_BYTES);
@@ -56,8 +55,8 @@ impl Report for Ears {
         }
         if let Some(pool) = self.fleet.pool(&pod.pool) {
             pod.speed.fade(pool.pace(), clock::now());
+            self.fit_prefix_index(pod, pool);
         }
-        self.fit_prefix_index(pod);
     }
 
     fn page_failed(&self, pod: &Pod, failure: Failure, took: Duration) {
@@ -65,8 +64,7 @@ impl Report for Ears {
     }
 
     fn turned(&self, pod: &Pod, condition: Condition) {
-        tell_turn(&self.metrics, pod, condition);
-        note_readiness(&self.ready_once, condition);
+        tell_turn(&self.metrics, &self.ready_once, pod, condition);
         if condition == Condition::Warming {
             // It was away; whatever it had cached is likely gone.
             self.prefix.forget(pod.slot);

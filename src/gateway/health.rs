@@ -23,21 +23,16 @@ impl House {
 
     fn note(&self, pod: &Pod, evidence: Evidence) {
         if let Some(condition) = pod.health.note(evidence, clock::now()) {
-            tell_turn(&self.metrics, pod, condition);
-            note_readiness(&self.ready_once, condition);
+            tell_turn(&self.metrics, &self.ready_once, pod, condition);
         }
     }
 }
 
-/// Remembers that a pod was ready.
-pub fn note_readiness(ready_once: &AtomicBool, condition: Condition) {
+/// A pod's condition changed: counted, remembered if it is ready, and an operator should know of the bad turns.
+pub fn tell_turn(metrics: &Metrics, ready_once: &AtomicBool, pod: &Pod, condition: Condition) {
     if matches!(condition, Condition::Ready | Condition::Warming) {
         ready_once.store(true, Relaxed);
     }
-}
-
-/// A pod's condition changed: counted, and an operator should know of the bad turns.
-pub fn tell_turn(metrics: &Metrics, pod: &Pod, condition: Condition) {
     let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: condition.name() };
     metrics.conditions.get_or_create(&labels).inc();
     match condition {

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
-pub use health::{note_readiness, tell_turn};
+pub use health::tell_turn;
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};

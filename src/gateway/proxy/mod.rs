@@ -263,12 +263,11 @@ impl Story<'_> {
         *response.status_mut() = status;
         *response.headers_mut() = answer.head.headers;
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
-        let decision = self.policy.config.api.decision_headers.then(|| decision(&pick));
-        let pod = pick.verdict.pod.address();
+        let decided = self.policy.config.api.decision_headers.then(|| (pick.verdict.pod.address(), decision(&pick)));
         let relay = Relay::new(self, (answer.body, status, response.headers()), pick, sent, receipt);
         headers::to_client(response.headers_mut(), &request_id, relay.rewrites());
         let headers = response.headers_mut();
-        if let Some(decision) = decision {
+        if let Some((pod, decision)) = decided {
             let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("?"));
             headers.insert(X_TIDEGATE_POD, text(&pod));
             headers.insert(X_TIDEGATE_DECISION, text(&decision));

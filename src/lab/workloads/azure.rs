@@ -1,10 +1,10 @@
 //! W2: a trace in Azure's format, `TIMESTAMP,ContextTokens,GeneratedTokens`: lengths of prompts that share nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::{Rng, RngExt as _};
 
-use super::{Rate, Unmade};
+use super::{Rate, Unmade, text_of};
 use crate::lab::{
     draws,
     script::{Ask, Piece},
@@ -46,9 +46,8 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn read(path: Option<&Path>) -> Result<Self, Unmade> {
-        let path = path.map_or_else(|| PathBuf::from(USUAL), Path::to_owned);
-        let text = std::fs::read_to_string(&path).map_err(|cause| Unmade::Trace { path: path.clone(), cause })?;
-        Self::parse(&path, &text)
+        let path = path.unwrap_or(Path::new(USUAL));
+        Self::parse(path, &text_of(path)?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, Unmade> {

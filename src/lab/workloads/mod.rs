@@ -6,7 +6,7 @@ mod bursts;
 mod mooncake;
 mod sessions;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rand::{SeedableRng as _, rngs::StdRng};
 
@@ -218,4 +218,9 @@ fn per_second(rate: Rate) -> f64 {
     match rate {
         Rate::PerSecond(rate) | Rate::Times(rate) => rate,
     }
+}
+
+/// A trace's text.
+fn text_of(path: &Path) -> Result<String, Unmade> {
+    std::fs::read_to_string(path).map_err(|cause| Unmade::Trace { path: path.to_owned(), cause })
 }

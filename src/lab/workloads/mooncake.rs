@@ -1,11 +1,11 @@
 //! W1: a trace in Mooncake's format, one JSON object a line, prompts as hashes of 512 tokens each.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::{Rng, RngExt as _};
 use serde::Deserialize;
 
-use super::{Rate, Unmade};
+use super::{Rate, Unmade, text_of};
 use crate::lab::{
     script::{Ask, Piece},
     text::mixed,
@@ -37,9 +37,8 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn read(path: Option<&Path>) -> Result<Self, Unmade> {
-        let path = path.map_or_else(|| PathBuf::from(USUAL), Path::to_owned);
-        let text = std::fs::read_to_string(&path).map_err(|cause| Unmade::Trace { path: path.clone(), cause })?;
-        Self::parse(&path, &text)
+        let path = path.unwrap_or(Path::new(USUAL));
+        Self::parse(path, &text_of(path)?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, Unmade> {
