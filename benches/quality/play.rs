@@ -1,0 +1,162 @@
+//! Plays one workload of the lab into one address over real sockets and writes down what each request felt.
+//!
+//! The lab has the traffic (`tidegate lab run --help` lists it) and `tidegate::bench` the client; this puts them together:
+//! an open loop on a slowed-down clock. Texts are made so that equal pieces are equal bytes and a token is four of them,
+//! which is what the simulated pods count. It prints one JSON object a request and judges nothing: `run` beside it does.
+
+#![expect(clippy::print_stdout, reason = "its output is what it is for")]
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use clap::Parser;
+use serde_json::{Value, json};
+use tidegate::{
+    bench::{Answer, Client, Outcome},
+    clock,
+    lab::{
+        Ask, Script,
+        workloads::{Order, Rate, Workload},
+    },
+    sim::asked::answer_text,
+    tasks::Tasks,
+};
+use tokio::time::{sleep_until, timeout_at};
+
+/// How long the player looks at its script before the first request is due: bodies are made ahead of their time.
+const CURTAIN: Duration = Duration::from_millis(200);
+
+/// Plays one workload and prints one JSON object a request.
+#[derive(Parser)]
+struct Args {
+    /// Where to play it
+    #[arg(long)]
+    to: SocketAddr,
+    /// The model to ask for
+    #[arg(long)]
+    model: String,
+    /// The traffic, by the lab's name; only such where no request waits for another's answer
+    #[arg(long)]
+    workload: String,
+    /// Its trace
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Requests in each of the workload's seconds
+    #[arg(long)]
+    rate: f64,
+    /// For how many of the workload's minutes requests come
+    #[arg(long)]
+    minutes: f64,
+    /// What draws it
+    #[arg(long)]
+    seed: u64,
+    /// Real seconds in each of the workload's seconds
+    #[arg(long, default_value_t = 1.0)]
+    slow: f64,
+    /// The workload's seconds after the last request in which answers may still come
+    #[arg(long, default_value_t = 30.0)]
+    patience: f64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let order = Order {
+        workload: args.workload.clone(),
+        rate: Rate::PerSecond(args.rate),
+        minutes: args.minutes,
+        trace: args.trace.clone(),
+    };
+    let script = Workload::new(&order)?.script(args.seed);
+    anyhow::ensure!(!script.asks.is_empty(), "nothing would be asked: --minutes or --rate is too small");
+    for line in play(&args, &script).await? {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+async fn play(args: &Args, script: &Script) -> anyhow::Result<Vec<Value>> {
+    let (players, connections) = (Tasks::new(), Tasks::new());
+    let client = Arc::new(Client::new(args.to, connections.clone()));
+    let told = Arc::new(Mutex::new(Vec::with_capacity(script.asks.len())));
+    let start = clock::now() + CURTAIN;
+    let end = start + slowed(args, script.until_ms + args.patience * 1e3);
+    for at in script.starters() {
+        let ask = script.asks.get(at as usize).context("the script has what it lists")?;
+        let (at, due, body) = (ask.at_ms / 1e3, start + slowed(args, ask.at_ms), body(&args.model, ask));
+        sleep_until(due.into()).await;
+        let (client, told) = (Arc::clone(&client), Arc::clone(&told));
+        players.spawn_until_stop(async move {
+            let mut line = listen(&client, body.into(), [due, end]).await;
+            if let Some(line) = line.as_object_mut() {
+                line.insert("due".to_owned(), at.into());
+            }
+            told.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        });
+    }
+    players.wait().await;
+    connections.stop();
+    let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(told)
+}
+
+fn slowed(args: &Args, ms: f64) -> Duration {
+    Duration::from_secs_f64(ms.max(0.0) / 1e3 * args.slow)
+}
+
+fn body(model: &str, ask: &Ask) -> String {
+    let prompt: String = ask.prompt.iter().map(|piece| answer_text(piece.content, piece.tokens)).collect();
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "stream": true,
+        "stream_options": {"include_usage": true},
+        "max_tokens": ask.answer.tokens,
+    })
+    .to_string()
+}
+
+/// Asks and listens until all is said or time is over. Waiting counts from when the request was due, also if this
+/// program was late to send it.
+async fn listen(client: &Client, body: bytes::Bytes, [due, end]: [Instant; 2]) -> Value {
+    let sent = clock::now();
+    let mut first = None;
+    let note = |seen: tidegate::openai::Seen, now| {
+        if seen.tokens > 0 {
+            first.get_or_insert(now);
+        }
+    };
+    let answer = timeout_at(end.into(), client.chat(body, note)).await;
+    let since_due = |at: Instant| at.saturating_duration_since(due).as_secs_f64();
+    let mut line = json!({"late": since_due(sent), "ttft": first.map(since_due)});
+    let more = match answer {
+        Ok(answer) => ending(&answer),
+        Err(_) => json!({"ended": "given up", "waited": since_due(end)}),
+    };
+    if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+        line.extend(more);
+    }
+    line
+}
+
+fn ending(answer: &Answer) -> Value {
+    let timeline = &answer.timeline;
+    let tokens_apart: Duration = timeline.gaps.iter().sum();
+    let usage = timeline.usage.unwrap_or_default();
+    let ended = match &answer.outcome {
+        Outcome::Complete => "complete",
+        Outcome::Failed(why) => why,
+    };
+    json!({
+        "ended": ended,
+        "tpot": (!timeline.gaps.is_empty()).then(|| tokens_apart.as_secs_f64() / timeline.gaps.len() as f64),
+        "tokens": usage.completion_tokens,
+        "prompt": usage.prompt_tokens,
+        "cached": usage.cached_tokens,
+    })
+}
