@@ -160,3 +160,64 @@ fn ending(answer: &Answer) -> Value {
         "cached": usage.cached_tokens,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tidegate::{
+        lab::Piece,
+        sim::{Pod, PodConfig},
+    };
+
+    use super::*;
+
+    fn ask(at_ms: f64, shared: u64, own: u64) -> Ask {
+        let prompt = [Piece { content: shared, tokens: 160 }, Piece { content: own, tokens: 77 }].into();
+        Ask { at_ms, prompt, answer: Piece { content: 9, tokens: 5 }, session: None, next: None }
+    }
+
+    fn args(to: SocketAddr, patience: &str) -> Args {
+        let flags = ["--workload", "w1", "--rate", "1", "--minutes", "1", "--seed", "1", "--model", "m"];
+        let to = to.to_string();
+        Args::parse_from(["play", "--to", &to, "--slow", "0.1", "--patience", patience].into_iter().chain(flags))
+    }
+
+    #[tokio::test]
+    async fn each_request_leaves_a_line_with_what_the_pod_counted() {
+        let tasks = Tasks::new();
+        let config = PodConfig::new("m").time_scale(0.1);
+        let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
+        let script = Script { asks: vec![ask(0.0, 1, 2), ask(2_000.0, 1, 3)], until_ms: 2_000.0 };
+        let lines = play(&args(pod.addr(), "60"), &script).await.unwrap();
+        assert_eq!(lines.len(), 2);
+        for line in &lines {
+            assert_eq!(line["ended"], "complete", "{line}");
+            // 160 + 77, and the words that say who speaks: `<|user|>` is two tokens, `<|assistant|>` four.
+            assert_eq!(line["prompt"], 160 + 77 + 2 + 4, "{line}");
+            assert_eq!(line["tokens"], 5);
+            assert!(line["ttft"].as_f64() > Some(0.0) && line["tpot"].as_f64() > Some(0.0), "{line}");
+        }
+        assert_eq!((&lines[0]["due"], &lines[1]["due"]), (&json!(0.0), &json!(2.0)));
+        // The shared piece begins after `<|user|>`: 162 tokens are ten whole blocks.
+        assert_eq!((&lines[0]["cached"], &lines[1]["cached"]), (&json!(0), &json!(160)));
+        tasks.stop();
+        tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_longer_than_patience_and_a_refusal_is_told() {
+        let tasks = Tasks::new();
+        let pod = Pod::start(PodConfig::new("m"), (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
+        let script = Script { asks: vec![ask(0.0, 1, 2)], until_ms: 0.0 };
+        pod.faults().change(|faults| faults.hang_before_headers = true);
+        let hung = play(&args(pod.addr(), "1"), &script).await.unwrap();
+        assert_eq!((&hung[0]["ended"], &hung[0]["ttft"]), (&json!("given up"), &Value::Null));
+        pod.faults().heal();
+        pod.faults().change(|faults| faults.status = Some(503));
+        let refused = play(&args(pod.addr(), "60"), &script).await.unwrap();
+        assert!(refused[0]["ended"].as_str().unwrap().starts_with("503"), "{refused:?}");
+        tasks.stop();
+        tasks.wait().await;
+    }
+}

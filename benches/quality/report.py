@@ -16,18 +16,17 @@ BUSY = 0.6
 LATE_MS = 50
 
 
-def report(args, stage, plays, versions, results):
+def report(args, plays, versions, results):
     parts = [
         "# Routing quality over real sockets",
         f"`{command()}`, {args.rounds} round{'s' * (args.rounds > 1)} with a seed each, interleaved; on {machine()}.",
-        f"{PODS} pods of `tidegate sim` behind one router at a time. Pods, promises and the times below are on a clock "
-        f"{stage.slow:g} times as slow as the wall's: {args.minutes:g} of the pods' minutes a round, of which the first tenth "
-        "is not counted. Medians, and the least and the most of the rounds in brackets.",
+        f"{PODS} pods of `tidegate sim` behind one router at a time, everything started anew for each. The first tenth of the "
+        "requests is not counted. Medians of the rounds, and the least and the most of them in brackets.",
         routers(args, versions),
     ]
     for play in plays:
         parts += of_play(play, results[play.name])
-    parts.append(caveats(plays, stage))
+    parts.append(caveats(plays))
     return "\n\n".join(parts) + "\n"
 
 
@@ -35,13 +34,19 @@ def of_play(play, results):
     played = {name: rounds for name, rounds in results.items() if not isinstance(rounds, str)}
     parts = [
         f"## {play.name}: {play.what}",
-        f"{play.rate:g} requests in each of the pods' seconds, {play.profile}, promised: first token within {play.slo[0]:g} s, "
-        f"then {1e3 * play.slo[1]:.0f} ms a token." + made_up(play),
+        f"{play.rate:g} requests a second for {play.minutes:g} minutes, {play.profile}, promised: first token within "
+        f"{play.slo[0]:g} s, then {1e3 * play.slo[1]:.0f} ms a token." + slowed(play) + made_up(play),
         figures.table(results),
     ]
     if played:
         parts += [shows(played), trust([it for rounds in played.values() for it in rounds])]
     return parts
+
+
+def slowed(play):
+    if play.slow == 1:
+        return ""
+    return f" All these times, and those below, are on the pods' clock: the wall's runs {play.slow:g} times as fast."
 
 
 def made_up(play):
@@ -82,17 +87,20 @@ def routers(args, versions):
     return "\n".join(lines)
 
 
-def caveats(plays, stage):
+def caveats(plays):
     lines = [
         "The pods are simulated: vLLM's scheduler and cache with step times fitted to measurements, no GPU. What a router sees "
         "of them is real: sockets, streams, metrics, refusals.",
         "A prompt is one user message of made-up words, four bytes a token. Answers do not come back in later turns.",
-        f"The wall's clock is {stage.slow:g} times too fast for the pods. Tidegate reads metrics so many times more slowly to make up "
-        "for that; periods inside the routers (health checks, eviction, polls) are as their projects set them.",
         "One router, eight pods, a few minutes: no failures, no second gateway, no restarts.",
         "Other routers run with their defaults and `cache_aware`; tuned by those who know them they may do better.",
         "A router's CPU has the log lines in it that it writes by default, to a file.",
     ]
+    if any(play.slow != 1 for play in plays):
+        lines.append(
+            "Where the pods' clock is slower than the wall's, Tidegate reads metrics that much more slowly to make up for it; other "
+            "periods inside the routers (health checks, eviction, polls) are as their projects set them."
+        )
     if any(play.workload == "w1" for play in plays):
         lines.append("All of w1's prompts begin with one system prompt, so a share of the hits is everybody's.")
     return "## What it does not show\n\n" + "\n".join(f"- {line}" for line in lines)

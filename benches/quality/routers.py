@@ -36,11 +36,11 @@ class Ours:
             return told
         return f"{told} ({commit})"
 
-    def command(self, stage, pods, port, folder):
+    def command(self, stage, play, pods, port, folder):
         scorers = "".join(f"\n    - {{ name: {name}, weight: {weight} }}" for name, weight in self.scorers)
         endpoints = "".join(f"\n      - {{ url: \"{pod}\" }}" for pod in pods)
         # The pods live slower than in life, so they are read more slowly too: as often in each of their own seconds.
-        interval = f"{round(250 * stage.slow)}ms"
+        interval = f"{round(250 * play.slow)}ms"
         config = folder / "tidegate.yaml"
         config.write_text(
             f"listeners:\n  - {{ name: openai, address: 127.0.0.1:{port} }}\n"
@@ -70,8 +70,8 @@ class Theirs:
         self.home = home
         return run([str(python), "-c", ask])
 
-    def command(self, stage, pods, port, folder):
-        del stage, folder
+    def command(self, stage, play, pods, port, folder):
+        del stage, play, folder
         listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(port + 1)]
         program = [str(self.home / "bin" / self.package), *self.launch]
         return [*program, *listen, "--policy", "cache_aware", "--worker-urls", *pods]

@@ -70,7 +70,7 @@ def machine_cpu():
 class Stage:
     def __init__(self, args, repository, logs):
         self.repository, self.logs = repository, logs
-        self.slow, self.latest = args.slow, args.latest
+        self.latest = args.latest
         folder = pathlib.Path(args.programs or repository / "target" / "release")
         self.binary, self.player = str(folder / "tidegate"), str(folder / "examples" / "quality-play")
 
@@ -80,17 +80,17 @@ class Stage:
             folder = pathlib.Path(folder)
             pods, urls = self.start_pods(play, label, ends)
             port = FIRST_PORT + 100
-            command = router.command(self, urls, port, folder)
-            before = self.start(command, f"{label}-router", ends)
-            until_answers(before, f"http://127.0.0.1:{port}")
+            command = router.command(self, play, urls, port, folder)
+            program = self.start(command, f"{label}-router", ends)
+            until_answers(program, f"http://127.0.0.1:{port}")
             time.sleep(SETTLE)
-            clocks = time.monotonic(), machine_cpu(), before.cpu(), pods.cpu()
+            clocks = time.monotonic(), machine_cpu(), program.cpu(), pods.cpu()
             told, player_cpu = self.play(play, port, label)
             busy, whole = (after - then for after, then in zip(machine_cpu(), clocks[1], strict=True))
             return {
                 "told": told,
                 "seconds": time.monotonic() - clocks[0],
-                "router_cpu": before.cpu() - clocks[2],
+                "router_cpu": program.cpu() - clocks[2],
                 "pods_cpu": pods.cpu() - clocks[3],
                 "player_cpu": player_cpu,
                 "busy": busy / whole,
@@ -99,7 +99,7 @@ class Stage:
     def start_pods(self, play, label, ends):
         first = FIRST_PORT + 1
         command = [self.binary, "sim", "--pods", str(PODS), "--port", str(first), "--model", MODEL]
-        command += ["--profile", play.profile, "--time-scale", str(self.slow)]
+        command += ["--profile", play.profile, "--time-scale", str(play.slow)]
         pods = self.start(command, f"{label}-pods", ends)
         urls = [f"http://127.0.0.1:{first + nth}" for nth in range(PODS)]
         for url in urls:
@@ -107,7 +107,7 @@ class Stage:
         return pods, urls
 
     def play(self, play, port, label):
-        command = [self.player, "--to", f"127.0.0.1:{port}", "--model", MODEL, "--slow", str(self.slow), *play.flags()]
+        command = [self.player, "--to", f"127.0.0.1:{port}", "--model", MODEL, *play.flags()]
         said = self.logs / f"{label}-player"
         before = os.times()
         with said.open("wb") as out:
