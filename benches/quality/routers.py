@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 MODEL = "qwen2.5-7b"
+SETTLE = 2  # seconds between the first answer and the first request that counts: by then each has read all pods
 
 
 class Unavailable(Exception):
@@ -25,8 +26,10 @@ def cache_folder():
 class Ours:
     """`tidegate serve` with one policy."""
 
+    settle = SETTLE
+
     def __init__(self, policy, what, scorers=()):
-        self.name, self.what, self.policy, self.scorers = f"tidegate {policy}", what, policy, scorers
+        self.policy, self.what, self.scorers = policy, what, scorers
 
     def prepare(self, stage):
         told = run([stage.binary, "--version"]).removeprefix("tidegate").strip()
@@ -55,8 +58,8 @@ class Ours:
 class Theirs:
     """A router from PyPI."""
 
-    def __init__(self, package, version, what, launch):
-        self.name, self.package, self.version, self.what, self.launch = package, package, version, what, launch
+    def __init__(self, package, version, what, launch, settle=SETTLE):
+        self.package, self.version, self.what, self.launch, self.settle = package, version, what, launch, settle
 
     def prepare(self, stage):
         wanted = self.package if stage.latest else f"{self.package}=={self.version}"
@@ -97,5 +100,6 @@ ROUTERS = {
     "least-cost": Ours("least-cost", "Tidegate's default"),
     "sglang-router": Theirs("sglang-router", "0.3.2", "SGLang's router, cache_aware", ["launch"]),
     "vllm-router": Theirs("vllm-router", "0.1.17", "vLLM's router, cache_aware", []),
-    "smg": Theirs("smg", "1.13.0", "SMG, cache_aware", ["launch"]),
+    # For a minute it takes pods for cold ones that need requests of any kind (`--worker-warmup-secs`): let it pass.
+    "smg": Theirs("smg", "1.13.0", "SMG, cache_aware", ["launch"], settle=60),
 }

@@ -20,7 +20,6 @@ from routers import MODEL, Unavailable
 PODS = 8
 FIRST_PORT = 19_000  # below the ports that Linux hands out by itself (32768 and up)
 READY_WITHIN = 60  # seconds; vllm-router and smg take one or two
-SETTLE = 2  # seconds between the first answer and the first request that counts: all have read all pods by then
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -83,7 +82,7 @@ class Stage:
             command = router.command(self, play, urls, port, folder)
             program = self.start(command, f"{label}-router", ends)
             until_answers(program, f"http://127.0.0.1:{port}")
-            time.sleep(SETTLE)
+            time.sleep(router.settle)
             clocks = time.monotonic(), machine_cpu(), program.cpu(), pods.cpu()
             told, player_cpu = self.play(play, port, label)
             busy, whole = (after - then for after, then in zip(machine_cpu(), clocks[1], strict=True))
