@@ -39,6 +39,7 @@ def summary(performance, slow, slo):
         "hits": cached / prompts if prompts else float("nan"),
         "router cpu": 1e3 * performance["router_cpu"] / len(told),
         "requests": len(counted),
+        "uneven": max(performance["shares"]) / max(statistics.fmean(performance["shares"]), 1.0),
         # Of the stage, not of the router: what says whether the figures can be trusted.
         "late": nearest_rank([it["late"] for it in told], 0.99),
         "busy": performance["busy"],
@@ -64,11 +65,12 @@ COLUMNS = [
     ("hits", "{:.3f}"),
     ("errors", "{:.0f}"),
     ("unfinished", "{:.0f}"),
+    ("uneven", "{:.2f}"),
     ("router cpu", "{:.1f}"),
 ]
 SPREAD = {"attained", "ttft mean", "ttft p90", "ttft p99"}
 HEADS = {"ttft mean": "TTFT mean, s", "ttft p50": "p50", "ttft p90": "p90", "ttft p99": "p99", "tpot p99": "TPOT p99, ms",
-         "router cpu": "router's CPU, ms a request"}
+         "uneven": "most/mean requests of a pod", "router cpu": "router's CPU, ms a request"}
 
 
 def cell(rounds, name, form):

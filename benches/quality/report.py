@@ -26,7 +26,7 @@ def report(args, plays, versions, results):
     ]
     for play in plays:
         parts += of_play(play, results[play.name])
-    parts.append(caveats(plays))
+    parts.append(caveats(plays, args))
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,7 +87,7 @@ def routers(args, versions):
     return "\n".join(lines)
 
 
-def caveats(plays):
+def caveats(plays, args):
     lines = [
         "The pods are simulated: vLLM's scheduler and cache with step times fitted to measurements, no GPU. What a router sees "
         "of them is real: sockets, streams, metrics, refusals.",
@@ -96,6 +96,11 @@ def caveats(plays):
         "Other routers run with their defaults and `cache_aware`; tuned by those who know them they may do better.",
         "A router's CPU has the log lines in it that it writes by default, to a file.",
     ]
+    if "smg" in args.routers:
+        lines.append(
+            "smg takes pods for cold in their first minute and sends them requests for that alone, so that minute passes before "
+            "the traffic begins. Caches are empty then for everybody."
+        )
     if any(play.slow != 1 for play in plays):
         lines.append(
             "Where the pods' clock is slower than the wall's, Tidegate reads metrics that much more slowly to make up for it; other "

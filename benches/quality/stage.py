@@ -93,6 +93,7 @@ class Stage:
                 "pods_cpu": pods.cpu() - clocks[3],
                 "player_cpu": player_cpu,
                 "busy": busy / whole,
+                "shares": [served(url) for url in urls],
             }
 
     def start_pods(self, play, label, ends):
@@ -139,6 +140,12 @@ def until(program, condition):
         if time.monotonic() > end:
             raise Unavailable(f"no answer within {READY_WITHIN} s: {program.last_words()}")
         time.sleep(0.1)
+
+
+def served(url):
+    """How many requests a pod has answered to their end."""
+    with urllib.request.urlopen(url + "/sim/state", timeout=10) as response:
+        return json.load(response)["served"]
 
 
 def answers(url, body=None):

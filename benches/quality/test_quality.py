@@ -24,7 +24,7 @@ def request(due, ttft=0.1, tpot=0.01, ended="complete", **more):
 
 
 def performance(told):
-    return {"told": told, "seconds": 10.0, "router_cpu": 0.5, "pods_cpu": 2.0, "player_cpu": 0.5, "busy": 0.3}
+    return {"told": told, "seconds": 10.0, "router_cpu": 0.5, "pods_cpu": 2.0, "player_cpu": 0.5, "busy": 0.3, "shares": [1, 3, 0, 4]}
 
 
 class Figures(unittest.TestCase):
@@ -52,6 +52,7 @@ class Figures(unittest.TestCase):
         self.assertEqual(summary["hits"], 0.5)
         self.assertAlmostEqual(summary["router cpu"], 50.0, msg="half a second for ten requests")
         self.assertAlmostEqual(summary["ours"], 0.3)
+        self.assertEqual(summary["uneven"], 2.0, "4 of one pod, 2 on average")
 
     def test_the_warm_up_is_by_when_requests_were_due_not_by_when_they_ended(self):
         told = [request(at) for at in range(1, 10)] + [request(0, ttft=9.0)]
