@@ -18,6 +18,8 @@ pub(super) enum Event {
     Page(Sense),
     /// A fault begins or ends.
     Fault(usize),
+    /// The split's weights change.
+    Shift,
 }
 
 /// Which gateway looks at which pod.

@@ -24,6 +24,10 @@ pub struct Told {
     pub cached_tokens: u32,
     /// Where it went.
     pub pod: usize,
+    /// Which arm of the model's split it fell to.
+    pub arm: usize,
+    /// Whether its pod died on it.
+    pub broken: bool,
 }
 
 impl Told {
@@ -38,6 +42,8 @@ impl Told {
             prompt_tokens: ask.prompt_tokens(),
             cached_tokens: 0,
             pod: usize::MAX,
+            arm: 0,
+            broken: false,
         }
     }
 
@@ -78,7 +84,7 @@ impl Slo {
     pub const HEADLINE: Self = Self { ttft_ms: 2_000.0, tpot_ms: 50.0 };
 
     fn is_met(&self, told: &Told) -> bool {
-        told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
+        !told.broken && told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
     }
 }
 
@@ -109,6 +115,8 @@ pub struct Stats {
     pub preemptions: f64,
     /// Requests of the pod that got the most, over the mean.
     pub imbalance: f64,
+    /// The share of requests on the second arm of the split before its weights changed, and since then.
+    pub second_arm: [f64; 2],
 }
 
 impl Stats {
@@ -145,6 +153,10 @@ impl Stats {
             hit_ratio: sum(|it| it.cached_tokens) / sum(|it| it.prompt_tokens).max(1.0),
             preemptions: run.preemptions as f64,
             imbalance: share(by_pod.iter().copied().max().unwrap_or(0)) * pods as f64,
+            second_arm: [false, true].map(|since| {
+                let there = || told.iter().filter(|it| (it.at_ms >= run.shifted_ms) == since);
+                there().filter(|it| it.arm == 1).count() as f64 / there().count().max(1) as f64
+            }),
         }
     }
 }
@@ -193,6 +205,8 @@ mod tests {
             prompt_tokens: 100,
             cached_tokens: 0,
             pod: 1,
+            arm: 0,
+            broken: false,
         }
     }
 
@@ -202,7 +216,7 @@ mod tests {
         list.push(told(3_000.0, 100.0, 51.0));
         list.extend((4..9).map(|nth| told(f64::from(nth) * 1e3, 100.0, 20.0)));
         list.push(never(9_000.0));
-        let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0 };
+        let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0, shifted_ms: f64::INFINITY };
         let stats = Stats::of(&run, 2, &Slo::HEADLINE);
         assert_eq!(stats.offered, 9);
         assert!((stats.attainment - 6.0 / 9.0).abs() < 1e-9, "{stats:?}");

@@ -109,6 +109,7 @@ impl Row {
             at_ms,
             prompt,
             answer: Piece { content: !content, tokens: self.answer.max(1) },
+            adapter: None,
             session: None,
             next: None,
         }

@@ -49,7 +49,7 @@ impl Shape {
         let shared = Piece { content: user % GROUPS, tokens: self.shared };
         let own = Piece { content: GROUPS + user, tokens: self.own };
         let answer = Piece { content: answer, tokens: ANSWER };
-        Ask { at_ms, prompt: [shared, own].into(), answer, session: Some(user), next: None }
+        Ask { at_ms, prompt: [shared, own].into(), answer, adapter: None, session: Some(user), next: None }
     }
 }
 

@@ -12,7 +12,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
     script::{Ask, Script},
-    setup::{Fault, Setup},
+    setup::{Fault, Mishap, Setup},
     tally::Slo,
 };
 use crate::sim::{EngineConfig, profiles, step::StepModel};
@@ -210,7 +210,13 @@ fn slow_spells(minutes: f64) -> Vec<Fault> {
     let starts = (0..).map(|nth| 120_000.0 + f64::from(nth) * 300_000.0);
     let spells = starts.take_while(|at_ms| *at_ms < minutes * 60_000.0);
     spells
-        .flat_map(|at_ms| [(at_ms, 4.0), (at_ms + 50_000.0, 1.0)].map(|(at_ms, slow)| Fault { at_ms, pod: 0, slow }))
+        .flat_map(|at_ms| {
+            [(at_ms, 4.0), (at_ms + 50_000.0, 1.0)].map(|(at_ms, slow)| Fault {
+                at_ms,
+                pod: 0,
+                what: Mishap::Slow(slow),
+            })
+        })
         .collect()
 }
 

@@ -92,7 +92,7 @@ impl Line {
         // The trace names no sessions. All begin with one system prompt; what follows it tells conversations apart.
         let session = self.hash_ids.get(1).or(self.hash_ids.first()).map(|id| mixed(salt, *id));
         let answer = Piece { content: answer, tokens: self.output_length.max(1) };
-        Ask { at_ms, prompt: prompt.into(), answer, session, next: None }
+        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None }
     }
 }
 
