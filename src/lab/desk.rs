@@ -255,7 +255,7 @@ impl Desk {
     }
 
     /// So that the next attempt goes elsewhere.
-    pub(super) fn give_up(sent: Sent, tried: &mut Tried) {
+    pub(super) fn give_up(sent: &Sent, tried: &mut Tried) {
         tried.add(sent.reservation.pod());
     }
 

@@ -48,7 +48,8 @@ impl World<'_> {
             let unanswered = self.told.get(nth as usize).is_some_and(|told| told.tokens == 0);
             if unanswered && self.setup.retries_died {
                 let mut tried = Tried::none();
-                Desk::give_up(sent, &mut tried);
+                Desk::give_up(&sent, &mut tried);
+                drop(sent);
                 self.send(nth, at, tried, now_ms);
             } else {
                 self.tell(nth, |told| told.broken = true);

@@ -183,7 +183,7 @@ impl<'a> World<'a> {
             let Ok(sent) = desk.decide(&matter, &tried, now_ms, &truth) else { break };
             if pods.get(sent.pod).is_none_or(|place| place.down) {
                 desk.failed(&sent, now_ms);
-                Desk::give_up(sent, &mut tried);
+                Desk::give_up(&sent, &mut tried);
                 continue;
             }
             taken = Some(sent);
