@@ -13,11 +13,12 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use super::{
     rivals::{Policy, Rival, Seen, Truth, View},
     script::Ask,
-    setup::{MODEL, POOL, Setup, adapter_name, config_text},
+    setup::{self, MODEL, POOL, Setup, adapter_name},
     text,
+    world::Shown,
 };
 use crate::{
-    config::{self, Config, Endpoint, Scheduler, Target},
+    config::{self, Scheduler, Target},
     fleet::{
         Adapters, Admission, Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel,
         Reservation, Send,
@@ -25,7 +26,6 @@ use crate::{
     prefix::{BLOCK_BYTES, Blocks, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
     scheduler::{self, NoPod, Question, Scene, Tried},
-    sim::engine::Engine,
 };
 
 /// A gateway and all it knows.
@@ -96,8 +96,8 @@ pub(super) struct Marks {
 impl Desk {
     /// A gateway that has just started, or why the configuration cannot be used.
     pub(super) fn new(setup: &Setup, policy: &Policy, seed: u64) -> Result<Self, config::Report> {
-        let config = configured(setup, setup.shift.map(|shift| shift.before))?;
-        let next = configured(setup, setup.shift.map(|shift| shift.after))?;
+        let config = setup.configured(setup.shift.map(|shift| shift.before))?;
+        let next = setup.configured(setup.shift.map(|shift| shift.after))?;
         let epoch = crate::clock::now();
         let fleet = Fleet::new(&config.pools, epoch);
         let no_pool = || config::Report { problems: Vec::new() };
@@ -107,7 +107,7 @@ impl Desk {
             Policy::Rival(entry) => Chooser::Rival((entry.make)(setup.pods.len())),
         };
         let mut desk = Self {
-            targets: targets(&config),
+            targets: setup::targets(&config),
             table: Table::new(&config),
             next_table: Table::new(&next),
             adapters: (0..setup.adapters).map(|adapter| adapter_name(adapter).into()).collect(),
@@ -349,50 +349,4 @@ fn send_to(pod: &Pod, question: &Question<'_>) -> Send {
     let cached = cached(question.hits, pod, question.block_tokens) as u32;
     let uncached_tokens = question.prompt_tokens.saturating_sub(cached).max(1);
     Send { prompt_tokens: question.prompt_tokens, uncached_tokens }
-}
-
-fn configured(setup: &Setup, second: Option<u32>) -> Result<Config, config::Report> {
-    let text = config_text(setup.pods.len(), setup.scrape.interval_ms, None, second);
-    config::load("lab", &text).map(|(config, _)| config)
-}
-
-fn targets(config: &Config) -> Vec<Target> {
-    let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
-    let fixed = endpoints.filter_map(|endpoint| match endpoint {
-        Endpoint::Fixed(target) => Some(target.clone()),
-        Endpoint::Dns(_) | Endpoint::File(_) => None,
-    });
-    fixed.collect()
-}
-
-/// What a page says, adapters by their numbers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Shown {
-    reading: Reading,
-    /// Those in use by running requests; `None` before anything ran: vLLM has no such line then.
-    adapters: Option<Vec<u32>>,
-    max_loras: u32,
-}
-
-/// The page that an engine shows, as the scrape would read it.
-pub(super) fn page(engine: &Engine) -> Shown {
-    let (gauges, totals, config) = (engine.gauges(), engine.totals(), engine.config());
-    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    let reading = Reading {
-        engine: "vllm".to_owned(),
-        running: Some(count(gauges.running)),
-        waiting: Some(count(gauges.waiting)),
-        kv_usage: Some(gauges.kv_usage),
-        kv_usage_max: Some(gauges.kv_usage),
-        block_size: Some(config.block_size),
-        blocks: Some(u64::from(config.num_gpu_blocks)),
-        preemptions_total: Some(totals.preemptions),
-        prefix_queries_total: Some(totals.prefix_queries),
-        prefix_hits_total: Some(totals.prefix_hits),
-        prompt_tokens_total: Some(totals.prompt_tokens),
-        generation_tokens_total: Some(totals.generation_tokens),
-        ..Reading::default()
-    };
-    let adapters = (totals.steps > 0).then(|| gauges.running_adapters.clone());
-    Shown { reading, adapters, max_loras: count(config.max_loras) }
 }

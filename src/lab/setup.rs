@@ -1,6 +1,9 @@
 //! What a run is about besides its traffic: the pods, how they are seen, and what goes wrong with them when.
 
-use crate::sim::EngineConfig;
+use crate::{
+    config::{self, Config, Endpoint, Target},
+    sim::EngineConfig,
+};
 
 /// How pages of metrics are read.
 ///
@@ -104,6 +107,12 @@ impl Setup {
         let late = self.faults.iter().filter(|fault| fault.what == Mishap::Joins).map(|fault| fault.pod).min();
         late.unwrap_or(self.pods.len()).min(self.pods.len())
     }
+
+    /// What an operator would have configured, the split's second arm at this share.
+    pub(super) fn configured(&self, second: Option<u32>) -> Result<Config, config::Report> {
+        let text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        config::load("lab", &text).map(|(config, _)| config)
+    }
 }
 
 /// A configuration file of a pool of so many pods, as an operator would write it.
@@ -123,6 +132,16 @@ pub(super) fn config_text(pods: usize, interval_ms: f64, policy: Option<&str>, s
         text.push_str(&format!("      - {{ url: \"http://pod-{pod}:8000\" }}\n"));
     }
     text
+}
+
+/// The addresses of all pods.
+pub(super) fn targets(config: &Config) -> Vec<Target> {
+    let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
+    let fixed = endpoints.filter_map(|endpoint| match endpoint {
+        Endpoint::Fixed(target) => Some(target.clone()),
+        Endpoint::Dns(_) | Endpoint::File(_) => None,
+    });
+    fixed.collect()
 }
 
 /// What an adapter is called.

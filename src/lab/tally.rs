@@ -95,7 +95,7 @@ pub struct Stats {
     pub offered: usize,
     /// Of those, answered a second.
     pub per_second: f64,
-    /// Mean time to first token, in milliseconds.
+    /// Mean time to first token of those that had one, in milliseconds.
     pub ttft_mean: f64,
     /// Its median.
     pub ttft_p50: f64,
@@ -171,8 +171,11 @@ impl Sorted {
         Self(list)
     }
 
+    /// The mean of those that are finite: one request without an answer would make it endless and hide the others. It
+    /// counts in the shares and in the percentiles.
     fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+        let finite = || self.0.iter().filter(|number| number.is_finite());
+        finite().sum::<f64>() / finite().count().max(1) as f64
     }
 
     /// The number that this share of them does not exceed (nearest rank).
@@ -222,7 +225,19 @@ mod tests {
         assert!((stats.attainment - 6.0 / 9.0).abs() < 1e-9, "{stats:?}");
         assert!((stats.hit_ratio - 8.0 * 40.0 / 900.0).abs() < 1e-9);
         assert!((stats.ttft_p50 - 100.0).abs() < 1e-9 && stats.ttft_p90.is_infinite());
+        assert!((stats.ttft_mean - (2_001.0 + 7.0 * 100.0) / 8.0).abs() < 1e-9, "{stats:?}");
         assert!((stats.imbalance - 8.0 / 4.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_broken_answer_misses_however_fast_it_was_and_arms_are_counted_on_both_sides_of_the_change() {
+        let on_arm = |at_ms: f64, arm: usize| Told { arm, ..told(at_ms, 100.0, 20.0) };
+        let broken = Told { broken: true, ..on_arm(5_000.0, 1) };
+        let list = vec![on_arm(0.0, 0), on_arm(1_000.0, 0), on_arm(2_000.0, 1), on_arm(4_000.0, 0), broken];
+        let run = Run { told: list, preemptions: 0, ended_ms: 9_000.0, shifted_ms: 3_000.0 };
+        let stats = Stats::of(&run, 1, &Slo::HEADLINE);
+        assert!((stats.attainment - 0.8).abs() < 1e-9, "{stats:?}");
+        assert!((stats.second_arm[0] - 1.0 / 3.0).abs() < 1e-9 && (stats.second_arm[1] - 0.5).abs() < 1e-9);
     }
 
     #[test]

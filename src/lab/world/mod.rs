@@ -7,9 +7,11 @@ mod tests;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
+pub(super) use senses::Shown;
+
 use super::{
     clockwork::{Clockwork, Event, Sense},
-    desk::{Desk, Marks, Sent, Shown},
+    desk::{Desk, Marks, Sent},
     rivals::{Policy, Truth},
     script::{Ask, Script},
     setup::Setup,

@@ -3,9 +3,13 @@
 use rand::RngExt as _;
 
 use super::{Pages, Place, World};
-use crate::lab::{
-    clockwork::{Event, Sense},
-    desk::{Marks, Shown, page},
+use crate::{
+    fleet::Reading,
+    lab::{
+        clockwork::{Event, Sense},
+        desk::Marks,
+    },
+    sim::engine::Engine,
 };
 
 impl World<'_> {
@@ -61,4 +65,36 @@ impl Place {
             Pages::Well | Pages::Hanging => page(&self.engine),
         }
     }
+}
+
+/// What a page says, adapters by their numbers.
+#[derive(Clone, Debug, Default)]
+pub(in crate::lab) struct Shown {
+    pub(in crate::lab) reading: Reading,
+    /// Those in use by running requests; `None` before anything ran: vLLM has no such line then.
+    pub(in crate::lab) adapters: Option<Vec<u32>>,
+    pub(in crate::lab) max_loras: u32,
+}
+
+/// The page that an engine shows, as the scrape would read it.
+fn page(engine: &Engine) -> Shown {
+    let (gauges, totals, config) = (engine.gauges(), engine.totals(), engine.config());
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let reading = Reading {
+        engine: "vllm".to_owned(),
+        running: Some(count(gauges.running)),
+        waiting: Some(count(gauges.waiting)),
+        kv_usage: Some(gauges.kv_usage),
+        kv_usage_max: Some(gauges.kv_usage),
+        block_size: Some(config.block_size),
+        blocks: Some(u64::from(config.num_gpu_blocks)),
+        preemptions_total: Some(totals.preemptions),
+        prefix_queries_total: Some(totals.prefix_queries),
+        prefix_hits_total: Some(totals.prefix_hits),
+        prompt_tokens_total: Some(totals.prompt_tokens),
+        generation_tokens_total: Some(totals.generation_tokens),
+        ..Reading::default()
+    };
+    let adapters = (totals.steps > 0).then(|| gauges.running_adapters.clone());
+    Shown { reading, adapters, max_loras: count(config.max_loras) }
 }
