@@ -213,11 +213,12 @@ fn config(profile: &'static Profile, blocks: u32, max_num_seqs: usize) -> Engine
 /// Running, waiting, KV usage: the bound for each.
 const GAUGES: [f64; 3] = [0.05; 3];
 
-/// **A known miss**: on the card whose cache overflows, running requests are 5.9 % of their maximum away, not 5 %. The
-/// steps are right in shape and 2 to 3 % too long, so that towards the end everything happens seconds late, and this
-/// gauge moves fast while requests are thrown out and computed again; at 1.02 times the speed it is 2.3 %. The recorded
-/// seconds in which nothing but decoding went on show a host that costs 0.95 ms a step and nothing for each sequence,
-/// where the step model has 1 ms and 0.01 ms: that is half of it. The other half is not found.
+/// **A known miss**: on the card whose cache overflows, running requests are 5.9 % of their maximum away, not 5 %. Seconds
+/// of nothing but decoding agree to the request; in those with prompts the steps take a few per cent too long, from the
+/// first on (after four seconds the cache is 85 % full where it was 89 %), so that towards the end all happens seconds
+/// late, and this gauge moves fast while requests are thrown out and computed again. At 1.01 times the speed it is 4.0 %,
+/// at 1.02 times 2.3 %. The measured time of a whole batch of prompts, which the card was quicker with in service than
+/// layer by layer, is left as it was published.
 const GAUGES_OF_THE_OVERFLOWING: [f64; 3] = [0.06, 0.05, 0.05];
 
 fn assert_faithful(config: EngineConfig, requests: &str, gauges: &str, bounds: [f64; 3]) {
