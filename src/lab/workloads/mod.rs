@@ -136,7 +136,7 @@ enum Source {
     Volleys,
 }
 
-/// What a trace of somebody's own is.
+/// What a trace of somebody's own is. A log of our own decisions will be a third kind, known by its first line too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// JSON lines with block hashes.
