@@ -61,7 +61,7 @@ pub enum Unmade {
     #[error("there is no profile `{0}`; `tidegate sim --help` lists them")]
     Profile(String),
     /// The trace cannot be read.
-    #[error("cannot read the trace {path}: {cause}; give one with --trace")]
+    #[error("cannot read the trace {path}: {cause}; check the path after --trace")]
     Trace {
         /// Where it was looked for.
         path: PathBuf,
