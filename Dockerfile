@@ -8,6 +8,7 @@ RUN mkdir -p src benches && echo 'fn main() {}' > src/main.rs && touch src/lib.r
     && cargo build --release --locked && rm -rf src
 COPY src src
 COPY config config
+COPY tests/fixtures/traces tests/fixtures/traces
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked && strip target/release/tidegate
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -42,9 +42,9 @@ struct Run {
     /// Policies by name, separated by commas, or `all`; the list is below
     #[arg(long, value_delimiter = ',', default_value = "all", value_name = "NAMES")]
     policies: Vec<String>,
-    /// How many pods
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pods: u16,
+    /// How many pods [default: 8; w9: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pods: Option<u16>,
     /// What they are, as `tidegate sim` lists it; several take turns [default: h100-7b]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     profile: Vec<String>,
@@ -57,15 +57,15 @@ struct Run {
     /// Virtual minutes in which requests come
     #[arg(long, default_value_t = 20.0)]
     minutes: f64,
-    /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it
+    /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it, either for `trace`
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Time from one page of metrics to the next
-    #[arg(long, default_value = "250ms", value_parser = config::duration)]
-    scrape: Duration,
-    /// Share of pages that never come
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
-    scrape_loss: f64,
+    /// Time from one page of metrics to the next [default: 250ms, or the workload's]
+    #[arg(long, value_parser = config::duration)]
+    scrape: Option<Duration>,
+    /// Share of pages that never come [default: 0, or the workload's]
+    #[arg(long, value_name = "SHARE")]
+    scrape_loss: Option<f64>,
     /// Gateways that share the traffic and know nothing of each other
     #[arg(long, default_value_t = 1, value_name = "N")]
     gateways: usize,
@@ -85,8 +85,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ensure!([run.kv, run.speed].iter().all(|it| it.is_finite() && *it > 0.0), "--kv and --speed take numbers above 0");
     let began = clock::now();
     let setup = setup(run)?;
-    let order =
-        Order { workload: run.workload.clone(), rate: run.rate, minutes: run.minutes, trace: run.trace.clone() };
+    let pods = setup.pods.len();
+    let (workload, trace) = (run.workload.clone(), run.trace.clone());
+    let order = Order { workload, rate: run.rate, minutes: run.minutes, pods, trace };
     let workload = Workload::new(&order)?;
     let scripts: Vec<Script> = (0..run.seeds).map(|seed| workload.script(seed)).collect();
     let threads = available_parallelism().map_or(1, std::num::NonZero::get);
@@ -100,13 +101,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         out,
         "{}: {} pods, {offered:.0} requests counted, {} seeds, {:.0} virtual minutes, SLO {:.1} s / {:.0} ms\n",
         run.workload,
-        run.pods,
+        pods,
         run.seeds,
         run.minutes,
         slo.ttft_ms / 1e3,
         slo.tpot_ms
     )?;
+    if let Some(trace) = workload.trace() {
+        writeln!(out, "Played from {trace}.\n")?;
+    }
     write!(out, "{}", table(&standings).rendered(colour(&out)))?;
+    if setup.shift.is_some() {
+        writeln!(out, "\n{}", second_arms(&standings))?;
+    }
     writeln!(
         out,
         "\n± is the seed farthest from the mean. {} runs took {:.1} s.",
@@ -117,12 +124,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn setup(run: &Run) -> anyhow::Result<Setup> {
-    let pods = Pods { count: usize::from(run.pods), profiles: run.profile.clone(), kv: run.kv, speed: run.speed };
+    let count = run.pods.map_or_else(|| workloads::usual_pods(&run.workload), usize::from);
+    let pods = Pods { count, profiles: run.profile.clone(), kv: run.kv, speed: run.speed };
     let mut setup = workloads::stage(&run.workload, &pods, run.minutes)?;
-    setup.scrape.interval_ms = run.scrape.as_secs_f64() * 1e3;
-    setup.scrape.loss = run.scrape_loss;
+    if let Some(interval) = run.scrape {
+        setup.scrape.interval_ms = interval.as_secs_f64() * 1e3;
+    }
+    setup.scrape.loss = run.scrape_loss.unwrap_or(setup.scrape.loss);
     setup.gateways = run.gateways.max(1);
     Ok(setup)
+}
+
+/// What each policy's requests got of the second arm.
+fn second_arms(standings: &[Standing]) -> String {
+    let share = |it: &Standing, of: fn(&Stats) -> f64| it.mean(of) * 100.0;
+    let line = |it: &Standing| {
+        let (before, since) = (share(it, |stats| stats.second_arm[0]), share(it, |stats| stats.second_arm[1]));
+        format!("{}: second arm {before:.1} % before, {since:.1} % since", it.policy)
+    };
+    standings.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn policies(names: &[String]) -> anyhow::Result<Vec<Policy>> {

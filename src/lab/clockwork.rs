@@ -18,6 +18,8 @@ pub(super) enum Event {
     Page(Sense),
     /// A fault begins or ends.
     Fault(usize),
+    /// The split's weights change.
+    Shift,
 }
 
 /// Which gateway looks at which pod.
@@ -36,26 +38,27 @@ pub(super) struct Clockwork {
 
 #[derive(Debug)]
 struct Due {
-    at_ms: f64,
+    /// The bits of its time: those of numbers that are not negative are in the numbers' order, and quicker compared.
+    at: u64,
     nth: u64,
     event: Event,
 }
 
 impl Clockwork {
     pub(super) fn put(&mut self, at_ms: f64, event: Event) {
-        self.due.push(Due { at_ms, nth: self.put, event });
+        self.due.push(Due { at: at_ms.max(0.0).to_bits(), nth: self.put, event });
         self.put += 1;
     }
 
     pub(super) fn next(&mut self) -> Option<(f64, Event)> {
-        self.due.pop().map(|due| (due.at_ms, due.event))
+        self.due.pop().map(|due| (f64::from_bits(due.at), due.event))
     }
 }
 
 impl Ord for Due {
     /// The heap's greatest is what is due first.
     fn cmp(&self, other: &Self) -> Ordering {
-        other.at_ms.total_cmp(&self.at_ms).then(other.nth.cmp(&self.nth))
+        (other.at, other.nth).cmp(&(self.at, self.nth))
     }
 }
 

@@ -13,20 +13,32 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use super::{
     rivals::{Policy, Rival, Seen, Truth, View},
     script::Ask,
-    setup::{MODEL, POOL, Setup, config_text},
+    setup::{self, MODEL, POOL, Setup, adapter_name},
     text,
+    world::Shown,
 };
 use crate::{
-    config::{self, Endpoint, Scheduler},
-    fleet::{Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send},
-    prefix::{BLOCK_BYTES, Hits, Index},
+    config::{self, Scheduler, Target},
+    fleet::{
+        Adapters, Admission, Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel,
+        Reservation, Send,
+    },
+    prefix::{BLOCK_BYTES, Blocks, Hits, Index},
+    routing::{Route, StickyKey, Table, key_of},
     scheduler::{self, NoPod, Question, Scene, Tried},
-    sim::engine::Engine,
 };
 
 /// A gateway and all it knows.
 #[derive(Debug)]
 pub(super) struct Desk {
+    fleet: Fleet,
+    targets: Vec<Target>,
+    table: Table,
+    next_table: Table,
+    adapters: Vec<Arc<str>>,
+    /// How long a page may take, and how often a request may be tried again.
+    pub(super) timeout_ms: f64,
+    pub(super) attempts: usize,
     pool: Arc<PoolState>,
     pods: Arc<Vec<Arc<Pod>>>,
     index: Index,
@@ -40,6 +52,25 @@ pub(super) struct Desk {
 enum Chooser {
     Ours(Scheduler),
     Rival(Box<dyn Rival>),
+}
+
+/// What judgement is asked about one request, computed once and used for every attempt.
+#[derive(Debug)]
+pub(super) struct Matter<'a> {
+    ask: &'a Ask,
+    route: Route,
+    /// The adapter that this means for a pod.
+    pub(super) adapter: Option<u32>,
+    blocks: Blocks,
+    hits: Hits,
+    prompt_bytes: usize,
+}
+
+impl Matter<'_> {
+    /// Which arm of the split it fell to.
+    pub(super) fn arm(&self) -> usize {
+        self.route.arm
+    }
 }
 
 /// A request on its way, as its gateway remembers it.
@@ -65,62 +96,118 @@ pub(super) struct Marks {
 impl Desk {
     /// A gateway that has just started, or why the configuration cannot be used.
     pub(super) fn new(setup: &Setup, policy: &Policy, seed: u64) -> Result<Self, config::Report> {
-        let text = config_text(setup.pods.len(), setup.scrape.interval_ms, None);
-        let (config, _) = config::load("lab", &text)?;
+        let config = setup.configured(setup.shift.map(|shift| shift.before))?;
+        let next = setup.configured(setup.shift.map(|shift| shift.after))?;
         let epoch = crate::clock::now();
         let fleet = Fleet::new(&config.pools, epoch);
-        let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
-        let targets: Vec<_> = endpoints
-            .filter_map(|endpoint| match endpoint {
-                Endpoint::Fixed(target) => Some(target.clone()),
-                Endpoint::Dns(_) | Endpoint::File(_) => None,
-            })
-            .collect();
-        fleet.set(POOL, &targets, epoch);
-        let pool = fleet.pool(POOL).cloned().ok_or_else(|| config::Report { problems: Vec::new() })?;
-        let pods = pool.pods();
-        for pod in pods.iter() {
-            pod.store_models(vec![ReportedModel { name: MODEL.into(), parent: None }]);
-        }
+        let no_pool = || config::Report { problems: Vec::new() };
+        let pool = fleet.pool(POOL).cloned().ok_or_else(no_pool)?;
         let chooser = match policy {
             Policy::Ours(scheduler) => Chooser::Ours(scheduler.clone()),
-            Policy::Rival(entry) => Chooser::Rival((entry.make)(pods.len())),
+            Policy::Rival(entry) => Chooser::Rival((entry.make)(setup.pods.len())),
         };
-        let rng = StdRng::seed_from_u64(seed);
-        Ok(Self { pool, pods, index: Index::default(), chooser, rng, epoch, seen: Vec::new() })
+        let mut desk = Self {
+            targets: setup::targets(&config),
+            table: Table::new(&config),
+            next_table: Table::new(&next),
+            adapters: (0..setup.adapters).map(|adapter| adapter_name(adapter).into()).collect(),
+            timeout_ms: pool.config.metrics.timeout.as_secs_f64() * 1e3,
+            attempts: config.retry.attempts as usize,
+            pods: pool.pods(),
+            pool,
+            fleet,
+            index: Index::default(),
+            chooser,
+            rng: StdRng::seed_from_u64(seed),
+            epoch,
+            seen: Vec::new(),
+        };
+        desk.discover(setup.early_pods(), 0.0);
+        Ok(desk)
     }
 
-    /// A request came: chooses a pod and reserves it, step by step as `gateway::decide` does.
-    pub(super) fn decide(&mut self, ask: &Ask, now_ms: f64, truth: &dyn Fn(usize) -> Truth) -> Result<Sent, NoPod> {
-        let prompt_bytes = text::prompt_bytes(&ask.prompt);
-        let blocks = text::blocks(MODEL, &ask.prompt);
-        let hits = self.index.longest(&blocks);
+    /// Discovery lists the first so many pods, and each is asked what it serves.
+    pub(super) fn discover(&mut self, pods: usize, now_ms: f64) {
+        let targets = self.targets.get(..pods).unwrap_or(&self.targets);
+        let changes = self.fleet.set(POOL, targets, self.instant(now_ms));
+        for pod in &changes.added {
+            pod.store_models(self.menu());
+        }
+        self.pods = self.pool.pods();
+    }
+
+    fn menu(&self) -> Vec<ReportedModel> {
+        let base: Arc<str> = MODEL.into();
+        let adapter = |name: &Arc<str>| ReportedModel { name: Arc::clone(name), parent: Some(Arc::clone(&base)) };
+        let model = ReportedModel { name: Arc::clone(&base), parent: None };
+        [model].into_iter().chain(self.adapters.iter().map(adapter)).collect()
+    }
+
+    /// The configuration with other weights is in force.
+    pub(super) fn shift(&mut self) {
+        self.table = self.next_table.clone();
+    }
+
+    /// A request came: where it goes, under which name, and who holds how much of it.
+    pub(super) fn matter<'a>(&mut self, ask: &'a Ask) -> Option<Matter<'a>> {
+        let asked = ask.adapter.and_then(|adapter| self.adapters.get(adapter as usize)).map_or(MODEL, |name| name);
+        let session = ask.session.map(|session| session.to_string());
+        let opening = || Some(key_of(&text::opening(&ask.prompt).to_le_bytes()));
+        let key = StickyKey { session: session.as_deref(), opening: &opening };
+        let reports = |name: &str| self.pods.iter().any(|pod| pod.serves(name) == Some(true));
+        let reported = |name: &str| reports(name).then(|| POOL.into());
+        let route = self.table.find(asked, key, reported, &mut self.rng).ok()?;
+        let adapter = self.adapters.iter().position(|name| *name == route.served_model);
+        let blocks = text::blocks(&route.served_model, &ask.prompt);
+        Some(Matter {
+            ask,
+            adapter: adapter.and_then(|adapter| u32::try_from(adapter).ok()),
+            hits: self.index.longest(&blocks),
+            blocks,
+            prompt_bytes: text::prompt_bytes(&ask.prompt),
+            route,
+        })
+    }
+
+    /// Chooses a pod and reserves it, step by step as `gateway::decide` does.
+    pub(super) fn decide(
+        &mut self,
+        matter: &Matter<'_>,
+        tried: &Tried,
+        now_ms: f64,
+        truth: &dyn Fn(usize) -> Truth,
+    ) -> Result<Sent, NoPod> {
+        let Matter { ask, blocks, prompt_bytes, .. } = matter;
         let now = self.instant(now_ms);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let question = Question {
-            served_model: MODEL,
-            prompt_tokens: self.pool.tokens(prompt_bytes),
+            served_model: &matter.route.served_model,
+            prompt_tokens: self.pool.tokens(*prompt_bytes),
             block_tokens: BLOCK_BYTES as f32 / self.pool.bytes_per_token(),
-            hits: &hits,
+            hits: &matter.hits,
             session: ask.session,
             expected_output_tokens: self.pool.expected_output_tokens() as u32,
         };
         if let Chooser::Rival(rival) = &self.chooser {
             let sees_truth = rival.sees_truth();
-            self.look(&question, if sees_truth { truth } else { &|_| Truth::default() });
+            self.look((&question, tried, now), if sees_truth { truth } else { &|_| Truth::default() });
+            if self.seen.iter().all(|pod| pod.out) {
+                return Err(NoPod::AllTried);
+            }
         }
         let pool = Arc::clone(&self.pool);
         let gate = pool.gate();
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
-                let verdict = scheduler::pick(policy, &scene, &question, &Tried::none(), &mut self.rng)?;
+                let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }
             Chooser::Rival(rival) => {
-                let opening = text::opening(&ask.prompt);
+                // The adapter is part of `KubeAI`'s key.
+                let opening = text::opening(&ask.prompt) ^ matter.adapter.map_or(0, |it| text::mixed(1, it.into()));
                 let prompt_tokens = f64::from(question.prompt_tokens);
-                let view = View { pods: &self.seen, blocks: &blocks, prompt_tokens, opening, now_ms };
+                let view = View { pods: &self.seen, blocks, prompt_tokens, opening, now_ms };
                 let place = rival.choose(&view, &mut self.rng);
                 let pod = self.pods.get(place).ok_or(NoPod::PoolEmpty)?;
                 (Arc::clone(pod), send_to(pod, &question))
@@ -129,8 +216,9 @@ impl Desk {
         let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
         let reservation = Reservation::new(Arc::clone(&pod), send);
         drop(gate);
-        self.index.insert(pod.slot, &blocks);
+        self.index.insert(pod.slot, blocks);
         let place = pod.slot as usize;
+        let prompt_bytes = *prompt_bytes;
         Ok(Sent { pod: place, reservation, tokens_ahead, prompt_bytes, at_ms: now_ms, first_ms: None, tokens: 0 })
     }
 
@@ -158,7 +246,31 @@ impl Desk {
         }
         self.pool.learn_output_tokens(sent.tokens);
         self.pool.learn_bytes_per_token(sent.prompt_bytes, prompt_tokens);
-        sent.reservation.pod().health.note(Evidence::RequestOk, now);
+        self.note(sent.reservation.pod(), Evidence::RequestOk, now);
+    }
+
+    /// An attempt failed by its pod's fault, or an answer broke off.
+    pub(super) fn failed(&self, sent: &Sent, now_ms: f64) {
+        self.note(sent.reservation.pod(), Evidence::RequestFailed, self.instant(now_ms));
+    }
+
+    /// So that the next attempt goes elsewhere.
+    pub(super) fn give_up(sent: &Sent, tried: &mut Tried) {
+        tried.add(sent.reservation.pod());
+    }
+
+    /// Nobody listens where a page was asked for.
+    pub(super) fn refused(&self, pod: usize, now_ms: f64) {
+        if let Some(pod) = self.pods.get(pod) {
+            self.note(pod, Evidence::ScrapeRefused, self.instant(now_ms));
+        }
+    }
+
+    /// A pod that was away has likely lost its cache.
+    fn note(&self, pod: &Pod, evidence: Evidence, now: Instant) {
+        if pod.health.note(evidence, now) == Some(Condition::Warming) {
+            self.index.forget(pod.slot);
+        }
     }
 
     /// A page is asked for: what the ledger says now.
@@ -168,13 +280,14 @@ impl Desk {
     }
 
     /// A page has been read.
-    pub(super) fn read(&self, pod: usize, marks: Marks, reading: Reading, now_ms: f64) {
+    pub(super) fn read(&self, pod: usize, marks: Marks, shown: &Shown, now_ms: f64) {
+        let reading = self.reading(shown);
         let Some(pod) = self.pods.get(pod) else { return };
         let capacity = reading.kv_capacity();
         let (sent_mark, ended_mark) = (marks.sent, marks.ended);
         pod.store_load(PodLoad { began: marks.began, sent_mark, ended_mark, reading });
         let now = self.instant(now_ms);
-        pod.health.note(Evidence::ScrapeOk { asleep: false }, now);
+        self.note(pod, Evidence::ScrapeOk { asleep: false }, now);
         pod.speed.fade(self.pool.pace(), now);
         if let Some(tokens) = capacity {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
@@ -183,8 +296,20 @@ impl Desk {
         }
     }
 
-    /// Puts down what a rival may see.
-    fn look(&mut self, question: &Question<'_>, truth: &dyn Fn(usize) -> Truth) {
+    /// What the scrape makes of a page.
+    fn reading(&self, shown: &Shown) -> Reading {
+        let name = |adapter: &u32| self.adapters.get(*adapter as usize).map(Arc::clone);
+        let adapters = shown.adapters.as_ref().filter(|_| !self.adapters.is_empty());
+        let adapters = adapters.map(|list| {
+            let running: Vec<Arc<str>> = list.iter().filter_map(name).collect();
+            // vLLM repeats the running ones where it should list those that are waited for.
+            Adapters { max: Some(shown.max_loras), waiting: running.clone(), running }
+        });
+        Reading { adapters, ..shown.reading.clone() }
+    }
+
+    /// Puts down what a rival may see. That a pod is out of use is found out by our health, on behalf of its own.
+    fn look(&mut self, (question, tried, now): (&Question<'_>, &Tried, Instant), truth: &dyn Fn(usize) -> Truth) {
         self.seen.clear();
         let prompt_tokens = f64::from(question.prompt_tokens);
         for (place, pod) in self.pods.iter().enumerate() {
@@ -200,8 +325,12 @@ impl Desk {
                 waiting: count(reading.and_then(|it| it.waiting)),
                 kv_usage: reading.and_then(|it| it.kv_usage).unwrap_or(0.0),
                 kv_blocks: reading.and_then(|it| it.blocks).unwrap_or(0) as f64,
+                out: tried.contains(pod) || matches!(pod.admits(now), Admission::No(_)),
                 truth: truth(place),
             });
+        }
+        if tried.is_empty() && self.seen.iter().all(|pod| pod.out) {
+            self.seen.iter_mut().for_each(|pod| pod.out = false);
         }
     }
 
@@ -220,25 +349,4 @@ fn send_to(pod: &Pod, question: &Question<'_>) -> Send {
     let cached = cached(question.hits, pod, question.block_tokens) as u32;
     let uncached_tokens = question.prompt_tokens.saturating_sub(cached).max(1);
     Send { prompt_tokens: question.prompt_tokens, uncached_tokens }
-}
-
-/// The page that an engine shows, as the scrape would read it.
-pub(super) fn page(engine: &Engine) -> Reading {
-    let (gauges, totals, config) = (engine.gauges(), engine.totals(), engine.config());
-    let count = |number: usize| Some(u32::try_from(number).unwrap_or(u32::MAX));
-    Reading {
-        engine: "vllm".to_owned(),
-        running: count(gauges.running),
-        waiting: count(gauges.waiting),
-        kv_usage: Some(gauges.kv_usage),
-        kv_usage_max: Some(gauges.kv_usage),
-        block_size: Some(config.block_size),
-        blocks: Some(u64::from(config.num_gpu_blocks)),
-        preemptions_total: Some(totals.preemptions),
-        prefix_queries_total: Some(totals.prefix_queries),
-        prefix_hits_total: Some(totals.prefix_hits),
-        prompt_tokens_total: Some(totals.prompt_tokens),
-        generation_tokens_total: Some(totals.generation_tokens),
-        ..Reading::default()
-    }
 }

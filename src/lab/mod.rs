@@ -20,6 +20,6 @@ mod world;
 pub use league::{Contest, Standing, compete};
 pub use rivals::{Policy, RIVALS};
 pub use script::{Ask, Next, Piece, Script};
-pub use setup::{Fault, Scrape, Setup};
+pub use setup::{Fault, Mishap, Scrape, Setup, Shift};
 pub use tally::{Slo, Stats, Told};
 pub use world::{Run, run};

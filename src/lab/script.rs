@@ -18,6 +18,8 @@ pub struct Ask {
     pub prompt: Box<[Piece]>,
     /// What it will be answered; its length is known to the engine alone.
     pub answer: Piece,
+    /// The adapter that its client asks for; else the model that everybody asks for.
+    pub adapter: Option<u32>,
     /// The session that its client names, if it names one.
     pub session: Option<u64>,
     /// What its client asks when it has read the answer.

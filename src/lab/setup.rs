@@ -1,8 +1,15 @@
 //! What a run is about besides its traffic: the pods, how they are seen, and what goes wrong with them when.
 
-use crate::sim::EngineConfig;
+use crate::{
+    config::{self, Config, Endpoint, Target},
+    sim::EngineConfig,
+};
 
 /// How pages of metrics are read.
+///
+/// Every pod has its turn at this interval, give or take a tenth as in `serve`. That `serve` asks idle pods less often
+/// is left out: it belongs to `scrape`, a sense with I/O that the lab does not know, and saves pages of pods of which
+/// there is nothing to tell.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scrape {
     /// From one read to the next, give or take a tenth.
@@ -27,8 +34,38 @@ pub struct Fault {
     pub at_ms: f64,
     /// To which.
     pub pod: usize,
+    /// What.
+    pub what: Mishap,
+}
+
+/// What can happen to one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mishap {
     /// From then on its steps take so many times as long.
-    pub slow: f64,
+    Slow(f64),
+    /// Its process is gone: answers break off, and its port refuses connections.
+    Dies,
+    /// It listens again, with an empty cache.
+    Returns,
+    /// Its pages do not come any more; its answers do.
+    PagesHang,
+    /// Its pages come and say what the last one said.
+    PagesFreeze,
+    /// Its pages come as they should.
+    PagesHeal,
+    /// Discovery finds it. Only the last pods can be late.
+    Joins,
+}
+
+/// A model whose traffic is split between itself and adapter 0, and how the split changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    /// When, in milliseconds.
+    pub at_ms: u64,
+    /// The adapter's share before, in per cent.
+    pub before: u32,
+    /// Its share from then on.
+    pub after: u32,
 }
 
 /// The stage of a run.
@@ -42,28 +79,74 @@ pub struct Setup {
     pub gateways: usize,
     /// What goes wrong.
     pub faults: Vec<Fault>,
+    /// Adapters that every pod serves besides the model.
+    pub adapters: u32,
+    /// How the model's traffic is split, if it is.
+    pub shift: Option<Shift>,
+    /// Whether a request is tried elsewhere when its pod dies before the first byte of an answer. `serve` does not: the
+    /// pod may have died of it.
+    pub retries_died: bool,
 }
 
 impl Setup {
     /// These pods behind one gateway, all well.
     pub fn new(pods: Vec<EngineConfig>) -> Self {
-        Self { pods, scrape: Scrape::default(), gateways: 1, faults: Vec::new() }
+        Self {
+            pods,
+            scrape: Scrape::default(),
+            gateways: 1,
+            faults: Vec::new(),
+            adapters: 0,
+            shift: None,
+            retries_died: false,
+        }
+    }
+
+    /// Pods that are there from the start.
+    pub fn early_pods(&self) -> usize {
+        let late = self.faults.iter().filter(|fault| fault.what == Mishap::Joins).map(|fault| fault.pod).min();
+        late.unwrap_or(self.pods.len()).min(self.pods.len())
+    }
+
+    /// What an operator would have configured, the split's second arm at this share.
+    pub(super) fn configured(&self, second: Option<u32>) -> Result<Config, config::Report> {
+        let text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        config::load("lab", &text).map(|(config, _)| config)
     }
 }
 
 /// A configuration file of a pool of so many pods, as an operator would write it.
-pub(super) fn config_text(pods: usize, interval_ms: f64, policy: Option<&str>) -> String {
+pub(super) fn config_text(pods: usize, interval_ms: f64, policy: Option<&str>, second: Option<u32>) -> String {
     let mut text = "listeners: [{ name: openai, address: 127.0.0.1:8081 }]\n".to_owned();
     if let Some(policy) = policy {
         text.push_str(&format!("scheduler: {{ policy: {policy} }}\n"));
     }
-    text.push_str(&format!("models: [{{ modelName: {MODEL}, poolRef: {POOL} }}]\n"));
+    let arms = second.map(|share| {
+        let (first, second) = (100 - share.min(100), adapter_name(0));
+        format!(", targetModels: [{{ name: {MODEL}, weight: {first} }}, {{ name: {second}, weight: {share} }}]")
+    });
+    text.push_str(&format!("models: [{{ modelName: {MODEL}, poolRef: {POOL}{} }}]\n", arms.unwrap_or_default()));
     text.push_str(&format!("pools:\n  - name: {POOL}\n    engine: vllm\n"));
     text.push_str(&format!("    metrics: {{ interval: {interval_ms:.0}ms }}\n    endpoints:\n"));
     for pod in 0..pods {
         text.push_str(&format!("      - {{ url: \"http://pod-{pod}:8000\" }}\n"));
     }
     text
+}
+
+/// The addresses of all pods.
+pub(super) fn targets(config: &Config) -> Vec<Target> {
+    let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
+    let fixed = endpoints.filter_map(|endpoint| match endpoint {
+        Endpoint::Fixed(target) => Some(target.clone()),
+        Endpoint::Dns(_) | Endpoint::File(_) => None,
+    });
+    fixed.collect()
+}
+
+/// What an adapter is called.
+pub(super) fn adapter_name(adapter: u32) -> String {
+    format!("adapter-{adapter}")
 }
 
 /// The model that everybody asks for.

@@ -24,6 +24,10 @@ pub struct Told {
     pub cached_tokens: u32,
     /// Where it went.
     pub pod: usize,
+    /// Which arm of the model's split it fell to.
+    pub arm: usize,
+    /// Whether its pod died on it.
+    pub broken: bool,
 }
 
 impl Told {
@@ -38,6 +42,8 @@ impl Told {
             prompt_tokens: ask.prompt_tokens(),
             cached_tokens: 0,
             pod: usize::MAX,
+            arm: 0,
+            broken: false,
         }
     }
 
@@ -78,7 +84,7 @@ impl Slo {
     pub const HEADLINE: Self = Self { ttft_ms: 2_000.0, tpot_ms: 50.0 };
 
     fn is_met(&self, told: &Told) -> bool {
-        told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
+        !told.broken && told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
     }
 }
 
@@ -89,7 +95,7 @@ pub struct Stats {
     pub offered: usize,
     /// Of those, answered a second.
     pub per_second: f64,
-    /// Mean time to first token, in milliseconds.
+    /// Mean time to first token of those that had one, in milliseconds.
     pub ttft_mean: f64,
     /// Its median.
     pub ttft_p50: f64,
@@ -109,6 +115,8 @@ pub struct Stats {
     pub preemptions: f64,
     /// Requests of the pod that got the most, over the mean.
     pub imbalance: f64,
+    /// The share of requests on the second arm of the split before its weights changed, and since then.
+    pub second_arm: [f64; 2],
 }
 
 impl Stats {
@@ -145,6 +153,10 @@ impl Stats {
             hit_ratio: sum(|it| it.cached_tokens) / sum(|it| it.prompt_tokens).max(1.0),
             preemptions: run.preemptions as f64,
             imbalance: share(by_pod.iter().copied().max().unwrap_or(0)) * pods as f64,
+            second_arm: [false, true].map(|since| {
+                let there = || told.iter().filter(|it| (it.at_ms >= run.shifted_ms) == since);
+                there().filter(|it| it.arm == 1).count() as f64 / there().count().max(1) as f64
+            }),
         }
     }
 }
@@ -159,8 +171,11 @@ impl Sorted {
         Self(list)
     }
 
+    /// The mean of those that are finite: one request without an answer would make it endless and hide the others. It
+    /// counts in the shares and in the percentiles.
     fn mean(&self) -> f64 {
-        self.0.iter().sum::<f64>() / self.0.len().max(1) as f64
+        let finite = || self.0.iter().filter(|number| number.is_finite());
+        finite().sum::<f64>() / finite().count().max(1) as f64
     }
 
     /// The number that this share of them does not exceed (nearest rank).
@@ -193,6 +208,8 @@ mod tests {
             prompt_tokens: 100,
             cached_tokens: 0,
             pod: 1,
+            arm: 0,
+            broken: false,
         }
     }
 
@@ -202,13 +219,25 @@ mod tests {
         list.push(told(3_000.0, 100.0, 51.0));
         list.extend((4..9).map(|nth| told(f64::from(nth) * 1e3, 100.0, 20.0)));
         list.push(never(9_000.0));
-        let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0 };
+        let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0, shifted_ms: f64::INFINITY };
         let stats = Stats::of(&run, 2, &Slo::HEADLINE);
         assert_eq!(stats.offered, 9);
         assert!((stats.attainment - 6.0 / 9.0).abs() < 1e-9, "{stats:?}");
         assert!((stats.hit_ratio - 8.0 * 40.0 / 900.0).abs() < 1e-9);
         assert!((stats.ttft_p50 - 100.0).abs() < 1e-9 && stats.ttft_p90.is_infinite());
+        assert!((stats.ttft_mean - (2_001.0 + 7.0 * 100.0) / 8.0).abs() < 1e-9, "{stats:?}");
         assert!((stats.imbalance - 8.0 / 4.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_broken_answer_misses_however_fast_it_was_and_arms_are_counted_on_both_sides_of_the_change() {
+        let on_arm = |at_ms: f64, arm: usize| Told { arm, ..told(at_ms, 100.0, 20.0) };
+        let broken = Told { broken: true, ..on_arm(5_000.0, 1) };
+        let list = vec![on_arm(0.0, 0), on_arm(1_000.0, 0), on_arm(2_000.0, 1), on_arm(4_000.0, 0), broken];
+        let run = Run { told: list, preemptions: 0, ended_ms: 9_000.0, shifted_ms: 3_000.0 };
+        let stats = Stats::of(&run, 1, &Slo::HEADLINE);
+        assert!((stats.attainment - 0.8).abs() < 1e-9, "{stats:?}");
+        assert!((stats.second_arm[0] - 1.0 / 3.0).abs() < 1e-9 && (stats.second_arm[1] - 0.5).abs() < 1e-9);
     }
 
     #[test]

@@ -49,10 +49,12 @@ pub(super) fn opening(prompt: &[Piece]) -> u64 {
     xxh3_64(&start)
 }
 
-/// The prompt and its answer as the engine's cache sees them: one chained hash for each whole block.
-pub(super) fn engine_hashes(ask: &Ask, block_tokens: u32) -> Arc<[u64]> {
-    let mut hashes = Vec::new();
-    let (mut chain, mut filled) = (0u64, 0u32);
+/// The prompt and its answer as the engine's cache sees them: one chained hash for each whole block. What one adapter
+/// computed is of no use to another.
+pub(super) fn engine_hashes(ask: &Ask, adapter: Option<u32>, block_tokens: u32) -> Arc<[u64]> {
+    let tokens = ask.prompt_tokens() + ask.answer.tokens;
+    let mut hashes = Vec::with_capacity((tokens / block_tokens.max(1)) as usize);
+    let (mut chain, mut filled) = (adapter.map_or(0, |adapter| u64::from(adapter) + 1), 0u32);
     for piece in ask.prompt.iter().chain([&ask.answer]) {
         let mut at = 0;
         while at < piece.tokens {
@@ -133,7 +135,7 @@ mod tests {
     }
 
     fn ask(prompt: &[Piece], answer: Piece) -> Ask {
-        Ask { at_ms: 0.0, prompt: prompt.into(), answer, session: None, next: None }
+        Ask { at_ms: 0.0, prompt: prompt.into(), answer, adapter: None, session: None, next: None }
     }
 
     fn shared(one: &[u64], other: &[u64]) -> usize {
@@ -148,8 +150,16 @@ mod tests {
         let bytes: usize = common.iter().map(|it| bytes_of(*it)).sum();
         assert_eq!(shared(blocks("m", &one).hashes(), blocks("m", &other).hashes()), bytes / BLOCK_BYTES);
         let (one, other) = (ask(&one, piece(8, 9)), ask(&other, piece(9, 9)));
-        assert_eq!(shared(&engine_hashes(&one, 16), &engine_hashes(&other, 16)), 1_024 / 16);
-        assert_eq!(engine_hashes(&one, 16).len(), (1_324 + 9) / 16);
+        assert_eq!(shared(&engine_hashes(&one, None, 16), &engine_hashes(&other, None, 16)), 1_024 / 16);
+        assert_eq!(engine_hashes(&one, None, 16).len(), (1_324 + 9) / 16);
+    }
+
+    #[test]
+    fn two_adapters_share_nothing_in_the_engine() {
+        let ask = ask(&[piece(1, 512)], piece(2, 9));
+        let of = |adapter| engine_hashes(&ask, adapter, 16);
+        assert_eq!((shared(&of(None), &of(Some(0))), shared(&of(Some(0)), &of(Some(1)))), (0, 0));
+        assert_eq!(of(Some(1)), of(Some(1)));
     }
 
     #[test]
@@ -163,7 +173,7 @@ mod tests {
     fn the_next_turn_finds_the_answer_in_the_engine() {
         let first = ask(&[piece(1, 100)], piece(2, 60));
         let second = ask(&[piece(1, 100), piece(2, 60), piece(3, 40)], piece(4, 10));
-        assert_eq!(shared(&engine_hashes(&first, 16), &engine_hashes(&second, 16)), 160 / 16);
+        assert_eq!(shared(&engine_hashes(&first, None, 16), &engine_hashes(&second, None, 16)), 160 / 16);
     }
 
     #[test]

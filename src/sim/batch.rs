@@ -44,14 +44,15 @@ pub(super) struct Plan {
     pub(super) budget: u32,
     pub(super) load: StepLoad,
     pub(super) adapters: Vec<u32>,
-    pub(super) adapter_loads: u32,
+    /// Time that it waits for adapters.
+    pub(super) loading_ms: f64,
 }
 
 impl Plan {
     /// Empty, with a fresh budget; the list keeps its memory.
     pub(super) fn again(mut self, budget: u32) -> Self {
         self.adapters.clear();
-        Self { budget, load: StepLoad::default(), adapters: self.adapters, adapter_loads: 0 }
+        Self { budget, load: StepLoad::default(), adapters: self.adapters, loading_ms: 0.0 }
     }
 
     pub(super) fn has_room_for(&self, adapter: Option<u32>, max_loras: usize) -> bool {

@@ -4,18 +4,42 @@
 //! not opposites. The free list is a linked list through the blocks themselves, because a prefix hit must be able to
 //! take a block out of its middle in O(1). It does not know what a request is: it hands out block numbers.
 
-use std::{collections::HashMap, hash::BuildHasherDefault};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    num::NonZeroU64,
+};
 
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The end of the free list: no block has this number, as block numbers are below `num_gpu_blocks`.
 const NIL: u32 = u32::MAX;
 
-type ByHash = HashMap<u64, u32, BuildHasherDefault<Xxh3Default>>;
+type ByHash = HashMap<u64, u32, BuildHasherDefault<AsIs>>;
 
+/// Keys are hashes already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+/// 24 bytes: a fleet of a thousand pods has sixty million of them.
 #[derive(Clone, Copy, Debug)]
 struct Block {
-    hash: Option<u64>,
+    /// All bits turned, so that no hash is the word for none.
+    hash: Option<NonZeroU64>,
     users: u32,
     older: u32,
     newer: u32,
@@ -92,8 +116,10 @@ impl BlockPool {
 
     /// Makes a block findable by its content. If another block already holds the same, that one stays the answer.
     pub fn remember(&mut self, id: u32, hash: u64) {
+        // The one hash in 2^64 that cannot be kept is not found again.
+        let Some(kept) = NonZeroU64::new(!hash) else { return };
         if *self.by_hash.entry(hash).or_insert(id) == id {
-            self.edit(id, |block| block.hash = Some(hash));
+            self.edit(id, |block| block.hash = Some(kept));
         }
     }
 
@@ -116,7 +142,7 @@ impl BlockPool {
 
     fn forget(&mut self, id: u32) {
         if let Some(hash) = self.block(id).hash {
-            self.by_hash.remove(&hash);
+            self.by_hash.remove(&!hash.get());
             self.edit(id, |block| block.hash = None);
         }
     }

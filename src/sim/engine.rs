@@ -6,6 +6,8 @@
 
 use std::{collections::VecDeque, mem};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::{
     batch::{Plan, Seq, count, grow},
     cache::BlockPool,
@@ -90,8 +92,7 @@ impl Engine {
             self.schedule_waiting(&mut plan);
         }
         self.load_adapters(&mut plan);
-        let loading = f64::from(plan.adapter_loads) * self.config.adapter_load_ms;
-        let millis = (self.config.step.millis(&plan.load) + loading) * self.slowdown;
+        let millis = (self.config.step.millis(&plan.load) + plan.loading_ms) * self.slowdown;
         self.report.computed = plan.load.tokens();
         self.plan = plan;
         if self.report.computed == 0 {
@@ -249,7 +250,7 @@ impl Engine {
         for &adapter in &plan.adapters {
             match self.resident.iter().position(|&it| it == adapter) {
                 Some(at) => drop(self.resident.remove(at)),
-                None => plan.adapter_loads += 1,
+                None => plan.loading_ms += load_ms(&self.config, adapter),
             }
             self.resident.push(adapter);
         }
@@ -307,6 +308,13 @@ impl Engine {
             }
         }
     }
+}
+
+/// How long an adapter takes to load: by its number, as if at random.
+fn load_ms(config: &EngineConfig, adapter: u32) -> f64 {
+    let (least, most) = config.adapter_load_ms.clone().into_inner();
+    let share = (xxh3_64(&adapter.to_le_bytes()) >> 11) as f64 / (1u64 << 53) as f64;
+    least + (most - least) * share
 }
 
 #[cfg(test)]

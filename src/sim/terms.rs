@@ -3,7 +3,7 @@
 //! Plain values, so that the server and the lab speak to the engine alike. Times are milliseconds on the caller's
 //! clock.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use super::step::StepModel;
 
@@ -22,8 +22,8 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Different adapters in one step at most.
     pub max_loras: usize,
-    /// How long a step waits for an adapter that is not on the GPU yet.
-    pub adapter_load_ms: f64,
+    /// How long a step waits for an adapter that is not on the GPU yet: every adapter has its own time within this.
+    pub adapter_load_ms: RangeInclusive<f64>,
     /// Admit a prompt only if all of it fits now, not only its first chunk (`scheduler_reserve_full_isl`).
     pub reserve_full_prompt: bool,
 }
@@ -36,10 +36,10 @@ impl EngineConfig {
             step,
             block_size,
             num_gpu_blocks: step.profile().kv_tokens / block_size,
-            max_num_batched_tokens: 8_192, // vLLM's default for an H100-class API server
-            max_num_seqs: 256,             // vLLM's usual default below the largest GPUs
-            max_loras: 4,                  // vLLM's own default is 1; four is what people who serve adapters set
-            adapter_load_ms: 200.0,        // loading an adapter was measured at 150-500 ms
+            max_num_batched_tokens: 8_192,  // vLLM's default for an H100-class API server
+            max_num_seqs: 256,              // vLLM's usual default below the largest GPUs
+            max_loras: 4,                   // vLLM's own default is 1; four is what people who serve adapters set
+            adapter_load_ms: 200.0..=200.0, // loading an adapter was measured at 150-500 ms
             reserve_full_prompt: false,
         }
     }

@@ -32,16 +32,17 @@ struct CacheAware {
 
 impl Rival for CacheAware {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
-        let loads = || view.pods.iter().map(|pod| pod.in_flight);
+        let loads = || view.in_use().map(|pod| pod.in_flight);
         let (min, max) = (loads().fold(f64::INFINITY, f64::min), loads().fold(0.0, f64::max));
         let hits = self.tree.longest(view.blocks);
-        let longest = hits.longest();
+        let in_use = (0..view.pods.len()).filter(|pod| view.pods.get(*pod).is_some_and(|pod| !pod.out));
+        let longest = in_use.map(|pod| hits.blocks(slot(pod))).max().unwrap_or(0);
         let chosen = if max - min > ABSOLUTE && max > RELATIVE * min {
-            lowest(loads(), rng)
+            lowest(view, view.pods.iter().map(|pod| pod.in_flight), rng)
         } else if longest as f64 > THRESHOLD * view.blocks.len() as f64 {
-            lowest((0..view.pods.len()).map(|pod| if hits.blocks(slot(pod)) == longest { 0.0 } else { 1.0 }), rng)
+            lowest(view, (0..view.pods.len()).map(|pod| if hits.blocks(slot(pod)) == longest { 0.0 } else { 1.0 }), rng)
         } else {
-            lowest((0..view.pods.len()).map(|pod| self.tree.held(slot(pod)) as f64), rng)
+            lowest(view, (0..view.pods.len()).map(|pod| self.tree.held(slot(pod)) as f64), rng)
         };
         self.tree.insert(slot(chosen), view.blocks);
         chosen

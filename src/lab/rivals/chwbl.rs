@@ -25,10 +25,12 @@ struct Chwbl {
 
 impl Rival for Chwbl {
     fn choose(&mut self, view: &View<'_>, _rng: &mut Dice) -> usize {
-        let all: f64 = view.pods.iter().map(|pod| pod.in_flight).sum();
-        let bound = (all + 1.0) / view.pods.len() as f64 * FACTOR;
+        let all: f64 = view.in_use().map(|pod| pod.in_flight).sum();
+        let bound = (all + 1.0) / view.in_use().count() as f64 * FACTOR;
         let start = self.ring.partition_point(|(at, _)| *at < view.opening);
-        let walk = || self.ring.iter().cycle().skip(start).take(self.ring.len()).map(|(_, pod)| *pod);
+        let in_use = |pod: &usize| view.pods.get(*pod).is_some_and(|seen| !seen.out);
+        let (before, after) = self.ring.split_at_checked(start).unwrap_or_default();
+        let walk = || after.iter().chain(before).map(|(_, pod)| *pod).filter(in_use);
         let fits = |pod: &usize| view.pods.get(*pod).is_some_and(|seen| seen.in_flight <= bound);
         // If none fits, the first on the ring takes it unbounded, as there.
         walk().find(fits).or_else(|| walk().next()).unwrap_or(0)

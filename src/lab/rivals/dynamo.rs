@@ -15,7 +15,7 @@ struct Dynamo;
 
 impl Rival for Dynamo {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
-        lowest(view.pods.iter().map(|pod| logit(pod, view)), rng)
+        lowest(view, view.pods.iter().map(|pod| logit(pod, view)), rng)
     }
 }
 

@@ -26,7 +26,7 @@ struct Gie {
 impl Rival for Gie {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         self.tune(view);
-        let queues = || view.pods.iter().map(|pod| pod.waiting);
+        let queues = || view.in_use().map(|pod| pod.waiting);
         let (min, max) = (queues().fold(f64::INFINITY, f64::min), queues().fold(0.0, f64::max));
         let hits = self.index.longest(view.blocks);
         let asked = view.blocks.len().max(1) as f64;
@@ -36,7 +36,7 @@ impl Rival for Gie {
             let [of_queue, of_kv, of_prefix] = WEIGHTS;
             of_queue * queue + of_kv * (1.0 - pod.kv_usage) + of_prefix * prefix
         });
-        let chosen = lowest(points.map(|points| -points), rng);
+        let chosen = lowest(view, points.map(|points| -points), rng);
         self.index.insert(slot(chosen), view.blocks);
         chosen
     }

@@ -12,7 +12,7 @@ struct LMetric;
 
 impl Rival for LMetric {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
-        lowest(view.pods.iter().map(|pod| score(pod, view)), rng)
+        lowest(view, view.pods.iter().map(|pod| score(pod, view)), rng)
     }
 }
 

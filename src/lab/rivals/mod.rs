@@ -54,6 +54,8 @@ pub struct Seen {
     pub kv_usage: f64,
     /// Blocks of its KV cache, as the last page said.
     pub kv_blocks: f64,
+    /// Whether it may not be chosen: its router has found out that it does not answer, or this request was there.
+    pub out: bool,
     /// What is really so.
     pub truth: Truth,
 }
@@ -69,6 +71,13 @@ pub struct Truth {
     pub streams: f64,
     /// Milliseconds of prefill a token at this moment.
     pub ms_per_token: f64,
+}
+
+impl View<'_> {
+    /// The pods that may be chosen.
+    fn in_use(&self) -> impl Iterator<Item = &Seen> {
+        self.pods.iter().filter(|pod| !pod.out)
+    }
 }
 
 impl Seen {
@@ -153,15 +162,15 @@ impl Policy {
 
 /// The policy that the configuration makes of this word, with all its defaults.
 fn ours(name: &str) -> Option<Scheduler> {
-    let text = super::setup::config_text(1, 250.0, Some(name));
+    let text = super::setup::config_text(1, 250.0, Some(name), None);
     config::load("lab", &text).ok().map(|(config, _)| config.scheduler)
 }
 
-/// The place with the lowest score; ties are drawn.
-fn lowest(scores: impl Iterator<Item = f64>, rng: &mut impl Rng) -> usize {
+/// The place with the lowest score among the pods in use; ties are drawn.
+fn lowest(view: &View<'_>, scores: impl Iterator<Item = f64>, rng: &mut impl Rng) -> usize {
     let (mut best, mut lowest, mut equals) = (0, f64::INFINITY, 0u32);
-    for (place, score) in scores.enumerate() {
-        if score > lowest {
+    for ((place, score), pod) in scores.enumerate().zip(view.pods) {
+        if pod.out || score > lowest {
             continue;
         }
         equals = if score < lowest { 1 } else { equals + 1 };
@@ -212,8 +221,21 @@ mod tests {
     fn ties_are_drawn_and_the_lowest_wins() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut won = [0; 4];
-        (0..3_000).for_each(|_| won[lowest([2.0, 1.0, 1.0, 1.0].into_iter(), &mut rng)] += 1);
+        let blocks = Blocks::default();
+        let mut pods = [Seen::default(); 5];
+        pods[4].out = true;
+        let view = View { pods: &pods, blocks: &blocks, prompt_tokens: 1.0, opening: 0, now_ms: 0.0 };
+        let mut draw = || lowest(&view, [2.0, 1.0, 1.0, 1.0, 0.0].into_iter(), &mut rng);
+        (0..3_000).for_each(|_| won[draw()] += 1);
         assert_eq!(won[0], 0);
         assert!(won[1..].iter().all(|it| (900..1_100).contains(it)), "{won:?}");
+    }
+
+    #[test]
+    fn no_rule_chooses_a_pod_that_is_out_of_use() {
+        let pods = [Seen { out: true, ..Seen::default() }, Seen { in_flight: 9.0, waiting: 9.0, ..Seen::default() }];
+        for entry in &RIVALS {
+            assert_eq!(bench::asked(&mut *(entry.make)(2), &pods, 100.0), 1, "{}", entry.name);
+        }
     }
 }

@@ -16,7 +16,7 @@ struct Oracle;
 
 impl Rival for Oracle {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
-        lowest(view.pods.iter().map(|pod| cost_ms(pod, view)), rng)
+        lowest(view, view.pods.iter().map(|pod| cost_ms(pod, view)), rng)
     }
 
     fn sees_truth(&self) -> bool {

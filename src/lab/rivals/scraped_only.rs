@@ -11,7 +11,7 @@ struct ScrapedOnly;
 
 impl Rival for ScrapedOnly {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
-        lowest(view.pods.iter().map(|pod| pod.running + pod.waiting), rng)
+        lowest(view, view.pods.iter().map(|pod| pod.running + pod.waiting), rng)
     }
 }
 

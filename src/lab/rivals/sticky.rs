@@ -25,13 +25,13 @@ impl Rival for Sticky {
     fn choose(&mut self, view: &View<'_>, rng: &mut Dice) -> usize {
         let holds = |pod: &Seen| pod.cached_tokens >= AFFINITY * view.prompt_tokens;
         let least = |kept: bool| {
-            let loads = view.pods.iter().filter(|pod| holds(pod) == kept).map(|pod| load(pod, view));
+            let loads = view.in_use().filter(|pod| holds(pod) == kept).map(|pod| load(pod, view));
             loads.fold(f64::INFINITY, f64::min)
         };
         let (kept, others) = (least(true), least(false));
         let stick = kept.is_finite() && kept - others <= TAU;
         let score = |pod: &Seen| if stick && !holds(pod) { f64::INFINITY } else { load(pod, view).min(MOST_LOAD) };
-        lowest(view.pods.iter().map(score), rng)
+        lowest(view, view.pods.iter().map(score), rng)
     }
 }
 

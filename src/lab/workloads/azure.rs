@@ -1,17 +1,18 @@
 //! W2: a trace in Azure's format, `TIMESTAMP,ContextTokens,GeneratedTokens`: lengths of prompts that share nothing.
 
-use std::path::Path;
-
 use rand::{Rng, RngExt as _};
 
-use super::{Rate, Unmade, text_of};
+use super::{Rate, Unmade, origin::Text};
 use crate::lab::{
     draws,
     script::{Ask, Piece},
 };
 
-/// Where the trace is looked for.
-const USUAL: &str = "../shared/traces/azure2023/AzureLLMInferenceTrace_conv.csv";
+/// The first line, and what the others are.
+pub(super) const HEAD: &str = "TIMESTAMP,ContextTokens,GeneratedTokens";
+
+/// A trace is at least this long: a lone request would be repeated without end.
+const SHORTEST_MS: f64 = 1_000.0;
 
 /// Half a wave: so long at the low rate, then so long at the high one.
 const HALF_WAVE_MS: f64 = 30_000.0;
@@ -45,29 +46,24 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub(super) fn read(path: Option<&Path>) -> Result<Self, Unmade> {
-        let path = path.unwrap_or(Path::new(USUAL));
-        Self::parse(path, &text_of(path)?)
-    }
-
-    fn parse(path: &Path, text: &str) -> Result<Self, Unmade> {
+    pub(super) fn parse(Text { path, text }: &Text) -> Result<Self, Unmade> {
         let mut rows: Vec<Row> = Vec::new();
         for (nth, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
-            let why = || format!("`{line}` is not `DATE TIME,ContextTokens,GeneratedTokens`");
-            let row = row(line).ok_or_else(|| Unmade::Line { path: path.to_owned(), line: nth + 1, why: why() })?;
+            let why = || format!("`{line}` is not `{HEAD}`, such as `2023-11-16 18:15:46.68,374,44`");
+            let row = row(line).ok_or_else(|| Unmade::Line { path: path.clone(), line: nth + 1, why: why() })?;
             rows.push(row);
         }
-        let first = rows.first().ok_or_else(|| Unmade::Empty(path.to_owned()))?.at_ms;
+        let first = rows.iter().map(|row| row.at_ms).reduce(f64::min).ok_or_else(|| Unmade::Empty(path.clone()))?;
         for row in &mut rows {
             row.at_ms -= first;
         }
         let last = rows.iter().map(|row| row.at_ms).fold(0.0, f64::max);
-        let length_ms = last + last / rows.len() as f64;
+        let length_ms = (last + last / rows.len() as f64).max(SHORTEST_MS);
         Ok(Self { rows, length_ms })
     }
 
     pub(super) fn script(&self, arrivals: Arrivals, rate: Rate, length_ms: f64, rng: &mut impl Rng) -> Vec<Ask> {
-        let recorded = self.rows.len() as f64 / self.length_ms.max(1.0);
+        let recorded = self.rows.len() as f64 / self.length_ms;
         let per_ms = match rate {
             Rate::PerSecond(rate) => rate / 1e3,
             Rate::Times(times) => recorded * times,
@@ -109,6 +105,7 @@ impl Row {
             at_ms,
             prompt,
             answer: Piece { content: !content, tokens: self.answer.max(1) },
+            adapter: None,
             session: None,
             next: None,
         }
@@ -125,6 +122,8 @@ fn row(line: &str) -> Option<Row> {
 fn millis(when: &str) -> Option<f64> {
     let (date, time) = when.split_once(' ')?;
     let day: f64 = date.rsplit('-').next()?.parse().ok()?;
+    // The release of 2024 adds `+00:00`.
+    let time = time.split_once('+').map_or(time, |(time, _)| time);
     let mut parts = time.split(':').map(|part| part.parse::<f64>().ok());
     let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next()??);
     Some((((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds) * 1e3)
@@ -139,8 +138,12 @@ mod tests {
     const TEXT: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 23:59:59.5000000,374,44\n\
                         2023-11-17 00:00:00.5000000,396,109\n";
 
+    fn parse(text: &'static str) -> Result<Trace, Unmade> {
+        Trace::parse(&Text { path: "a.csv".into(), text: text.into() })
+    }
+
     fn script(arrivals: Arrivals, rate: Rate, length_ms: f64) -> Vec<Ask> {
-        let trace = Trace::parse(Path::new("trace"), TEXT).unwrap();
+        let trace = parse(TEXT).unwrap();
         trace.script(arrivals, rate, length_ms, &mut StdRng::seed_from_u64(1))
     }
 
@@ -170,8 +173,22 @@ mod tests {
     }
 
     #[test]
+    fn a_time_zone_does_no_harm_and_a_lone_request_is_repeated_every_second() {
+        let trace = parse("head\n2024-05-10 00:00:00.009930+00:00,2162,5\n").unwrap();
+        let asks = trace.script(Arrivals::Recorded, Rate::Times(1.0), 2_500.0, &mut StdRng::seed_from_u64(1));
+        assert_eq!(asks.iter().map(|ask| ask.at_ms).collect::<Vec<_>>(), [0.0, 1_000.0, 2_000.0]);
+    }
+
+    #[test]
+    fn the_built_in_beginning_is_whole() {
+        let trace = Trace::parse(&crate::lab::workloads::origin::AZURE.built_in()).unwrap();
+        assert_eq!(trace.rows.len(), 2_000);
+    }
+
+    #[test]
     fn a_bad_line_is_named() {
-        let error = Trace::parse(Path::new("a.csv"), "head\nx,1,2\n").unwrap_err();
-        assert_eq!(error.to_string(), "a.csv:2: `x,1,2` is not `DATE TIME,ContextTokens,GeneratedTokens`");
+        let error = parse("head\nx,1,2\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.csv:2: `x,1,2` is not `TIMESTAMP,ContextTokens,GeneratedTokens`"), "{error}");
+        assert!(matches!(parse(HEAD), Err(Unmade::Empty(_))));
     }
 }

@@ -10,8 +10,11 @@ use crate::lab::{
     script::{Ask, Piece},
 };
 
-/// Companies.
+/// Companies for eight pods.
 const GROUPS: u64 = 150;
+
+/// Pods for which there are as many.
+const PODS: u64 = 8;
 
 /// Users of each.
 const USERS: u64 = 5;
@@ -22,13 +25,19 @@ const ANSWER: u32 = 1_000;
 /// Lengths of the parts of a prompt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
+    groups: u64,
     shared: u32,
     own: u32,
 }
 
 impl Shape {
-    pub(super) const LONG_SHARED: Self = Self { shared: 6_000, own: 1_200 };
-    pub(super) const LONG_OWN: Self = Self { shared: 1_200, own: 6_000 };
+    pub(super) const LONG_SHARED: Self = Self { groups: GROUPS, shared: 6_000, own: 1_200 };
+    pub(super) const LONG_OWN: Self = Self { groups: GROUPS, shared: 1_200, own: 6_000 };
+
+    /// As many companies for each of `pods` as there are usually: equal load and equal caches.
+    pub(super) fn for_pods(self, pods: usize) -> Self {
+        Self { groups: (GROUPS * pods as u64).div_ceil(PODS).max(1), ..self }
+    }
 
     pub(super) fn script(self, per_second: f64, length_ms: f64, rng: &mut impl Rng) -> Vec<Ask> {
         let mut deck: Vec<u64> = Vec::new();
@@ -37,7 +46,7 @@ impl Shape {
         loop {
             at_ms += draws::exponential(1e3 / per_second, rng);
             if deck.is_empty() {
-                deck.extend(0..GROUPS * USERS);
+                deck.extend(0..self.groups * USERS);
                 deck.shuffle(rng);
             }
             let Some(user) = deck.pop().filter(|_| at_ms < length_ms) else { return asks };
@@ -46,10 +55,10 @@ impl Shape {
     }
 
     fn ask(self, at_ms: f64, user: u64, answer: u64) -> Ask {
-        let shared = Piece { content: user % GROUPS, tokens: self.shared };
-        let own = Piece { content: GROUPS + user, tokens: self.own };
+        let shared = Piece { content: user % self.groups, tokens: self.shared };
+        let own = Piece { content: self.groups + user, tokens: self.own };
         let answer = Piece { content: answer, tokens: ANSWER };
-        Ask { at_ms, prompt: [shared, own].into(), answer, session: Some(user), next: None }
+        Ask { at_ms, prompt: [shared, own].into(), answer, adapter: None, session: Some(user), next: None }
     }
 }
 
@@ -68,5 +77,6 @@ mod tests {
         let parts = |part: usize| asks[..750].iter().map(|ask| ask.prompt[part].content).collect::<BTreeSet<_>>().len();
         assert_eq!((parts(0), parts(1)), (150, 750));
         assert_eq!((asks[0].prompt_tokens(), asks[0].answer.tokens), (7_200, 1_000));
+        assert_eq!([4, 8, 16].map(|pods| Shape::LONG_SHARED.for_pods(pods).groups), [75, 150, 300]);
     }
 }

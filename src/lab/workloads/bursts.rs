@@ -27,6 +27,7 @@ pub(super) fn volleys(length_ms: f64, rng: &mut impl Rng) -> Vec<Ask> {
                 at_ms: start + rng.random::<f64>() * WITHIN_MS,
                 prompt: [Piece { content, tokens: LENGTHS.0 }].into(),
                 answer: Piece { content: !content, tokens: LENGTHS.1 },
+                adapter: None,
                 session: None,
                 next: None,
             });

@@ -3,22 +3,22 @@
 mod azure;
 mod b2b;
 mod bursts;
+mod lora;
 mod mooncake;
+mod origin;
 mod sessions;
+mod stages;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use super::{
-    script::{Ask, Script},
-    setup::{Fault, Setup},
-    tally::Slo,
-};
-use crate::sim::{EngineConfig, profiles, step::StepModel};
+pub use stages::{Pods, promise, stage, usual_pods};
+
+use super::script::{Ask, Script};
 
 /// What can be run, for people.
-pub const WORKLOADS: [(&str, &str); 15] = [
+pub const WORKLOADS: [(&str, &str); 30] = [
     ("w1", "conversations recorded by Mooncake: long prompts, shared prefixes"),
     ("w2", "chat recorded by Azure: lengths only, nothing shared; Poisson"),
     ("w2-cv2", "the same, gamma with a coefficient of variation of 2"),
@@ -29,11 +29,26 @@ pub const WORKLOADS: [(&str, &str); 15] = [
     ("w5", "agents: sessions of long contexts; --rate is how many at once"),
     ("w6", "reasoning: 8,000 tokens answered; --rate is how many at once"),
     ("w7", "people in chats who think; --rate is how many at once"),
+    ("w9", "W2 for 15 LoRA adapters in classes of 60, 30 and 10 %; a pod holds 3"),
     ("w10-gamma", "bursts: W2's lengths, gamma with 3.5"),
     ("w10-wave", "bursts: W2's lengths at once and five times the rate, 30 s each"),
     ("w10-200", "bursts: every 10 s, 200 equal requests within 50 ms"),
     ("w11", "W2 on four H100 and four A100"),
+    ("w11-l40s", "W2 on seven H100 and one L40S"),
     ("w12", "W2, and for 50 s of each 5 minutes one pod is four times as slow"),
+    ("w12-death", "W2, and every 5 minutes one pod dies and is back with an empty cache after a minute"),
+    ("w12-hung", "W2, and for 1 of each 5 minutes half of the pods show no page"),
+    ("w12-frozen", "W2, and for 1 of each 5 minutes half of the pods show an old page"),
+    ("w12-join", "W2, and after a third of the time one more pod joins with an empty cache"),
+    ("w12-weights", "W2 split 90/10 between a model and an adapter, from the middle on 50/50"),
+    ("w13", "W2 for any number of pods: --rate is for each"),
+    ("w13-shared", "W4 for any number of pods: --rate is for each, and companies grow with them"),
+    ("w14-50ms", "W2, pages read every 50 ms"),
+    ("w14-200ms", "W2, pages read every 200 ms"),
+    ("w14-1s", "W2, pages read every second"),
+    ("w14-5s", "W2, pages read every 5 s"),
+    ("w14-lossy", "W2, one page in ten does not come"),
+    ("trace", "your own: --trace FILE, in Mooncake's or Azure's format, at its own times"),
 ];
 
 /// Why a workload cannot be made.
@@ -46,7 +61,7 @@ pub enum Unmade {
     #[error("there is no profile `{0}`; `tidegate sim --help` lists them")]
     Profile(String),
     /// The trace cannot be read.
-    #[error("cannot read the trace {path}: {cause}; give one with --trace")]
+    #[error("cannot read the trace {path}: {cause}; check the path after --trace")]
     Trace {
         /// Where it was looked for.
         path: PathBuf,
@@ -66,6 +81,16 @@ pub enum Unmade {
     /// The trace has no requests.
     #[error("the trace {0} has no requests")]
     Empty(PathBuf),
+    /// The trace is of no known kind.
+    #[error(
+        "{0}:1: this is neither Mooncake's format, {example}, nor Azure's, whose first line is `{head}`",
+        example = mooncake::EXAMPLE,
+        head = azure::HEAD
+    )]
+    Alien(PathBuf),
+    /// There is no trace to play.
+    #[error("`trace` plays a trace of yours: give it with --trace FILE")]
+    NoTrace,
 }
 
 /// How fast requests come.
@@ -86,21 +111,10 @@ pub struct Order {
     pub rate: Rate,
     /// For how long.
     pub minutes: f64,
+    /// For how many pods.
+    pub pods: usize,
     /// The trace to use instead of the usual one.
     pub trace: Option<PathBuf>,
-}
-
-/// Which pods there are.
-#[derive(Clone, Debug)]
-pub struct Pods {
-    /// How many.
-    pub count: usize,
-    /// What they are, one after the other and again from the first.
-    pub profiles: Vec<String>,
-    /// Their KV cache in terms of the profile's.
-    pub kv: f64,
-    /// Their speed in terms of the profile's.
-    pub speed: f64,
 }
 
 /// A workload made ready: its trace is read.
@@ -109,6 +123,8 @@ pub struct Workload {
     source: Source,
     rate: Rate,
     length_ms: f64,
+    adapters: bool,
+    trace: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -120,6 +136,26 @@ enum Source {
     Volleys,
 }
 
+/// What a trace of somebody's own is. A log of our own decisions will be a third kind, known by its first line too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// JSON lines with block hashes.
+    Mooncake,
+    /// CSV with lengths.
+    Azure,
+}
+
+impl Kind {
+    /// By its first line.
+    fn of(text: &str) -> Option<Self> {
+        let first = text.lines().find(|line| !line.trim().is_empty())?;
+        if first.starts_with(azure::HEAD) {
+            return Some(Self::Azure);
+        }
+        (first.trim_start().starts_with('{') && first.contains("\"hash_ids\"")).then_some(Self::Mooncake)
+    }
+}
+
 impl Workload {
     /// Finds it and reads its trace.
     ///
@@ -127,25 +163,55 @@ impl Workload {
     /// If there is none of that name, or its trace cannot be read.
     pub fn new(order: &Order) -> Result<Self, Unmade> {
         use azure::Arrivals;
-        let trace = order.trace.as_deref();
-        let azure = |arrivals| azure::Trace::read(trace).map(|trace| Source::Azure(trace, arrivals));
-        let source = match order.workload.as_str() {
-            "w1" => Source::Mooncake(mooncake::Trace::read(trace)?),
-            "w2" | "w11" | "w12" => azure(Arrivals::Gamma { cv: 1.0 })?,
-            "w2-cv2" => azure(Arrivals::Gamma { cv: 2.0 })?,
-            "w2-cv4" => azure(Arrivals::Gamma { cv: 4.0 })?,
-            "w2-recorded" => azure(Arrivals::Recorded)?,
-            "w10-gamma" => azure(Arrivals::Gamma { cv: 3.5 })?,
-            "w10-wave" => azure(Arrivals::Wave)?,
+        let mut workload = Self {
+            source: Source::Volleys,
+            rate: order.rate,
+            length_ms: order.minutes * 60_000.0,
+            adapters: order.workload == "w9",
+            trace: None,
+        };
+        workload.source = match order.workload.as_str() {
+            "w1" => {
+                let text = origin::MOONCAKE.or_given(order.trace.as_deref())?;
+                workload.play(text, Some(Kind::Mooncake), Arrivals::Recorded)?
+            }
+            "trace" => {
+                let text = origin::read(order.trace.as_deref().ok_or(Unmade::NoTrace)?)?;
+                let kind = Kind::of(&text.text);
+                workload.play(text, kind, Arrivals::Recorded)?
+            }
             "w4" => Source::B2b(b2b::Shape::LONG_SHARED),
             "w4-inverse" => Source::B2b(b2b::Shape::LONG_OWN),
+            "w13-shared" => Source::B2b(b2b::Shape::LONG_SHARED.for_pods(order.pods)),
             "w5" => Source::Sessions(sessions::Shape::AGENTIC),
             "w6" => Source::Sessions(sessions::Shape::REASONING),
             "w7" => Source::Sessions(sessions::Shape::INTERACTIVE),
             "w10-200" => Source::Volleys,
-            other => return Err(Unmade::Workload(other.to_owned())),
+            other => {
+                let arrivals = arrivals(other).ok_or_else(|| Unmade::Workload(other.to_owned()))?;
+                let text = origin::AZURE.or_given(order.trace.as_deref())?;
+                workload.play(text, Some(Kind::Azure), arrivals)?
+            }
         };
-        Ok(Self { source, rate: order.rate, length_ms: order.minutes * 60_000.0 })
+        if order.workload.starts_with("w13") {
+            workload.rate = order.rate.times(order.pods as f64);
+        }
+        Ok(workload)
+    }
+
+    fn play(&mut self, text: origin::Text, kind: Option<Kind>, arrivals: azure::Arrivals) -> Result<Source, Unmade> {
+        let source = match kind {
+            Some(Kind::Mooncake) => Source::Mooncake(mooncake::Trace::parse(&text)?),
+            Some(Kind::Azure) => Source::Azure(azure::Trace::parse(&text)?, arrivals),
+            None => return Err(Unmade::Alien(text.path)),
+        };
+        self.trace = Some(text.path);
+        Ok(source)
+    }
+
+    /// The trace that it plays, if it plays one: a path, or what is built in.
+    pub fn trace(&self) -> Option<String> {
+        self.trace.as_ref().map(|path| path.display().to_string())
     }
 
     /// The traffic that `seed` draws.
@@ -168,50 +234,37 @@ impl Workload {
             Source::Volleys => bursts::volleys(self.length_ms, &mut rng),
         };
         asks.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
+        if self.adapters {
+            lora::name_adapters(&mut asks, &mut rng);
+        }
         Script { asks, until_ms: self.length_ms }
     }
 }
 
-/// The stage that a workload asks for.
-///
-/// # Errors
-/// If there is no profile of that name.
-pub fn stage(workload: &str, pods: &Pods, minutes: f64) -> Result<Setup, Unmade> {
-    let mixed = ["h100-8b", "a100-8b"].map(str::to_owned).to_vec();
-    let profiles = if workload == "w11" && pods.profiles.is_empty() { &mixed } else { &pods.profiles };
-    let engines: Result<Vec<_>, _> = (0..pods.count).map(|nth| engine(profiles, nth, pods)).collect();
-    let mut setup = Setup::new(engines?);
-    if workload == "w12" {
-        setup.faults = slow_spells(minutes);
-    }
-    Ok(setup)
-}
-
-/// The promise that a workload is judged by: W11's is 1 s, all others' the headline.
-pub fn promise(workload: &str) -> Slo {
+/// How requests with Azure's lengths come in the workloads that are about something else, too.
+fn arrivals(workload: &str) -> Option<azure::Arrivals> {
+    use azure::Arrivals;
     match workload {
-        "w11" => Slo { ttft_ms: 1_000.0, ..Slo::HEADLINE },
-        _ => Slo::HEADLINE,
+        "w2" | "w9" | "w11" | "w11-l40s" | "w12" | "w12-death" | "w12-hung" | "w12-frozen" | "w12-join"
+        | "w12-weights" | "w13" | "w14-50ms" | "w14-200ms" | "w14-1s" | "w14-5s" | "w14-lossy" => {
+            Some(Arrivals::Gamma { cv: 1.0 })
+        }
+        "w2-cv2" => Some(Arrivals::Gamma { cv: 2.0 }),
+        "w2-cv4" => Some(Arrivals::Gamma { cv: 4.0 }),
+        "w2-recorded" => Some(Arrivals::Recorded),
+        "w10-gamma" => Some(Arrivals::Gamma { cv: 3.5 }),
+        "w10-wave" => Some(Arrivals::Wave),
+        _ => None,
     }
 }
 
-fn engine(profiles: &[String], nth: usize, pods: &Pods) -> Result<EngineConfig, Unmade> {
-    let name = profiles.iter().cycle().nth(nth).map_or("h100-7b", String::as_str);
-    let profile = profiles::find(name).ok_or_else(|| Unmade::Profile(name.to_owned()))?;
-    let mut config = EngineConfig::new(StepModel::new(profile, pods.speed));
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
-    let blocks = (f64::from(config.num_gpu_blocks) * pods.kv) as u32;
-    config.num_gpu_blocks = blocks.max(2);
-    Ok(config)
-}
-
-/// 50 s at a quarter of the speed, first after 2 minutes and then every 5.
-fn slow_spells(minutes: f64) -> Vec<Fault> {
-    let starts = (0..).map(|nth| 120_000.0 + f64::from(nth) * 300_000.0);
-    let spells = starts.take_while(|at_ms| *at_ms < minutes * 60_000.0);
-    spells
-        .flat_map(|at_ms| [(at_ms, 4.0), (at_ms + 50_000.0, 1.0)].map(|(at_ms, slow)| Fault { at_ms, pod: 0, slow }))
-        .collect()
+impl Rate {
+    fn times(self, factor: f64) -> Self {
+        match self {
+            Self::PerSecond(rate) => Self::PerSecond(rate * factor),
+            Self::Times(times) => Self::Times(times * factor),
+        }
+    }
 }
 
 fn per_second(rate: Rate) -> f64 {
@@ -220,7 +273,50 @@ fn per_second(rate: Rate) -> f64 {
     }
 }
 
-/// A trace's text.
-fn text_of(path: &Path) -> Result<String, Unmade> {
-    std::fs::read_to_string(path).map_err(|cause| Unmade::Trace { path: path.to_owned(), cause })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(workload: &str) -> Order {
+        let (rate, workload) = (Rate::PerSecond(4.0), workload.to_owned());
+        Order { workload, rate, minutes: 1.0, pods: 8, trace: None }
+    }
+
+    fn with_trace(text: &str) -> Result<Workload, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let order = Order { trace: Some(file.path().to_owned()), rate: Rate::Times(1.0), ..order("trace") };
+        Workload::new(&order).map_err(|why| why.to_string().replace(&file.path().display().to_string(), "FILE"))
+    }
+
+    #[test]
+    fn every_workload_that_is_listed_can_be_made_and_has_traffic() {
+        for (name, _) in WORKLOADS.iter().filter(|(name, _)| *name != "trace") {
+            let workload = Workload::new(&order(name)).unwrap();
+            let script = workload.script(1);
+            assert!(script.asks.len() > 3, "{name}");
+            assert_eq!(script.asks.iter().any(|ask| ask.adapter.is_some()), *name == "w9", "{name}");
+        }
+        assert!(matches!(Workload::new(&order("trace")), Err(Unmade::NoTrace)));
+        assert!(matches!(Workload::new(&order("w99")), Err(Unmade::Workload(_))));
+    }
+
+    #[test]
+    fn a_trace_is_known_by_its_content() {
+        let azure = format!("{}\n2023-11-16 23:59:59.5,374,44\n", azure::HEAD);
+        assert!(matches!(with_trace(&azure).unwrap().source, Source::Azure(_, azure::Arrivals::Recorded)));
+        let mooncake = mooncake::EXAMPLE.trim_matches('`');
+        assert!(matches!(with_trace(mooncake).unwrap().source, Source::Mooncake(_)));
+        let error = with_trace("{\"prompt\": 7}").unwrap_err();
+        assert!(error.starts_with("FILE:1: this is neither Mooncake's format"), "{error}");
+    }
+
+    #[test]
+    fn load_for_each_pod_stays_the_same_however_many_there_are() {
+        for name in ["w13", "w13-shared"] {
+            let asks = |pods| Workload::new(&Order { pods, ..order(name) }).unwrap().script(1).asks.len() as f64;
+            let ratio = asks(64) / asks(4) / 16.0;
+            assert!((0.9..1.1).contains(&ratio), "{name}: {ratio}");
+        }
+    }
 }

@@ -1,24 +1,23 @@
 //! W1: a trace in Mooncake's format, one JSON object a line, prompts as hashes of 512 tokens each.
 
-use std::path::Path;
-
 use rand::{Rng, RngExt as _};
 use serde::Deserialize;
 
-use super::{Rate, Unmade, text_of};
+use super::{Rate, Unmade, origin::Text};
 use crate::lab::{
     script::{Ask, Piece},
     text::mixed,
 };
 
-/// Where the trace is looked for.
-const USUAL: &str = "../shared/traces/mooncake/conversation_trace.jsonl";
-
 /// Tokens that one hash stands for.
 const HASH_TOKENS: u32 = 512;
 
-/// The recorder's clock: requests of one bucket have one timestamp, so they are spread over it.
-const BUCKET_MS: f64 = 3_000.0;
+/// A recorder whose clock moves in steps of at least this gave many requests one timestamp (Mooncake's: 3 s): they are
+/// spread over the step. A finer one is taken at its word.
+const COARSE_MS: f64 = 1_000.0;
+
+/// What a line looks like, for people.
+pub(super) const EXAMPLE: &str = r#"`{"timestamp": 0, "input_length": 600, "output_length": 50, "hash_ids": [0, 1]}`"#;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Line {
@@ -32,27 +31,34 @@ struct Line {
 #[derive(Debug)]
 pub(super) struct Trace {
     lines: Vec<Line>,
+    /// A step of the recorder's clock, if it is coarse.
+    step_ms: f64,
     length_ms: f64,
 }
 
 impl Trace {
-    pub(super) fn read(path: Option<&Path>) -> Result<Self, Unmade> {
-        let path = path.unwrap_or(Path::new(USUAL));
-        Self::parse(path, &text_of(path)?)
-    }
-
-    fn parse(path: &Path, text: &str) -> Result<Self, Unmade> {
+    pub(super) fn parse(Text { path, text }: &Text) -> Result<Self, Unmade> {
         let mut lines: Vec<Line> = Vec::new();
         for (nth, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let why =
-                |why: serde_json::Error| Unmade::Line { path: path.to_owned(), line: nth + 1, why: why.to_string() };
+            let why = |why: serde_json::Error| {
+                let why = format!("{why}; a line looks like {EXAMPLE}");
+                Unmade::Line { path: path.clone(), line: nth + 1, why }
+            };
             lines.push(serde_json::from_str(line).map_err(why)?);
         }
-        let last = lines.iter().map(|line| line.timestamp).fold(f64::NEG_INFINITY, f64::max);
-        if lines.is_empty() {
-            return Err(Unmade::Empty(path.to_owned()));
+        lines.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
+        let times = || lines.iter().map(|line| line.timestamp);
+        let (Some(first), Some(last)) = (times().next(), times().next_back()) else {
+            return Err(Unmade::Empty(path.clone()));
+        };
+        let gaps = times().zip(times().skip(1)).map(|(one, next)| next - one).filter(|gap| *gap > 0.0);
+        let finest = gaps.fold(f64::INFINITY, f64::min);
+        let step_ms = if (COARSE_MS..f64::INFINITY).contains(&finest) { finest } else { 0.0 };
+        for line in &mut lines {
+            line.timestamp -= first;
         }
-        Ok(Self { lines, length_ms: last + BUCKET_MS })
+        let mean_gap = (last - first) / lines.len() as f64;
+        Ok(Self { step_ms, length_ms: (last - first + step_ms.max(mean_gap)).max(COARSE_MS), lines })
     }
 
     /// Repeated until the time is over, with other texts in each loop: nothing of a loop is cached in the next.
@@ -67,7 +73,7 @@ impl Trace {
         while begin_ms < length_ms {
             let salt = rng.random();
             for line in &self.lines {
-                let at_ms = begin_ms + (line.timestamp + rng.random::<f64>() * BUCKET_MS) / times;
+                let at_ms = begin_ms + (line.timestamp + rng.random::<f64>() * self.step_ms) / times;
                 if at_ms < length_ms {
                     asks.push(line.ask(at_ms, salt, rng.random()));
                 }
@@ -92,7 +98,7 @@ impl Line {
         // The trace names no sessions. All begin with one system prompt; what follows it tells conversations apart.
         let session = self.hash_ids.get(1).or(self.hash_ids.first()).map(|id| mixed(salt, *id));
         let answer = Piece { content: answer, tokens: self.output_length.max(1) };
-        Ask { at_ms, prompt: prompt.into(), answer, session, next: None }
+        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None }
     }
 }
 
@@ -105,8 +111,12 @@ mod tests {
     const TEXT: &str = r#"{"timestamp": 0, "input_length": 1030, "output_length": 5, "hash_ids": [0, 1, 2]}
 {"timestamp": 3000, "input_length": 600, "output_length": 7, "hash_ids": [0, 3]}"#;
 
+    fn parse(text: &'static str) -> Result<Trace, Unmade> {
+        Trace::parse(&Text { path: "a.jsonl".into(), text: text.into() })
+    }
+
     fn trace() -> Trace {
-        Trace::parse(Path::new("trace"), TEXT).unwrap()
+        parse(TEXT).unwrap()
     }
 
     #[test]
@@ -131,9 +141,24 @@ mod tests {
     }
 
     #[test]
+    fn a_fine_clock_is_taken_at_its_word() {
+        let fine = r#"{"timestamp": 1120, "input_length": 9, "output_length": 5, "hash_ids": [0]}
+{"timestamp": 1000, "input_length": 9, "output_length": 5, "hash_ids": [0]}"#;
+        let asks = parse(fine).unwrap().script(Rate::Times(0.5), 1_000.0, &mut StdRng::seed_from_u64(1));
+        assert_eq!(asks.iter().map(|ask| ask.at_ms).collect::<Vec<_>>(), [0.0, 240.0]);
+    }
+
+    #[test]
+    fn the_built_in_beginning_is_whole() {
+        let trace = Trace::parse(&crate::lab::workloads::origin::MOONCAKE.built_in()).unwrap();
+        assert_eq!((trace.lines.len(), trace.step_ms > 2_900.0), (1_500, true), "{}", trace.step_ms);
+    }
+
+    #[test]
     fn a_bad_line_is_named() {
-        let error = Trace::parse(Path::new("a.jsonl"), "{\"timestamp\": 0}").unwrap_err();
-        assert!(error.to_string().starts_with("a.jsonl:1: missing field `input_length`"), "{error}");
-        assert!(matches!(Trace::parse(Path::new("a"), "\n"), Err(Unmade::Empty(_))));
+        let error = parse("\n{\"timestamp\": 0}").unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl:2: missing field `input_length`"), "{error}");
+        assert!(error.ends_with(EXAMPLE), "{error}");
+        assert!(matches!(parse("\n"), Err(Unmade::Empty(_))));
     }
 }

@@ -122,6 +122,7 @@ impl Shape {
                 at_ms: if follows { f64::INFINITY } else { at_ms },
                 prompt: said.as_slice().into(),
                 answer,
+                adapter: None,
                 session: Some(session),
                 next: None,
             });
