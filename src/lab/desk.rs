@@ -17,6 +17,7 @@ use super::{
     text,
 };
 use crate::{
+    clock,
     config::{self, Endpoint, Scheduler},
     fleet::{Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send},
     prefix::{BLOCK_BYTES, Hits, Index},
@@ -34,6 +35,7 @@ pub(super) struct Desk {
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
+    deciding: Duration,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Desk {
     pub(super) fn new(setup: &Setup, policy: &Policy, seed: u64) -> Result<Self, config::Report> {
         let text = config_text(setup.pods.len(), setup.scrape.interval_ms, None);
         let (config, _) = config::load("lab", &text)?;
-        let epoch = crate::clock::now();
+        let epoch = clock::now();
         let fleet = Fleet::new(&config.pools, epoch);
         let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
         let targets: Vec<_> = endpoints
@@ -87,13 +89,15 @@ impl Desk {
             Policy::Rival(entry) => Chooser::Rival((entry.make)(pods.len())),
         };
         let rng = StdRng::seed_from_u64(seed);
-        Ok(Self { pool, pods, index: Index::default(), chooser, rng, epoch, seen: Vec::new() })
+        let (index, seen, deciding) = (Index::default(), Vec::new(), Duration::ZERO);
+        Ok(Self { pool, pods, index, chooser, rng, epoch, seen, deciding })
     }
 
     /// A request came: chooses a pod and reserves it, step by step as `gateway::decide` does.
     pub(super) fn decide(&mut self, ask: &Ask, now_ms: f64, truth: &dyn Fn(usize) -> Truth) -> Result<Sent, NoPod> {
         let prompt_bytes = text::prompt_bytes(&ask.prompt);
         let blocks = text::blocks(MODEL, &ask.prompt);
+        let began = clock::now();
         let hits = self.index.longest(&blocks);
         let now = self.instant(now_ms);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
@@ -126,12 +130,18 @@ impl Desk {
                 (Arc::clone(pod), send_to(pod, &question))
             }
         };
+        self.deciding += clock::now().saturating_duration_since(began);
         let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
         let reservation = Reservation::new(Arc::clone(&pod), send);
         drop(gate);
         self.index.insert(pod.slot, &blocks);
         let place = pod.slot as usize;
         Ok(Sent { pod: place, reservation, tokens_ahead, prompt_bytes, at_ms: now_ms, first_ms: None, tokens: 0 })
+    }
+
+    /// What its decisions took in wall time: the index and the choice, without making up the prompt's text.
+    pub(super) fn deciding(&self) -> Duration {
+        self.deciding
     }
 
     /// A token of an answer came.

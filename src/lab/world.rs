@@ -8,7 +8,7 @@ use super::{
     rivals::{Policy, Truth},
     script::{Ask, Script},
     setup::Setup,
-    tally::Told,
+    tally::{Told, WallTime},
     text,
 };
 use crate::{
@@ -29,6 +29,8 @@ pub struct Run {
     pub preemptions: u64,
     /// When the last answer was complete.
     pub ended_ms: f64,
+    /// What all decisions took on this machine.
+    pub deciding: WallTime,
 }
 
 /// Plays `script` on `setup` under `policy`. The same seed gives the same run.
@@ -251,7 +253,8 @@ impl<'a> World<'a> {
 
     fn sum_up(self) -> Run {
         let preemptions = self.engines.iter().map(|engine| engine.totals().preemptions).sum();
-        Run { told: self.told, preemptions, ended_ms: self.ended_ms }
+        let deciding = WallTime(self.desks.iter().map(Desk::deciding).sum());
+        Run { told: self.told, preemptions, ended_ms: self.ended_ms, deciding }
     }
 }
 
