@@ -310,7 +310,13 @@ mod tests {
     #[test]
     fn the_pod_with_the_most_before_it_is_compared_all_the_time() {
         // Pod 0 has 71 tokens (60 uncached, 11 answered) for the first half; for the second, pod 1 has as many.
-        let half = |at_ms: f64, pod: usize| Told { pod, at_ms, first_ms: at_ms, last_ms: at_ms + 500.0, ..told(0.0, 0.0, 0.0) };
+        let half = |at_ms: f64, pod: usize| Told {
+            pod,
+            at_ms,
+            first_ms: at_ms,
+            last_ms: at_ms + 500.0,
+            ..told(0.0, 0.0, 0.0)
+        };
         let alone = [half(0.0, 0), half(500.0, 1), half(1_000.0, 0)];
         assert!((outstanding(&alone, 2) - 2.0).abs() < 1e-9, "one of two has all: {}", outstanding(&alone, 2));
         let both = [half(0.0, 0), half(0.0, 1), half(500.0, 0), half(500.0, 1), half(1_000.0, 0)];

@@ -203,7 +203,8 @@ impl Stage {
 
     fn chapter(&self, exam: &Exam<'_>) -> Chapter {
         let what = workloads::WORKLOADS.iter().find(|(name, _)| *name == self.workload).map_or("", |(_, what)| what);
-        let profiles = if self.profiles.is_empty() { "as the workload has them".to_owned() } else { self.profiles.join(", ") };
+        let profiles =
+            if self.profiles.is_empty() { "as the workload has them".to_owned() } else { self.profiles.join(", ") };
         let terms = terms(self.pods, &profiles, exam);
         Chapter { terms, ..Chapter::new(self.name, what) }
     }

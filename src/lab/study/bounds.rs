@@ -200,11 +200,11 @@ mod tests {
     #[test]
     fn no_policy_beats_a_bound() {
         let setup = Setup::new(vec![pod("h100-7b"); 4]);
-        let asks = (0..300u32).map(|nth| ask(f64::from(nth) * 20.0, u64::from(nth % 40), 500 + nth % 3_000, 1 + nth % 60));
+        let asks =
+            (0..300u32).map(|nth| ask(f64::from(nth) * 20.0, u64::from(nth % 40), 500 + nth % 3_000, 1 + nth % 60));
         let scripts = [Script { asks: asks.collect(), until_ms: f64::INFINITY }];
         let policies = Policy::all();
-        let contest =
-            Contest { setup: &setup, policies: &policies, scripts: &scripts, slo: Slo::HEADLINE, threads: 2 };
+        let contest = Contest { setup: &setup, policies: &policies, scripts: &scripts, slo: Slo::HEADLINE, threads: 2 };
         let bounds = bounds(&contest, &()).unwrap();
         assert_eq!(bounds.len(), 2);
         for standing in compete(&contest).unwrap() {

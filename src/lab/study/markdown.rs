@@ -128,7 +128,8 @@ fn table(head: &[String], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let number = |at: usize| {
         let mut cells = rows.iter().filter_map(|row| row.get(at)).filter(|cell| *cell != "-").peekable();
-        cells.peek().is_some() && cells.all(|cell| cell.trim_start_matches(['x', '-']).starts_with(|c: char| c.is_ascii_digit()))
+        cells.peek().is_some()
+            && cells.all(|cell| cell.trim_start_matches(['x', '-']).starts_with(|c: char| c.is_ascii_digit()))
     };
     let rule: Vec<String> = (0..head.len()).map(|at| if number(at) { "---:" } else { "---" }.to_owned()).collect();
     let mut text = line(head) + &line(&rule);
@@ -156,7 +157,10 @@ mod tests {
             standings: vec![standing("least-cost", 500.0), standing("round-robin", 2_000.0)],
             bounds: vec![standing("bound-alone", 100.0), standing("bound-pooled", 400.0)],
         };
-        let found = |policy, per_second| Capacity { policy, at: vec![Some(Point { rate: 4.5, per_second, attainment: 0.9 }), None] };
+        let found = |policy, per_second| Capacity {
+            policy,
+            at: vec![Some(Point { rate: 4.5, per_second, attainment: 0.9 }), None],
+        };
         Chapter {
             sheets: vec![sheet(1.0), sheet(2.0)],
             levels: vec![0.9, 0.99],

@@ -23,8 +23,7 @@ const NAME_HEIGHT: f64 = 14.0;
 
 /// Colours of the lines that are not strong, in turn: eight hues of middling brightness, to be told apart on white and
 /// on black; from the ninth on they come again, dashed.
-const HUES: [&str; 8] =
-    ["#4c8bd9", "#d98a2b", "#3fa66a", "#c45fb0", "#c9564f", "#7f7fd0", "#2ea3a3", "#97903a"];
+const HUES: [&str; 8] = ["#4c8bd9", "#d98a2b", "#3fa66a", "#c45fb0", "#c9564f", "#7f7fd0", "#2ea3a3", "#97903a"];
 
 /// Light and dark: letters, rules, the ground and the strong line.
 const STYLE: &str = "svg{background:#fff;color:#1f2328}.rule{stroke:#d0d7de}.strong{stroke:#000}\
@@ -229,12 +228,15 @@ fn drawn(line: &Line, nth: usize, frame: &Frame) -> String {
 fn named(line: &Line, nth: usize, y: f64) -> String {
     let (x, y) = (WIDTH - RIGHT + 10.0, y + 4.0);
     let name = escaped(&line.name);
-    format!("<text x=\"{x:.1}\" y=\"{y:.1}\" {}>{name}</text>\n", if line.strong {
-        "class=\"strong-name\"".to_owned()
-    } else {
-        // An attribute would lose against the style sheet.
-        format!("style=\"fill:{}\"", hue(nth))
-    })
+    format!(
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" {}>{name}</text>\n",
+        if line.strong {
+            "class=\"strong-name\"".to_owned()
+        } else {
+            // An attribute would lose against the style sheet.
+            format!("style=\"fill:{}\"", hue(nth))
+        }
+    )
 }
 
 fn fill(line: &Line, nth: usize) -> String {
@@ -275,7 +277,13 @@ mod tests {
             points: vec![(1.0, 0.1 * f64::from(nth + 1)), (2.0, 0.5), (4.0, 10.0)],
             strong: nth == 3,
         };
-        Plot { name: "w".into(), title: "a \"b\"".into(), along: "rate".into(), log, lines: (0..12).map(line).collect() }
+        Plot {
+            name: "w".into(),
+            title: "a \"b\"".into(),
+            along: "rate".into(),
+            log,
+            lines: (0..12).map(line).collect(),
+        }
     }
 
     /// Checks that every tag is closed in its order, that attributes are quoted, and counts the tags.

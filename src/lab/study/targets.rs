@@ -176,8 +176,9 @@ mod tests {
 
     #[test]
     fn capacities_are_compared_with_the_best_rival_but_not_with_the_oracle() {
-        let found = |(policy, per_second): (&'static str, f64)| {
-            Capacity { policy, at: vec![Some(Point { rate: 1.0, per_second, attainment: 0.9 })] }
+        let found = |(policy, per_second): (&'static str, f64)| Capacity {
+            policy,
+            at: vec![Some(Point { rate: 1.0, per_second, attainment: 0.9 })],
         };
         let list = [("least-cost", 14.7), ("lmetric", 14.0), ("gie", 10.7), ("round-robin", 6.8), ("oracle", 20.0)];
         let mut w1 = Chapter { capacities: list.map(found).to_vec(), ..Chapter::new("w1", "") };
@@ -204,8 +205,11 @@ mod tests {
 
     #[test]
     fn chat_is_held_against_counting_requests_and_every_stage_against_the_best() {
-        let standings =
-            vec![standing("least-cost", 0.96, 103.0), standing("least-request", 0.97, 100.0), standing("oracle", 1.0, 1.0)];
+        let standings = vec![
+            standing("least-cost", 0.96, 103.0),
+            standing("least-request", 0.97, 100.0),
+            standing("oracle", 1.0, 1.0),
+        ];
         let rows = targets(&[chapter("w2", 60.0, standings)]);
         assert_eq!(told(&rows), [("0.990", true), ("1.030", false), ("0.990", true), ("1.030", true)]);
     }
@@ -216,13 +220,18 @@ mod tests {
         let even = volley.sheets[0].standings[0].runs[0];
         volley.sheets[0].standings[0].runs = vec![Stats { uneven: 1.0, ..even }, Stats { uneven: 3.0, ..even }];
         assert_eq!(told(&targets(&[volley]))[0], ("3.000", false));
-        let aged = ["w14-50ms", "w14-1s"].map(|name| chapter(name, 150.0, vec![standing("least-cost", 1.0, if name == "w14-1s" { 55.0 } else { 50.0 })]));
+        let aged = ["w14-50ms", "w14-1s"].map(|name| {
+            chapter(name, 150.0, vec![standing("least-cost", 1.0, if name == "w14-1s" { 55.0 } else { 50.0 })])
+        });
         assert_eq!(told(&targets(&aged))[0], ("1.100", true));
     }
 
     #[test]
     fn a_cliff_is_a_tenth_of_the_goodput_lost() {
-        let at = |beyond: f64| Chapter { overload: Some(Overload { rate: 1.0, at: 10.0, beyond }), ..Chapter::new("w5", "") };
+        let at = |beyond: f64| Chapter {
+            overload: Some(Overload { rate: 1.0, at: 10.0, beyond }),
+            ..Chapter::new("w5", "")
+        };
         assert_eq!(told(&targets(&[at(9.5)])), [("0.950", true)]);
         assert_eq!(told(&targets(&[at(4.0)])), [("0.400", false)]);
     }
