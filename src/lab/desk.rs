@@ -88,9 +88,8 @@ impl Desk {
             Policy::Ours(scheduler) => Chooser::Ours(scheduler.clone()),
             Policy::Rival(entry) => Chooser::Rival((entry.make)(pods.len())),
         };
-        let rng = StdRng::seed_from_u64(seed);
-        let (index, seen, deciding) = (Index::default(), Vec::new(), Duration::ZERO);
-        Ok(Self { pool, pods, index, chooser, rng, epoch, seen, deciding })
+        let (index, rng) = (Index::default(), StdRng::seed_from_u64(seed));
+        Ok(Self { pool, pods, index, chooser, rng, epoch, seen: Vec::new(), deciding: Duration::ZERO })
     }
 
     /// A request came: chooses a pod and reserves it, step by step as `gateway::decide` does.

@@ -1,6 +1,9 @@
 //! One stage and one kind of traffic, examined from rate to rate: tables, capacities, what happens beyond them.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::PathBuf,
+};
 
 use super::{
     bounds::{bounds, gap_closed, nearest},
@@ -224,8 +227,8 @@ impl Exam<'_> {
         let mut workloads = BTreeMap::new();
         for rate in rates.iter().flatten() {
             // One trace is read once a rate, however many want it.
-            if !workloads.contains_key(&rate.to_bits()) {
-                workloads.insert(rate.to_bits(), self.workload(like(unit, *rate))?);
+            if let Entry::Vacant(place) = workloads.entry(rate.to_bits()) {
+                place.insert(self.workload(like(unit, *rate))?);
             }
         }
         let wanted = rates.iter().zip(self.policies).enumerate();

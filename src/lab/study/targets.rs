@@ -19,7 +19,10 @@ pub struct Target {
     pub met: bool,
 }
 
-/// A number and what it has to be.
+/// Where a number is found.
+type Of = fn(&Stats) -> f64;
+
+/// What a number has to be.
 #[derive(Clone, Copy, Debug)]
 enum Bar {
     AtLeast(f64),
@@ -56,7 +59,7 @@ pub fn targets(chapters: &[Chapter]) -> Vec<Target> {
     if let Some(w1) = chapter("w1") {
         targets.extend(capacity(w1));
     }
-    let single: [(&str, f64, &str, Bar, fn(&Stats) -> f64); 3] = [
+    let single: [(&str, f64, &str, Bar, Of); 3] = [
         ("w4", 15.0, "TTFT mean at 15 a second, s:", Bar::AtMost(0.25), |it| it.ttft_mean / 1e3),
         ("w11", 100.0, "attainment at 100 a second:", Bar::AtLeast(0.98), |it| it.attainment),
         ("w12", 120.0, "TTFT p99 at 120 a second, s:", Bar::AtMost(0.35), |it| it.ttft_p99 / 1e3),
@@ -101,7 +104,7 @@ fn capacity(chapter: &Chapter) -> Vec<Target> {
 
 /// At no rate worse than counting requests by more than 2 %.
 fn never_worse(chapter: &Chapter) -> Vec<Target> {
-    let over = |of: fn(&Stats) -> f64| {
+    let over = |of: Of| {
         let ratio = move |sheet: &Sheet| Some(sheet.of(OURS)?.mean(of) / sheet.of("least-request")?.mean(of));
         chapter.sheets.iter().filter_map(ratio).collect::<Vec<f64>>()
     };
@@ -122,7 +125,7 @@ fn near_the_best(chapter: &Chapter) -> Vec<Target> {
     for sheet in &chapter.sheets {
         let Some(ours) = sheet.of(OURS) else { continue };
         let others = || sheet.standings.iter().filter(|it| it.policy != ORACLE);
-        let of = |of: fn(&Stats) -> f64| others().map(|it| it.mean(of)).collect::<Vec<_>>();
+        let of = |of: Of| others().map(|it| it.mean(of)).collect::<Vec<_>>();
         let most = highest(&of(|it| it.attainment));
         attained.push(if most > 0.0 { attainment(ours) / most } else { 1.0 });
         p90.push(ours.mean(|it| it.ttft_p90) / lowest(&of(|it| it.ttft_p90)));
