@@ -19,8 +19,9 @@ use crate::{
     },
 };
 
-/// The first search is for the neighbourhood only: one seed, and no closer than this.
+/// The first search is for the neighbourhood only: no closer than this, on one seed of a few minutes.
 const ROUGHLY: f64 = 0.04;
+const ROUGH_MINUTES: f64 = 5.0;
 
 /// How far beyond its capacity a policy is looked at.
 const BEYOND: f64 = 1.1;
@@ -161,12 +162,12 @@ impl Exam<'_> {
     }
 
     /// What everybody can carry, at each of these attainments; all policies' searches go on side by side. First roughly
-    /// on one seed, then closely on all, from where that ended.
+    /// on a part of one seed, then closely on all, from where that ended.
     ///
     /// # Errors
     /// If the traffic or the pool cannot be made.
     pub fn capacities(&self, start: Rate, levels: &[f64], resolution: f64) -> Result<Vec<Capacity>, Failed> {
-        let rough = Exam { seeds: 1, ..self.clone() };
+        let rough = Exam { seeds: 1, minutes: self.minutes.min(ROUGH_MINUTES), ..self.clone() };
         let whole = self.counts_users();
         let from = Search { level: 0.0, start: number(start), step: 2.0, resolution: ROUGHLY.max(resolution), whole };
         let roughly = rough.searched(start, &vec![vec![from; levels.len()]; self.policies.len()], levels)?;
