@@ -45,18 +45,26 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
-    let text = match &args.workload {
+    match &args.workload {
         Some(workload) => one(args, workload, bar)?,
         None => all(args, bar)?,
-    };
-    let path = args.out.join("report.md");
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     bar.finish();
-    writeln!(io::stdout().lock(), "{}", path.display())?;
+    writeln!(io::stdout().lock(), "{}", args.page().display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(args: &Args, workload: &str, bar: &Bar) -> anyhow::Result<String> {
+impl Args {
+    fn page(&self) -> PathBuf {
+        self.out.join("report.md")
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        fs::write(self.page(), text).with_context(|| format!("cannot write {}", self.page().display()))
+    }
+}
+
+fn one(args: &Args, workload: &str, bar: &Bar) -> anyhow::Result<()> {
     let ready = args.stage.ready(workload)?;
     let exam = ready.exam(bar);
     bar.expect(exam.sheet_runs() * args.rates.len());
@@ -66,10 +74,10 @@ fn one(args: &Args, workload: &str, bar: &Bar) -> anyhow::Result<String> {
         chapter.sheets.push(exam.sheet(*rate, true)?);
     }
     let pictures = drawn(&args.out, &chapter)?;
-    Ok(chapter_page(&chapter, &pictures))
+    args.write(&chapter_page(&chapter, &pictures))
 }
 
-fn all(args: &Args, bar: &Bar) -> anyhow::Result<String> {
+fn all(args: &Args, bar: &Bar) -> anyhow::Result<()> {
     let began = clock::now();
     let known = |name: &String| benchmark::Stage::find(name).is_some();
     if let Some(unknown) = args.only.iter().find(|name| !known(name)) {
@@ -79,20 +87,22 @@ fn all(args: &Args, bar: &Bar) -> anyhow::Result<String> {
     let pass = Pass { seeds, minutes, threads: threads(), watch: bar };
     let chosen = || STAGES.iter().filter(|stage| args.only.is_empty() || args.only.iter().any(|it| it == stage.name));
     bar.expect(chosen().map(|stage| stage.runs(seeds)).sum());
-    let mut chapters = Vec::new();
+    let (mut chapters, mut pictures) = (Vec::new(), Vec::new());
     for stage in chosen() {
         let chapter = stage.play(&pass)?;
-        let pictures = drawn(&args.out, &chapter)?;
-        chapters.push((chapter, pictures));
+        pictures.push(drawn(&args.out, &chapter)?);
+        chapters.push(chapter);
+        let took = clock::now().saturating_duration_since(began).as_secs_f64() / 60.0;
+        let closing = format!(
+            "Written by `tidegate lab report`: {} stages in {took:.1} minutes on {} threads. The same command gives the \
+             same numbers, but for what a decision took, which is wall time on the machine that ran it.",
+            chapters.len(),
+            pass.threads
+        );
+        // After each stage, so that whoever does not wait for the end has what was done until then.
+        args.write(&page(&chapters, &pictures, &targets(&chapters), &closing))?;
     }
-    let only: Vec<Chapter> = chapters.iter().map(|(chapter, _)| chapter.clone()).collect();
-    let took = clock::now().saturating_duration_since(began).as_secs_f64() / 60.0;
-    let closing = format!(
-        "Written by `tidegate lab report` in {took:.1} minutes on {} threads. The same command gives the same numbers, \
-         but for what a decision took, which is wall time on the machine that ran it.",
-        pass.threads
-    );
-    Ok(page(&chapters, &targets(&only), &closing))
+    Ok(())
 }
 
 /// Draws a chapter's pictures into the folder.

@@ -131,10 +131,10 @@ impl Sheet {
         self.standings.iter().chain(&self.bounds).find(|it| it.policy == policy)
     }
 
-    /// Of the gap between round robin and the nearer bound, by mean TTFT, what this one has closed.
+    /// Of the gap between round robin and the nearer bound, by mean TTFT, what this policy has closed; bounds have no gap.
     pub fn gap_closed(&self, standing: &Standing) -> Option<f64> {
         let ttft = |it: &Standing| it.mean(|stats| stats.ttft_mean);
-        if self.bounds.is_empty() {
+        if self.bounds.is_empty() || self.bounds.iter().any(|bound| bound.policy == standing.policy) {
             return None;
         }
         gap_closed(ttft(self.of("round-robin")?), ttft(standing), nearest(&self.bounds))
@@ -308,6 +308,7 @@ mod tests {
         let gap = |policy: &str| sheet.gap_closed(sheet.of(policy).unwrap()).unwrap();
         assert!(gap("round-robin").abs() < 1e-9);
         assert!(gap("least-cost") > 0.0 && gap("least-cost") < 1.0, "{}", gap("least-cost"));
+        assert_eq!(sheet.gap_closed(&sheet.bounds[0]), None);
         let bare = exam.sheet(Rate::PerSecond(8.0), false).unwrap();
         assert_eq!(bare.gap_closed(&bare.standings[0]), None);
     }

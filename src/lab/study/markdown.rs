@@ -12,8 +12,8 @@ pub fn chapter_page(chapter: &Chapter, plots: &[Plot]) -> String {
     format!("# {}: {}\n\n{}", chapter.name, chapter.title, told(chapter, plots))
 }
 
-/// A page of many, the promises first. `closing` ends it.
-pub fn page(chapters: &[(Chapter, Vec<Plot>)], targets: &[Target], closing: &str) -> String {
+/// A page of many, the promises first; `plots` are each chapter's, `closing` ends it.
+pub fn page(chapters: &[Chapter], plots: &[Vec<Plot>], targets: &[Target], closing: &str) -> String {
     let mut text = "# The benchmark\n\n".to_owned();
     let met = targets.iter().filter(|target| target.met).count();
     text += &format!("{met} of {} targets are met by `{OURS}`.\n\n", targets.len());
@@ -23,7 +23,7 @@ pub fn page(chapters: &[(Chapter, Vec<Plot>)], targets: &[Target], closing: &str
     };
     let rows: Vec<_> = targets.iter().map(row).collect();
     text += &table(&["stage", "target", "measured", ""].map(str::to_owned), &rows);
-    for (chapter, plots) in chapters {
+    for (chapter, plots) in chapters.iter().zip(plots) {
         text += &format!("\n## {}: {}\n\n{}", chapter.name, chapter.title, told(chapter, plots));
     }
     text + &format!("\n{closing}\n")
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn the_page_counts_what_is_met_and_says_what_is_missed() {
         let target = |met| Target { stage: "w1".into(), wanted: "TTFT <= 1".into(), measured: "2.0".into(), met };
-        let text = page(&[(chapter(), Vec::new())], &[target(true), target(false)], "The end.");
+        let text = page(&[chapter()], &[Vec::new()], &[target(true), target(false)], "The end.");
         assert!(text.contains("1 of 2 targets are met"), "{text}");
         assert!(text.contains("| w1 | TTFT <= 1 | 2.0 | **missed** |") && text.ends_with("\nThe end.\n"));
         assert!(text.contains("\n## w1: conversations\n"));
