@@ -42,7 +42,7 @@ pub(super) struct Run {
     json: bool,
 }
 
-/// The numbers of the first table; TTFT's and attainment's spread stand beside them.
+/// The numbers of the first table; attainment's spread stands beside it, all others are in the JSON.
 const FIRST: [&str; 10] = [
     "attainment",
     "ttft_mean_ms",
