@@ -70,6 +70,7 @@ async fn main() -> anyhow::Result<()> {
         workload: args.workload.clone(),
         rate: Rate::PerSecond(args.rate),
         minutes: args.minutes,
+        pods: 8,
         trace: args.trace.clone(),
     };
     let script = Workload::new(&order)?.script(args.seed);
@@ -174,7 +175,7 @@ mod tests {
 
     fn ask(at_ms: f64, shared: u64, own: u64) -> Ask {
         let prompt = [Piece { content: shared, tokens: 160 }, Piece { content: own, tokens: 77 }].into();
-        Ask { at_ms, prompt, answer: Piece { content: 9, tokens: 5 }, session: None, next: None }
+        Ask { at_ms, prompt, answer: Piece { content: 9, tokens: 5 }, session: None, adapter: None, next: None }
     }
 
     fn args(to: SocketAddr, patience: &str) -> Args {

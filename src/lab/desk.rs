@@ -18,6 +18,7 @@ use super::{
     world::Shown,
 };
 use crate::{
+    clock,
     config::{self, Scheduler, Target},
     fleet::{
         Adapters, Admission, Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel,
@@ -46,6 +47,7 @@ pub(super) struct Desk {
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
+    deciding: Duration,
 }
 
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl Desk {
     pub(super) fn new(setup: &Setup, policy: &Policy, seed: u64) -> Result<Self, config::Report> {
         let config = setup.configured(setup.shift.map(|shift| shift.before))?;
         let next = setup.configured(setup.shift.map(|shift| shift.after))?;
-        let epoch = crate::clock::now();
+        let epoch = clock::now();
         let fleet = Fleet::new(&config.pools, epoch);
         let no_pool = || config::Report { problems: Vec::new() };
         let pool = fleet.pool(POOL).cloned().ok_or_else(no_pool)?;
@@ -121,6 +123,7 @@ impl Desk {
             rng: StdRng::seed_from_u64(seed),
             epoch,
             seen: Vec::new(),
+            deciding: Duration::ZERO,
         };
         desk.discover(setup.early_pods(), 0.0);
         Ok(desk)
@@ -178,6 +181,7 @@ impl Desk {
         truth: &dyn Fn(usize) -> Truth,
     ) -> Result<Sent, NoPod> {
         let Matter { ask, blocks, prompt_bytes, .. } = matter;
+        let began = clock::now();
         let now = self.instant(now_ms);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
         let question = Question {
@@ -213,6 +217,7 @@ impl Desk {
                 (Arc::clone(pod), send_to(pod, &question))
             }
         };
+        self.deciding += clock::now().saturating_duration_since(began);
         let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
         let reservation = Reservation::new(Arc::clone(&pod), send);
         drop(gate);
@@ -220,6 +225,11 @@ impl Desk {
         let place = pod.slot as usize;
         let prompt_bytes = *prompt_bytes;
         Ok(Sent { pod: place, reservation, tokens_ahead, prompt_bytes, at_ms: now_ms, first_ms: None, tokens: 0 })
+    }
+
+    /// What its decisions took in wall time: the index and the choice, without making up the prompt's text.
+    pub(super) fn deciding(&self) -> Duration {
+        self.deciding
     }
 
     /// A token of an answer came.

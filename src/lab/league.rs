@@ -51,41 +51,77 @@ impl Standing {
     }
 }
 
+/// Who wants to know how far the runs are.
+pub trait Watch: Sync {
+    /// So many more runs are to come.
+    fn expect(&self, runs: usize);
+    /// One is over.
+    fn done(&self);
+}
+
+/// Nobody does.
+impl Watch for () {
+    fn expect(&self, _: usize) {}
+    fn done(&self) {}
+}
+
 /// Lets every policy play every script.
 ///
 /// # Errors
 /// If the pool cannot be configured.
 pub fn compete(contest: &Contest<'_>) -> Result<Vec<Standing>, config::Report> {
-    let jobs = contest.policies.len() * contest.scripts.len();
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(jobs));
-    std::thread::scope(|scope| {
-        for _ in 0..contest.threads.clamp(1, jobs.max(1)) {
-            scope.spawn(|| {
-                while let Some(stats) = play(contest, next.fetch_add(1, Relaxed)) {
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push(stats);
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(job, _)| *job);
-    let mut standings: Vec<Standing> =
-        contest.policies.iter().map(|policy| Standing { policy: policy.name(), runs: Vec::new() }).collect();
-    for (job, stats) in done {
-        if let Some(standing) = standings.get_mut(job / contest.scripts.len()) {
-            standing.runs.push(stats?);
-        }
-    }
-    Ok(standings)
+    compete_watched(contest, &())
 }
 
-type Played = (usize, Result<Stats, config::Report>);
+/// The same, and tells `watch` when a run is over.
+///
+/// # Errors
+/// If the pool cannot be configured.
+pub fn compete_watched(contest: &Contest<'_>, watch: &dyn Watch) -> Result<Vec<Standing>, config::Report> {
+    let seeds = contest.scripts.len();
+    let played = spread(contest.policies.len() * seeds, contest.threads, watch, |job| play(contest, job));
+    let mut played = played.into_iter().flatten();
+    let standing = |policy: &Policy| {
+        let runs: Result<_, _> = played.by_ref().take(seeds).collect();
+        Ok(Standing { policy: policy.name(), runs: runs? })
+    };
+    contest.policies.iter().map(standing).collect()
+}
 
-fn play(contest: &Contest<'_>, job: usize) -> Option<Played> {
+fn play(contest: &Contest<'_>, job: usize) -> Option<Result<Stats, config::Report>> {
     let policy = contest.policies.get(job.checked_div(contest.scripts.len())?)?;
     let seed = job % contest.scripts.len();
     let script = contest.scripts.get(seed)?;
     let run = world::run(contest.setup, script, policy, seed as u64);
-    Some((job, run.map(|run| Stats::of(&run, contest.setup.pods.len(), &contest.slo))))
+    Some(run.map(|run| Stats::of(&run, contest.setup.pods.len(), &contest.slo)))
+}
+
+/// Plays jobs on so many threads; what they gave, in the order of their numbers.
+pub(super) fn spread<T: Send>(
+    jobs: usize,
+    threads: usize,
+    watch: &dyn Watch,
+    play: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(jobs));
+    let work = || {
+        loop {
+            let job = next.fetch_add(1, Relaxed);
+            if job >= jobs {
+                return;
+            }
+            let given = play(job);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((job, given));
+            watch.done();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, jobs.max(1)) {
+            scope.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(job, _)| *job);
+    done.into_iter().map(|(_, given)| given).collect()
 }

@@ -12,14 +12,15 @@ mod league;
 pub mod rivals;
 mod script;
 mod setup;
+pub mod study;
 mod tally;
 mod text;
 pub mod workloads;
 mod world;
 
-pub use league::{Contest, Standing, compete};
+pub use league::{Contest, Standing, Watch, compete, compete_watched};
 pub use rivals::{Policy, RIVALS};
 pub use script::{Ask, Next, Piece, Script};
 pub use setup::{Fault, Mishap, Scrape, Setup, Shift};
-pub use tally::{Slo, Stats, Told};
+pub use tally::{Slo, Stats, Told, WallTime};
 pub use world::{Run, run};

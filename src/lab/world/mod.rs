@@ -15,7 +15,7 @@ use super::{
     rivals::{Policy, Truth},
     script::{Ask, Script},
     setup::Setup,
-    tally::Told,
+    tally::{Told, WallTime},
     text,
 };
 use crate::{
@@ -38,6 +38,15 @@ pub struct Run {
     pub ended_ms: f64,
     /// When the weights of the split changed; never is infinite.
     pub shifted_ms: f64,
+    /// What all decisions took on this machine.
+    pub deciding: WallTime,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        let deciding = WallTime::default();
+        Self { told: Vec::new(), preemptions: 0, ended_ms: 0.0, shifted_ms: f64::INFINITY, deciding }
+    }
 }
 
 /// Plays `script` on `setup` under `policy`. The same seed gives the same run.
@@ -276,6 +285,7 @@ impl<'a> World<'a> {
             preemptions: self.preemptions + preempted,
             ended_ms: self.ended_ms,
             shifted_ms: self.setup.shift.map_or(f64::INFINITY, |shift| shift.at_ms as f64),
+            deciding: WallTime(self.desks.iter().map(Desk::deciding).sum()),
         }
     }
 }
