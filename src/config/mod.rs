@@ -372,6 +372,8 @@ pub struct Api {
     pub inject_usage: bool,
     /// Whether answers carry `x-tidegate-pod` and `x-tidegate-decision`.
     pub decision_headers: bool,
+    /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them.
+    pub index_answers: bool,
 }
 
 /// Log level and shape.

@@ -12,7 +12,7 @@ use crate::{
     clock,
     fleet::{Pod, PoolState, Reservation, Send},
     openai::Ask,
-    prefix::{BLOCK_BYTES, Blocks, Hits},
+    prefix::{BLOCK_BYTES, Chain, Hits},
     routing::{Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
 };
@@ -23,8 +23,12 @@ pub struct Matter {
     pub route: Route,
     /// The pool's state.
     pub pool: Arc<PoolState>,
-    /// Its prompt as prefix blocks.
-    pub blocks: Blocks,
+    /// Its prompt as prefix blocks, and open behind them for the answer.
+    pub chain: Chain,
+    /// The length of the prompt's text.
+    pub prompt_bytes: usize,
+    /// Whether a next turn can begin with the prompt and its answer.
+    pub goes_on: bool,
     /// Which pods hold how much of it.
     hits: Hits,
     prompt_tokens: u32,
@@ -89,14 +93,15 @@ impl Matter {
         })?;
         let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
-        let blocks = Blocks::of(&route.served_model, salt, ask.prompt_pieces(body));
-        let hits = house.prefix.longest(&blocks);
-        let prompt_tokens = pool.tokens(ask.prompt_bytes);
+        let mut chain = Chain::new(&route.served_model, salt);
+        let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
         Ok(Self {
             pool: Arc::clone(pool),
-            hits,
-            blocks,
-            prompt_tokens,
+            hits: house.prefix.longest(chain.blocks()),
+            chain,
+            prompt_bytes,
+            goes_on: ask.goes_on,
+            prompt_tokens: pool.tokens(prompt_bytes),
             expected_output_tokens: expected_output(pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
@@ -136,7 +141,7 @@ impl Matter {
         let ahead = verdict.pod.ledger.prefill_tokens();
         let reservation = Reservation::new(Arc::clone(&verdict.pod), verdict.send);
         drop(gate);
-        house.prefix.insert(verdict.pod.slot, &self.blocks);
+        house.prefix.insert(verdict.pod.slot, self.chain.blocks());
         let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
         let pace = verdict.pod.speed.pace(self.pool.pace());
         let due_ms = pace.base_ms + tokens_ahead * pace.ms_per_token;

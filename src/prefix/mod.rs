@@ -7,5 +7,5 @@
 mod blocks;
 mod index;
 
-pub use blocks::{BLOCK_BYTES, Blocks, MAX_BLOCKS};
+pub use blocks::{BLOCK_BYTES, Blocks, Chain, MAX_BLOCKS};
 pub use index::{Hits, Index, Walk};

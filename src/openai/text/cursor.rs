@@ -1,0 +1,144 @@
+//! A walk over JSON that was found to be JSON before. Whatever else it is given, it comes to an end and says something.
+
+use memchr::memchr;
+
+/// What is still to be read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(json: &'a [u8]) -> Self {
+        Self { rest: json }
+    }
+
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The next byte that is no space.
+    pub(super) fn peek(&mut self) -> Option<u8> {
+        self.rest = self.rest.trim_ascii_start();
+        self.rest.first().copied()
+    }
+
+    /// Steps over `byte` if it is next.
+    pub(super) fn eat(&mut self, byte: u8) -> bool {
+        let is_next = self.peek() == Some(byte);
+        if is_next {
+            self.take(1);
+        }
+        is_next
+    }
+
+    /// The next `length` bytes, or all that are left.
+    pub(super) fn take(&mut self, length: usize) -> &'a [u8] {
+        let (taken, rest) = self.rest.split_at_checked(length).unwrap_or((self.rest, &[]));
+        self.rest = rest;
+        taken
+    }
+
+    /// Goes on at `rest`.
+    pub(super) fn go_on(&mut self, rest: &'a [u8]) {
+        self.rest = rest;
+    }
+
+    /// A whole value, as it lies. Takes at least one byte if there is one.
+    pub(super) fn value(&mut self) -> &'a [u8] {
+        let length = match self.peek() {
+            None => 0,
+            Some(b'"') => string(self.rest),
+            Some(b'{' | b'[') => nested(self.rest),
+            Some(_) => {
+                let ends = |byte: &u8| matches!(byte, b',' | b']' | b'}') || byte.is_ascii_whitespace();
+                self.rest.iter().position(ends).unwrap_or(self.rest.len()).max(1)
+            }
+        };
+        self.take(length)
+    }
+
+    /// Inside an object: the next key, without its quotes and with its escapes, and its value is next. At the object's
+    /// end steps out of it.
+    pub(super) fn key(&mut self) -> Option<&'a [u8]> {
+        self.eat(b',');
+        if self.peek() != Some(b'"') {
+            self.eat(b'}');
+            return None;
+        }
+        let key = self.value();
+        self.eat(b':').then(|| key.get(1..key.len().saturating_sub(1)).unwrap_or_default())
+    }
+
+    /// Inside a list: the first byte of its next element, which is next. At the list's end steps out of it.
+    pub(super) fn element(&mut self) -> Option<u8> {
+        self.eat(b',');
+        let first = self.peek();
+        if matches!(first, Some(b']')) {
+            self.eat(b']');
+            return None;
+        }
+        first
+    }
+}
+
+/// The length of the string that `json` begins with, quotes included.
+fn string(json: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(found) = json.get(at..).and_then(|rest| memchr(b'"', rest)) {
+        at += found + 1;
+        let before = json.get(1..at - 1).unwrap_or_default();
+        let escapes = before.iter().rev().take_while(|byte| **byte == b'\\').count();
+        if escapes.is_multiple_of(2) {
+            return at;
+        }
+    }
+    json.len()
+}
+
+/// The length of the object or list that `json` begins with.
+fn nested(json: &[u8]) -> usize {
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'"' => {
+                at += string(json.get(at..).unwrap_or_default());
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return at;
+        }
+    }
+    json.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_taken_whole_and_as_they_lie() {
+        let json = br#" {"a":"\"}\\"} , [1,["]"],{}],"x\\\"y" ,true]"#;
+        let mut at = Cursor::new(json);
+        let expected = [r#"{"a":"\"}\\"}"#, r#"[1,["]"],{}]"#, r#""x\\\"y""#, "true"];
+        for value in expected {
+            assert_eq!(std::str::from_utf8(at.value()).unwrap(), value);
+            assert_eq!(at.peek(), Some(if value == "true" { b']' } else { b',' }));
+            at.eat(b',');
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_is_taken_to_its_end() {
+        for json in [r#""abc"#, r#"{"a":[1,2"#, r#""\"#, "[", "nul"] {
+            let mut at = Cursor::new(json.as_bytes());
+            assert_eq!(at.value(), json.as_bytes());
+            assert_eq!(at.peek(), None);
+        }
+    }
+}
