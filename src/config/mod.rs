@@ -363,6 +363,7 @@ pub struct Sessions {
 
 /// What is open and what is added.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Api {
     /// Paths passed on besides the known ones, exactly as written.
     pub extra_paths: Vec<String>,

@@ -11,8 +11,8 @@ use super::{House, ListenerPolicy, Policy, rejection::Rejection};
 use crate::{
     clock,
     fleet::{Pod, PoolState, Reservation, Send},
-    openai::Ask,
-    prefix::{BLOCK_BYTES, Chain, Hits},
+    openai::{Ask, Usage},
+    prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
 };
@@ -148,6 +148,19 @@ impl Matter {
         let first_token_due = Duration::try_from_secs_f64(due_ms / 1e3).unwrap_or_default();
         let took = clock::now().saturating_duration_since(began);
         Ok(Pick { verdict, reservation, tokens_ahead, first_token_due, took })
+    }
+
+    /// An answer of `pod`, to which it was sent at `sent`, came to its end: what was believed to be cached there, for
+    /// comparison with what it found.
+    pub fn compare(&self, house: &House, pod: &Pod, usage: Option<Usage>, sent: Instant) {
+        let held = self.hits.held(pod.slot);
+        if held == 0 {
+            return;
+        }
+        let prompt_tokens = usage.and_then(|usage| usage.prompt_tokens).unwrap_or(self.prompt_tokens);
+        let share = (held * BLOCK_BYTES) as f32 / self.prompt_bytes.max(1) as f32;
+        let claim = Claim { tokens: prompt_tokens as f32 * share.min(1.0), sent };
+        house.prefix.answered(pod.slot, claim, usage.and_then(|usage| usage.cached_tokens), clock::now());
     }
 
     /// The same choice, explained and not made.

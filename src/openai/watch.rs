@@ -104,7 +104,9 @@ impl StreamWatch {
     pub fn feed(&mut self, chunk: &[u8]) -> Seen {
         let mut tokens = 0;
         let Self { frames, reader, text, .. } = self;
-        text.iter_mut().for_each(|text| text.clear());
+        if let Some(text) = text {
+            text.clear();
+        }
         frames.feed(chunk, |event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
         self.seen(tokens)
     }
@@ -113,7 +115,9 @@ impl StreamWatch {
     pub fn finish(&mut self) -> Seen {
         let mut tokens = 0;
         let Self { frames, reader, text, .. } = self;
-        text.iter_mut().for_each(|text| text.clear());
+        if let Some(text) = text {
+            text.clear();
+        }
         frames.finish(|event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
         self.seen(tokens)
     }

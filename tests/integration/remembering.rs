@@ -78,3 +78,38 @@ async fn the_next_turn_finds_the_answer_that_came_whole() {
     crate::harness::chat(&opening(), 9).send(gateway.addr).await.bytes().await;
     assert_eq!(known_of_next_turn(&gateway).await, 11 * 64);
 }
+
+/// A pod that takes every prompt to have 1,000 tokens, and what it says to have found of them.
+async fn after_thirty_answers(details: &str) -> (f64, Value) {
+    let usage = format!(r#"{{"prompt_tokens":1000,"completion_tokens":1,"prompt_tokens_details":{details}}}"#);
+    let body = format!(r#"{{"choices":[{{"message":{{"role":"assistant","content":"x"}}}}],"usage":{usage}}}"#);
+    let pod = RawPod::answering(whole_json(&body)).await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    // With the turn's mark and role 4,000 bytes, so that four of them stay a token.
+    let prompt = &"tide ".repeat(800)[6..];
+    for _ in 0..30 {
+        crate::harness::chat(&prompt, 1).send(gateway.addr).await.bytes().await;
+    }
+    gateway.quiet().await;
+    let trust = gateway.counted("tidegate_pod_prefix_trust_ratio", &[]).await;
+    let seen = gateway.admin_json("/debug/fleet").await;
+    let seen = seen["prefix"].as_object().unwrap().values().next().unwrap().clone();
+    assert_eq!(seen["trust"], trust);
+    let ask = json!({"model": "m", "messages": [{"role": "user", "content": prompt}]});
+    let told = Call::post("/debug/explain", ask.to_string()).send(gateway.admin()).await.json().await;
+    let candidate = told["decision"]["candidates"][0].clone();
+    assert_eq!(candidate["prefix_trust"], trust);
+    (trust, candidate["uncached_tokens"].clone())
+}
+
+#[tokio::test]
+async fn a_pod_whose_cache_is_switched_off_is_soon_taken_to_hold_nothing() {
+    let (trust, uncached) = after_thirty_answers(r#"{"cached_tokens":0}"#).await;
+    assert_eq!((trust, uncached), (0.0, 1_000.into()));
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_say_what_it_found_is_believed() {
+    let (trust, uncached) = after_thirty_answers("null").await;
+    assert_eq!((trust, uncached), (1.0, (1_000 - 15 * 64).into()), "fifteen whole blocks");
+}

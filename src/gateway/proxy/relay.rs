@@ -373,8 +373,12 @@ impl Relay {
         if let Some(tokens) = usage.and_then(|usage| usage.prompt_tokens) {
             pool.learn_bytes_per_token(matter.prompt_bytes, tokens);
         }
+        let pod = &self.pick.verdict.pod;
+        if let Some(sent) = self.receipt.sent {
+            matter.compare(&self.house, pod, usage, sent);
+        }
         if self.watch.text().is_some_and(AnswerText::comes_back) {
-            self.house.prefix.insert(self.pick.verdict.pod.slot, matter.chain.blocks());
+            self.house.prefix.insert(pod.slot, matter.chain.blocks());
         }
     }
 }

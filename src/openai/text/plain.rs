@@ -262,8 +262,8 @@ impl<'s> Plain<'s> {
         if let Some(block) = rest.first_chunk::<STRIDE>() {
             room.copy_from_slice(block);
             // Written so that it is one comparison of vectors.
-            let special = block.iter().fold(false, |any, byte| any | (*byte == b'"') | (*byte == b'\\'));
-            if !special {
+            let special = block.iter().map(|byte| u8::from(*byte == b'"') | u8::from(*byte == b'\\'));
+            if special.fold(0, |any, it| any | it) == 0 {
                 return Some((STRIDE, None));
             }
             let length = memchr2(b'"', b'\\', block)?;
