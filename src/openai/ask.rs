@@ -83,8 +83,8 @@ impl Ask {
         Ok(ask)
     }
 
-    /// Gives the prompt to `take` in the form that answers and next turns have too, piece by piece, up to about `most`
-    /// bytes. Returns the length of all of it; images inside count as the bytes that they are, not as tokens.
+    /// Gives the prompt to `take` in the form that answers and next turns have too, piece by piece, at least up to
+    /// `most` bytes. Returns the length of all of it; images inside count as the bytes that they are, not as tokens.
     pub fn prompt_text(&self, body: &[u8], most: usize, mut take: impl FnMut(&[u8])) -> usize {
         text::prompt(&self.prompt, body, most, &mut take)
     }

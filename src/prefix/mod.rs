@@ -7,7 +7,9 @@
 
 mod blocks;
 mod hits;
+mod holders;
 mod index;
+mod lru;
 mod trust;
 
 pub use blocks::{BLOCK_BYTES, Blocks, Chain, MAX_BLOCKS};

@@ -1,6 +1,6 @@
 //! The text of an answer, read along as it passes, in the form that it will have in the next turn's prompt.
 //!
-//! No event is parsed: a few fixed words are searched for, as the watch does, and the string behind them is unescaped.
+//! No event is parsed: a few fixed words are searched for, as the watch does, and the string behind them is taken.
 //! What a client may not send back as it came ends what is read: parts of other kinds, calls whose form is the engine's.
 //! Thoughts do not come back either, but the pod's cache holds them before the answer, so nothing behind them is found
 //! there again: with thoughts there is no text.
@@ -135,7 +135,7 @@ impl AnswerText {
     fn string(&mut self, data: &[u8]) {
         let is_text = |value: &[u8]| value.starts_with(b"\"") && has_content(value);
         if let Some(text) = self.words.text.find(data, is_text) {
-            self.write(|plain| plain.string(&mut Cursor::new(text)));
+            self.write(|plain| plain.string(Cursor::new(text).value()));
         }
     }
 

@@ -39,11 +39,6 @@ impl<'a> Cursor<'a> {
         taken
     }
 
-    /// Goes on at `rest`.
-    pub(super) fn go_on(&mut self, rest: &'a [u8]) {
-        self.rest = rest;
-    }
-
     /// A whole value, as it lies. Takes at least one byte if there is one.
     pub(super) fn value(&mut self) -> &'a [u8] {
         let length = match self.peek() {
@@ -82,18 +77,49 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Bytes looked at together: what two vector registers hold.
+const STRIDE: usize = 32;
+
 /// The length of the string that `json` begins with, quotes included.
+///
+/// Code has an escaped quote every line or so. So a stride is passed over at once unless it has a quote without a
+/// backslash before it, or two backslashes in a row, of which the second escapes nothing.
 fn string(json: &[u8]) -> usize {
     let mut at = 1;
-    while let Some(found) = json.get(at..).and_then(|rest| memchr(b'"', rest)) {
-        at += found + 1;
-        let before = json.get(1..at - 1).unwrap_or_default();
+    while let (Some(before), Some(block)) = (chunk(json, at - 1), chunk(json, at)) {
+        let pairs = before.iter().zip(block);
+        // Written so that it becomes comparisons of vectors.
+        let odd = pairs.fold(0, |any, (before, byte)| {
+            let after = u8::from(*before == b'\\');
+            let (quote, escape) = (u8::from(*byte == b'"'), u8::from(*byte == b'\\'));
+            any | (quote & (after ^ 1)) | (escape & after)
+        });
+        let carried = block.first() == Some(&b'"') && json.get(..at).is_some_and(|it| it.ends_with(b"\\\\"));
+        if (odd != 0 || carried)
+            && let Some(end) = closing(json, at, at + STRIDE)
+        {
+            return end;
+        }
+        at += STRIDE;
+    }
+    closing(json, at, json.len()).unwrap_or(json.len())
+}
+
+fn chunk(json: &[u8], at: usize) -> Option<&[u8; STRIDE]> {
+    json.get(at..)?.first_chunk()
+}
+
+/// What is behind the first quote in `json[from..to]` that is not escaped.
+fn closing(json: &[u8], mut from: usize, to: usize) -> Option<usize> {
+    while let Some(found) = memchr(b'"', json.get(from..to)?) {
+        from += found + 1;
+        let before = json.get(1..from - 1)?;
         let escapes = before.iter().rev().take_while(|byte| **byte == b'\\').count();
         if escapes.is_multiple_of(2) {
-            return at;
+            return Some(from);
         }
     }
-    json.len()
+    None
 }
 
 /// The length of the object or list that `json` begins with.
@@ -130,6 +156,20 @@ mod tests {
             assert_eq!(std::str::from_utf8(at.value()).unwrap(), value);
             assert_eq!(at.peek(), Some(if value == "true" { b']' } else { b',' }));
             at.eat(b',');
+        }
+    }
+
+    #[test]
+    fn a_string_ends_at_its_own_quote_wherever_the_strides_fall() {
+        for start in 0..70 {
+            for text in ["\"", "\\\"", "\\", "\\\\\"", "a\"b\\", "x", "\n\"\n"] {
+                let long = "-".repeat(start) + text + &"+".repeat(40) + text;
+                let json = serde_json::to_string(&long).unwrap();
+                let mut at = Cursor::new(json.as_bytes());
+                assert_eq!(at.value().len(), json.len(), "{json}");
+                let followed = format!("{json}, \"and more\", {}", " ".repeat(64));
+                assert_eq!(Cursor::new(followed.as_bytes()).value().len(), json.len(), "{json}");
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Prompts and answers in one form: what a model reads of them, whatever JSON they came in.
 //!
 //! A conversation's next turn repeats the answer of the last, but never in the same JSON: the client's own escapes,
-//! key order and empty fields stand around it. So strings are unescaped, a turn is its role and its content, and
+//! key order and empty fields stand around it. So strings are spelt in one way, a turn is its role and its content, and
 //! structure becomes bytes that UTF-8 never uses. Then the form of a prompt, with the form of its answer behind it, is
 //! the beginning of the next prompt's. It is made to be compared and hashed, not to be read; it need not be what the
 //! engine's template makes of the same, only be the same where that is the same.
@@ -56,8 +56,8 @@ pub(super) enum Kind {
     Given,
 }
 
-/// Gives the form of a prompt to `take`, piece by piece, up to about `most` bytes. Returns the length of all of it, what
-/// lies behind `most` counted as it lies.
+/// Gives the form of a prompt to `take`, piece by piece, at least up to `most` bytes. Returns the length of all of it,
+/// what lies behind counted as it lies.
 pub(super) fn prompt(parts: &[Part], body: &[u8], most: usize, take: &mut dyn FnMut(&[u8])) -> usize {
     let mut plain = Plain::prompt(take, most);
     for part in parts {

@@ -1,17 +1,15 @@
-//! The one form being written: JSON goes in, its bytes come out in pieces of a few hundred.
+//! The one form being written: JSON goes in, its bytes come out piece by piece.
 //!
-//! It copies 32 bytes at a time and looks at them afterwards, because text has an escape every line or so and a prompt of
-//! 220 KB has thousands. It keeps no more than one piece.
+//! A string keeps its escapes, since text has one every line or so and a prompt of 220 KB has thousands: it is given on
+//! as it lies, and only one that spells something as hardly anybody does (`\\u0041`, `\\/`) is spelt anew. What is short is
+//! gathered; no more is kept than one piece.
 
-use memchr::memchr2;
+use memchr::memchr;
 
 use super::{AS_IS, CALL, Cursor, SAYS, TURN, WITH};
 
-/// Bytes kept before they are given on: a few of the prefix index's blocks.
-const PIECE: usize = 1024;
-
-/// Bytes looked at together: what two vector registers hold.
-const STRIDE: usize = 32;
+/// Bytes gathered before they are given on: one of the prefix index's blocks.
+const PIECE: usize = 256;
 
 /// The fields of a turn that templates leave out.
 const UNSAID: [&[u8]; 6] = [b"refusal", b"annotations", b"audio", b"id", b"status", b"logprobs"];
@@ -128,13 +126,13 @@ impl<'s> Plain<'s> {
     /// A string, or a list of parts.
     pub(super) fn content(&mut self, at: &mut Cursor<'_>) {
         match at.peek() {
-            Some(b'"') => self.string(at),
+            Some(b'"') => self.string(at.value()),
             Some(b'[') => {
                 at.eat(b'[');
                 while let Some(first) = at.element() {
                     match first {
                         b'{' => self.part(at.value()),
-                        b'"' => self.string(at),
+                        b'"' => self.string(at.value()),
                         _ => self.as_is(at.value()),
                     }
                 }
@@ -164,7 +162,7 @@ impl<'s> Plain<'s> {
             }
         }
         match text {
-            Some(text) if is_text && text.starts_with(b"\"") => self.string(&mut Cursor::new(text)),
+            Some(text) if is_text && text.starts_with(b"\"") => self.string(text),
             _ => self.as_is(part),
         }
     }
@@ -199,11 +197,11 @@ impl<'s> Plain<'s> {
         }
         if let Some(name) = name {
             self.byte(CALL);
-            self.string(&mut Cursor::new(name));
+            self.string(name);
             self.byte(WITH);
         }
         match arguments {
-            Some(text) if text.starts_with(b"\"") => self.string(&mut Cursor::new(text)),
+            Some(text) if text.starts_with(b"\"") => self.string(text),
             Some(object) => self.as_is(object),
             None => {}
         }
@@ -219,83 +217,35 @@ impl<'s> Plain<'s> {
         self.bytes(value);
     }
 
-    /// The string that is next, unescaped.
-    pub(super) fn string(&mut self, at: &mut Cursor<'_>) {
+    /// What a string says; `value` has its quotes.
+    pub(super) fn string(&mut self, value: &[u8]) {
+        let text = value.strip_prefix(b"\"").unwrap_or(value);
+        let text = text.strip_suffix(b"\"").unwrap_or(text);
         if self.is_enough() {
-            let passed = at.value().len();
-            self.skipped(passed);
-            return;
-        }
-        at.eat(b'"');
-        let mut rest = at.rest();
-        loop {
-            if self.filled + STRIDE > PIECE {
-                self.give();
-                if self.is_enough() {
-                    break;
-                }
-            }
-            let Some((length, found)) = self.stride(rest) else { break };
-            self.filled += length;
-            rest = rest.get(length..).unwrap_or_default();
-            match found {
-                None => {}
-                Some(b'\\') => rest = self.escape(rest),
-                Some(_) => {
-                    at.go_on(rest.get(1..).unwrap_or_default());
-                    return;
-                }
-            }
-        }
-        // Cut short, or enough: what is left of it is passed over.
-        at.go_on(rest);
-        if !rest.is_empty() {
-            // It begins inside the string: a quote before it would end what was read.
-            self.pass_string(at);
+            self.skipped(text.len());
+        } else if oddly_spelt(text) {
+            self.spell(text);
+        } else {
+            self.bytes(text);
         }
     }
 
-    /// Copies up to a stride of plain bytes behind what is filled: how many, and what stopped them. `None` at the end.
-    #[inline]
-    fn stride(&mut self, rest: &[u8]) -> Option<(usize, Option<u8>)> {
-        let room = self.piece.get_mut(self.filled..self.filled + STRIDE)?;
-        if let Some(block) = rest.first_chunk::<STRIDE>() {
-            room.copy_from_slice(block);
-            // Written so that it is one comparison of vectors.
-            let special = block.iter().map(|byte| u8::from(*byte == b'"') | u8::from(*byte == b'\\'));
-            if special.fold(0, |any, it| any | it) == 0 {
-                return Some((STRIDE, None));
+    /// `text` in the one spelling that everybody knows.
+    fn spell(&mut self, mut text: &[u8]) {
+        while let Some(at) = memchr(b'\\', text) {
+            let (plain, escape) = text.split_at_checked(at).unwrap_or((text, &[]));
+            self.bytes(plain);
+            text = escape.get(2..).unwrap_or_default();
+            match escape.get(1) {
+                Some(b'u') => text = self.code_point(text),
+                Some(b'/') => self.byte(b'/'),
+                _ => self.bytes(escape.get(..2).unwrap_or(escape)),
             }
-            let length = memchr2(b'"', b'\\', block)?;
-            return Some((length, block.get(length).copied()));
         }
-        let length = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        let found = rest.get(length).copied();
-        if length == 0 && found.is_none() {
-            return None;
-        }
-        room.get_mut(..length)?.copy_from_slice(rest.get(..length)?);
-        Some((length, found))
+        self.bytes(text);
     }
 
-    /// `rest` begins with an escape: writes what it means and returns what is behind it.
-    fn escape<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
-        let (letter, behind) = (rest.get(1).copied(), rest.get(2..).unwrap_or_default());
-        let byte = match letter {
-            Some(b'n') => b'\n',
-            Some(b't') => b'\t',
-            Some(b'r') => b'\r',
-            Some(b'b') => 8,
-            Some(b'f') => 12,
-            Some(b'u') => return self.code_point(behind),
-            Some(other) => other,
-            None => return &[],
-        };
-        self.byte(byte);
-        behind
-    }
-
-    /// `digits` are behind `\u`. Half a pair is written as what decoders put in its place.
+    /// `digits` are behind `\\u`. Half a pair is written as what decoders put in its place.
     fn code_point<'a>(&mut self, digits: &'a [u8]) -> &'a [u8] {
         let high = hex(digits);
         let behind = digits.get(4..).unwrap_or_default();
@@ -312,53 +262,48 @@ impl<'s> Plain<'s> {
             }
             other => (other, behind),
         };
-        let letter = code.and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER);
-        self.bytes(letter.encode_utf8(&mut [0; 4]).as_bytes());
-        behind
-    }
-
-    /// Steps over the rest of a string from the middle of it.
-    fn pass_string(&mut self, at: &mut Cursor<'_>) {
-        let rest = at.rest();
-        let mut passed = 0;
-        while let Some(found) = rest.get(passed..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
-            passed += found;
-            if rest.get(passed) == Some(&b'"') {
-                break;
-            }
-            passed += 2;
+        match code.and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER) {
+            '"' => self.bytes(b"\\\""),
+            '\\' => self.bytes(b"\\\\"),
+            '\n' => self.bytes(b"\\n"),
+            '\r' => self.bytes(b"\\r"),
+            '\t' => self.bytes(b"\\t"),
+            '\u{8}' => self.bytes(b"\\b"),
+            '\u{c}' => self.bytes(b"\\f"),
+            control @ '\0'..'\x20' => self.bytes(format!("\\u{:04x}", u32::from(control)).as_bytes()),
+            letter => self.bytes(letter.encode_utf8(&mut [0; 4]).as_bytes()),
         }
-        self.skipped(passed.min(rest.len()));
-        at.take(passed + 1);
+        behind
     }
 
     pub(super) fn byte(&mut self, byte: u8) {
         self.bytes(&[byte]);
     }
 
-    /// Bytes as they are.
-    pub(super) fn bytes(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.filled == PIECE {
-                self.give();
+    /// Bytes as they are; many are not copied.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        if self.filled + bytes.len() > PIECE {
+            self.give();
+        }
+        match self.piece.get_mut(self.filled..self.filled + bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                self.filled += bytes.len();
             }
-            let length = bytes.len().min(PIECE - self.filled);
-            let (now, later) = bytes.split_at_checked(length).unwrap_or((bytes, &[]));
-            if let Some(room) = self.piece.get_mut(self.filled..self.filled + length) {
-                room.copy_from_slice(now);
-            }
-            self.filled += length;
-            bytes = later;
+            None => self.give_on(bytes),
         }
     }
 
     fn give(&mut self) {
-        let piece = self.piece.get(..self.filled).unwrap_or_default();
-        if !self.stopped && self.given < self.most && !piece.is_empty() {
+        let (piece, filled) = (self.piece, std::mem::take(&mut self.filled));
+        self.give_on(piece.get(..filled).unwrap_or_default());
+    }
+
+    fn give_on(&mut self, piece: &[u8]) {
+        if !self.stopped && !self.is_enough() && !piece.is_empty() {
             (self.take)(piece);
         }
-        self.given += self.filled;
-        self.filled = 0;
+        self.given += piece.len();
     }
 
     fn is_enough(&self) -> bool {
@@ -376,6 +321,16 @@ fn role_of(mut at: Cursor<'_>) -> Option<&[u8]> {
         }
     }
     None
+}
+
+/// Whether there may be an escape that not everybody would write. Also where a backslash is itself escaped: then it is
+/// spelt anew and is the same.
+fn oddly_spelt(text: &[u8]) -> bool {
+    let pairs = text.iter().zip(text.get(1..).unwrap_or_default());
+    // Written so that it becomes comparisons of vectors.
+    pairs.fold(0, |any, (escape, letter)| {
+        any | (u8::from(*escape == b'\\') & (u8::from(*letter == b'u') | u8::from(*letter == b'/')))
+    }) != 0
 }
 
 fn hex(digits: &[u8]) -> Option<u32> {

@@ -56,11 +56,11 @@ fn begins(next: &[u8], prompt: &[u8], answer: &[u8]) -> bool {
 #[test]
 fn the_form_is_who_speaks_and_what_is_said() {
     let text = chat(&json!([{"role": "system", "content": "S\n\"é\""}, {"role": "user", "content": "U"}]));
-    assert_eq!(text, b"\xffsystem\xfeS\n\"\xc3\xa9\"\xffuser\xfeU");
+    assert_eq!(text, b"\xffsystem\xfeS\\n\\\"\xc3\xa9\\\"\xffuser\xfeU");
     let body = r#"{"model":"m","messages":[
         { "content" : "a\u00e9\ud83d\ude00\/\t\\", "role" : "user" }, 7, {"x":"y"}, {"role":"tool","content":null,"name":"f"}]}"#;
     let text = form_of(Endpoint::ChatCompletions, body);
-    let expected = ["a\u{e9}\u{1f600}/\t\\".as_bytes(), b"\xfd7\xfd{\"x\":\"y\"}\xfftool\xfe\xfdname\xfd\"f\""];
+    let expected = ["a\u{e9}\u{1f600}/\\t\\\\".as_bytes(), b"\xfd7\xfd{\"x\":\"y\"}\xfftool\xfe\xfdname\xfd\"f\""];
     assert_eq!(text, [&b"\xffuser\xfe"[..], &expected.concat()].concat());
 }
 
@@ -91,6 +91,16 @@ fn half_a_pair_is_what_decoders_make_of_it() {
 }
 
 #[test]
+fn what_is_oddly_spelt_is_spelt_as_usual() {
+    for (spelt, usual) in
+        [(r"\u0041\/\u000a\u0022\u005C\u001B\u0008", r#"A/\n\"\\\u001b\b"#), (r"C:\\users\\/\\", r"C:\\users\\/\\")]
+    {
+        let body = format!(r#"{{"model":"m","prompt":"{spelt}"}}"#);
+        assert_eq!(form_of(Endpoint::Completions, &body), usual.as_bytes(), "{spelt}");
+    }
+}
+
+#[test]
 fn enough_is_enough_and_the_length_is_told_all_the_same() {
     let long = "0123456789".repeat(1_000);
     let body =
@@ -99,7 +109,7 @@ fn enough_is_enough_and_the_length_is_told_all_the_same() {
     let ask = Ask::parse(Endpoint::ChatCompletions, None, body.as_bytes()).unwrap();
     let mut given = 0;
     let length = ask.prompt_text(body.as_bytes(), 5_000, |piece| given += piece.len());
-    assert!((5_000..6_100).contains(&given), "{given}");
+    assert!((5_000..10_100).contains(&given), "{given}");
     assert!((20_000..20_100).contains(&length), "{length}");
 }
 
@@ -161,7 +171,7 @@ fn anthropic_and_responses_come_back_too() {
         json!({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "more"}}),
     ]);
     for answer in [heard(Endpoint::Messages, [streamed]), whole(Endpoint::Messages, &said)] {
-        assert_eq!(answer.as_deref(), Some(&b"\xffassistant\xfeA\n"[..]));
+        assert_eq!(answer.as_deref(), Some(&b"\xffassistant\xfeA\\n"[..]));
         assert!(begins(&messages(std::slice::from_ref(&said)), &messages(&[]), &answer.unwrap()));
     }
 
@@ -172,7 +182,7 @@ fn anthropic_and_responses_come_back_too() {
     ]);
     let whole = whole(Endpoint::Responses, &json!({"id": "resp_1", "output": [item]}));
     for answer in [heard(Endpoint::Responses, [streamed]), whole] {
-        assert_eq!(answer.as_deref(), Some(&b"\xffassistant\xfeA\n"[..]));
+        assert_eq!(answer.as_deref(), Some(&b"\xffassistant\xfeA\\n"[..]));
     }
 }
 
@@ -271,7 +281,8 @@ proptest! {
         }).collect();
         let heard = heard(Endpoint::Completions, [stream]).unwrap();
         prop_assert_eq!(body(&format!("{prompt}{answer}!")), [&body(&prompt), &heard, &b"!"[..]].concat());
-        prop_assert_eq!(&body(&prompt), prompt.as_bytes(), "what is said and nothing else");
+        let said = serde_json::to_string(&prompt).unwrap();
+        prop_assert_eq!(&body(&prompt), said[1..said.len() - 1].as_bytes(), "what is said and nothing else");
     }
 
     #[test]
