@@ -88,7 +88,7 @@ async fn after_thirty_answers(details: &str) -> (f64, Value) {
     // With the turn's mark and role 4,000 bytes, so that four of them stay a token.
     let prompt = &"tide ".repeat(800)[6..];
     for _ in 0..30 {
-        crate::harness::chat(&prompt, 1).send(gateway.addr).await.bytes().await;
+        crate::harness::chat(prompt, 1).send(gateway.addr).await.bytes().await;
     }
     gateway.quiet().await;
     let trust = gateway.counted("tidegate_pod_prefix_trust_ratio", &[]).await;

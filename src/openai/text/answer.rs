@@ -135,7 +135,7 @@ impl AnswerText {
     fn string(&mut self, data: &[u8]) {
         let is_text = |value: &[u8]| value.starts_with(b"\"") && has_content(value);
         if let Some(text) = self.words.text.find(data, is_text) {
-            self.write(|plain| plain.string(Cursor::new(text).value()));
+            self.write(|plain| plain.string(&mut Cursor::new(text)));
         }
     }
 

@@ -126,13 +126,13 @@ impl<'s> Plain<'s> {
     /// A string, or a list of parts.
     pub(super) fn content(&mut self, at: &mut Cursor<'_>) {
         match at.peek() {
-            Some(b'"') => self.string(at.value()),
+            Some(b'"') => self.string(at),
             Some(b'[') => {
                 at.eat(b'[');
                 while let Some(first) = at.element() {
                     match first {
                         b'{' => self.part(at.value()),
-                        b'"' => self.string(at.value()),
+                        b'"' => self.string(at),
                         _ => self.as_is(at.value()),
                     }
                 }
@@ -162,7 +162,7 @@ impl<'s> Plain<'s> {
             }
         }
         match text {
-            Some(text) if is_text && text.starts_with(b"\"") => self.string(text),
+            Some(text) if is_text && text.starts_with(b"\"") => self.string(&mut Cursor::new(text)),
             _ => self.as_is(part),
         }
     }
@@ -197,11 +197,11 @@ impl<'s> Plain<'s> {
         }
         if let Some(name) = name {
             self.byte(CALL);
-            self.string(name);
+            self.string(&mut Cursor::new(name));
             self.byte(WITH);
         }
         match arguments {
-            Some(text) if text.starts_with(b"\"") => self.string(text),
+            Some(text) if text.starts_with(b"\"") => self.string(&mut Cursor::new(text)),
             Some(object) => self.as_is(object),
             None => {}
         }
@@ -217,13 +217,12 @@ impl<'s> Plain<'s> {
         self.bytes(value);
     }
 
-    /// What a string says; `value` has its quotes.
-    pub(super) fn string(&mut self, value: &[u8]) {
-        let text = value.strip_prefix(b"\"").unwrap_or(value);
-        let text = text.strip_suffix(b"\"").unwrap_or(text);
+    /// What the next string says.
+    pub(super) fn string(&mut self, at: &mut Cursor<'_>) {
+        let (text, oddly_spelt) = at.string();
         if self.is_enough() {
             self.skipped(text.len());
-        } else if oddly_spelt(text) {
+        } else if oddly_spelt {
             self.spell(text);
         } else {
             self.bytes(text);
@@ -321,16 +320,6 @@ fn role_of(mut at: Cursor<'_>) -> Option<&[u8]> {
         }
     }
     None
-}
-
-/// Whether there may be an escape that not everybody would write. Also where a backslash is itself escaped: then it is
-/// spelt anew and is the same.
-fn oddly_spelt(text: &[u8]) -> bool {
-    let pairs = text.iter().zip(text.get(1..).unwrap_or_default());
-    // Written so that it becomes comparisons of vectors.
-    pairs.fold(0, |any, (escape, letter)| {
-        any | (u8::from(*escape == b'\\') & (u8::from(*letter == b'u') | u8::from(*letter == b'/')))
-    }) != 0
 }
 
 fn hex(digits: &[u8]) -> Option<u32> {
