@@ -7,7 +7,6 @@
     clippy::indexing_slicing,
     clippy::string_slice,
     clippy::format_push_string,
-    clippy::format_collect,
     reason = "a bench may stop where it stands"
 )]
 
