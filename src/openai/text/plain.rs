@@ -1,7 +1,7 @@
 //! The one form being written: JSON goes in, its bytes come out piece by piece.
 //!
 //! A string keeps its escapes, since text has one every line or so and a prompt of 220 KB has thousands: it is given on
-//! as it lies, and only one that spells something as hardly anybody does (`\\u0041`, `\\/`) is spelt anew. What is short is
+//! as it lies, and only one that spells something as hardly anybody does (`\u0041`, `\/`) is spelt anew. What is short is
 //! gathered; no more is kept than one piece.
 
 use memchr::memchr;
@@ -244,7 +244,7 @@ impl<'s> Plain<'s> {
         self.bytes(text);
     }
 
-    /// `digits` are behind `\\u`. Half a pair is written as what decoders put in its place.
+    /// `digits` are behind `\u`. Half a pair is written as what decoders put in its place.
     fn code_point<'a>(&mut self, digits: &'a [u8]) -> &'a [u8] {
         let high = hex(digits);
         let behind = digits.get(4..).unwrap_or_default();
