@@ -1,9 +1,12 @@
 //! The fleet as the scheduler sees it, as JSON; and a list of what can be asked here.
 
+use std::collections::BTreeMap;
+
 use axum::{Json, extract::State};
+use serde::Serialize;
 
 use super::Office;
-use crate::{clock, fleet::FleetSnapshot};
+use crate::{clock, fleet::FleetSnapshot, gateway::House};
 
 /// What there is to see.
 const INDEX: &str = "Tidegate\n
@@ -19,6 +22,27 @@ pub(super) async fn index() -> &'static str {
     INDEX
 }
 
-pub(super) async fn fleet(State(office): State<Office>) -> Json<FleetSnapshot> {
-    Json(FleetSnapshot::take(&office.house.fleet, clock::now()))
+/// The fleet, and beside it what the prefix index believes of each pod.
+#[derive(Debug, Serialize)]
+pub(super) struct Seen {
+    #[serde(flatten)]
+    fleet: FleetSnapshot,
+    prefix: BTreeMap<String, Believed>,
+}
+
+/// What the prefix index believes of one pod.
+#[derive(Debug, Serialize)]
+struct Believed {
+    /// Blocks that it is believed to hold.
+    blocks: usize,
+    /// How far that is believed, 0 to 1.
+    trust: f32,
+}
+
+pub(super) async fn fleet(State(office): State<Office>) -> Json<Seen> {
+    let House { fleet, prefix, .. } = &*office.house;
+    let believed = |slot| Believed { blocks: prefix.held(slot), trust: prefix.trust(slot) };
+    let pods = fleet.pools().flat_map(|pool| pool.pods().to_vec());
+    let prefix = pods.map(|pod| (pod.id.to_string(), believed(pod.slot))).collect();
+    Json(Seen { fleet: FleetSnapshot::take(fleet, clock::now()), prefix })
 }

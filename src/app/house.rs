@@ -39,9 +39,10 @@ struct Known {
 impl Known {
     fn nothing(config: &Config) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
-        let rows = Arc::clone(&fleet);
-        let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&rows))));
-        Self { fleet, prefix: Arc::default(), metrics, ready_once: Arc::default() }
+        let prefix = Arc::<prefix::Index>::default();
+        let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
+        let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
+        Self { fleet, prefix, metrics, ready_once: Arc::default() }
     }
 }
 
@@ -94,7 +95,7 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
     }
 }
 
-fn pod_rows(fleet: &Fleet) -> Vec<PodRow> {
+fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
     let now = clock::now();
     let row = |pod: &Arc<Pod>, pace: Pace| {
         let load = pod.load();
@@ -111,6 +112,7 @@ fn pod_rows(fleet: &Fleet) -> Vec<PodRow> {
             prefill_tokens: pod.ledger.prefill_tokens(),
             ms_per_token: pod.speed.pace(pace).ms_per_token,
             itl_ms: pod.speed.pace(pace).itl_ms,
+            prefix_trust: index.trust(pod.slot),
         }
     };
     let of_pool = |pool: &Arc<PoolState>| {

@@ -17,7 +17,8 @@ use crate::{
     telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
 
-/// Hears what the scrape hears: counts it, and keeps the prefix index as large as the pods' caches are.
+/// Hears what the scrape hears: counts it, keeps the prefix index as large as the pods' caches are, and tells it what
+/// they found there.
 pub(super) struct Ears {
     pub(super) metrics: Arc<Metrics>,
     pub(super) prefix: Arc<prefix::Index>,
@@ -36,9 +37,13 @@ impl Ears {
         self.metrics.scrape_duration.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// A pod holds as many prompt bytes as its KV cache has tokens for.
+    /// A pod holds as many prompt bytes as its KV cache has tokens for, and its page counts what was found there.
     fn fit_prefix_index(&self, pod: &Pod, pool: &PoolState) {
-        if let Some(tokens) = pod.load().and_then(|load| load.reading.kv_capacity()) {
+        let Some(load) = pod.load() else { return };
+        if let Some(hits) = load.reading.prefix_hits_total {
+            self.prefix.counted(pod.slot, hits, clock::now());
+        }
+        if let Some(tokens) = load.reading.kv_capacity() {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
             let bytes = (tokens as f64 * f64::from(pool.bytes_per_token())) as usize;
             self.prefix.set_capacity(pod.slot, bytes / BLOCK_BYTES);
@@ -64,11 +69,7 @@ impl Report for Ears {
     }
 
     fn turned(&self, pod: &Pod, condition: Condition) {
-        tell_turn(&self.metrics, &self.ready_once, pod, condition);
-        if condition == Condition::Warming {
-            // It was away; whatever it had cached is likely gone.
-            self.prefix.forget(pod.slot);
-        }
+        tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
     }
 }
 

@@ -125,6 +125,7 @@ pub(super) fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
         serve_reported_models: given.serve_reported_models.unwrap_or(default.serve_reported_models),
         inject_usage: given.inject_usage.unwrap_or(default.inject_usage),
         decision_headers: given.decision_headers.unwrap_or(default.decision_headers),
+        index_answers: given.index_answers.unwrap_or(default.index_answers),
     }
 }
 

@@ -94,9 +94,16 @@ pub(super) fn sessions() -> Sessions {
 }
 
 /// Known paths only; what pods report may be asked for, so that a file without `models` works; nothing is added to
-/// requests or answers that the client did not ask for.
+/// requests or answers that the client did not ask for. Answers are indexed: reading one along costs less than a
+/// microsecond a token and saves the next turn their prefill.
 pub(super) fn api() -> Api {
-    Api { extra_paths: Vec::new(), serve_reported_models: true, inject_usage: false, decision_headers: false }
+    Api {
+        extra_paths: Vec::new(),
+        serve_reported_models: true,
+        inject_usage: false,
+        decision_headers: false,
+        index_answers: true,
+    }
 }
 
 /// One line a request is `info`; the shape follows the terminal.

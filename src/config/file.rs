@@ -320,6 +320,8 @@ pub(super) struct ApiFile {
     pub(super) inject_usage: Option<bool>,
     /// Whether answers carry `x-tidegate-pod` and `x-tidegate-decision`. Default: false.
     pub(super) decision_headers: Option<bool>,
+    /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them. Default: true.
+    pub(super) index_answers: Option<bool>,
 }
 
 /// Log level and shape.

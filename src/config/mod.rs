@@ -363,6 +363,7 @@ pub struct Sessions {
 
 /// What is open and what is added.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Api {
     /// Paths passed on besides the known ones, exactly as written.
     pub extra_paths: Vec<String>,
@@ -372,6 +373,8 @@ pub struct Api {
     pub inject_usage: bool,
     /// Whether answers carry `x-tidegate-pod` and `x-tidegate-decision`.
     pub decision_headers: bool,
+    /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them.
+    pub index_answers: bool,
 }
 
 /// Log level and shape.

@@ -11,8 +11,8 @@ use super::{House, ListenerPolicy, Policy, rejection::Rejection};
 use crate::{
     clock,
     fleet::{Pod, PoolState, Reservation, Send},
-    openai::Ask,
-    prefix::{BLOCK_BYTES, Blocks, Hits},
+    openai::{Ask, Usage},
+    prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
 };
@@ -23,8 +23,12 @@ pub struct Matter {
     pub route: Route,
     /// The pool's state.
     pub pool: Arc<PoolState>,
-    /// Its prompt as prefix blocks.
-    pub blocks: Blocks,
+    /// Its prompt as prefix blocks, and open behind them for the answer.
+    pub chain: Chain,
+    /// The length of the prompt's text.
+    pub prompt_bytes: usize,
+    /// Whether a next turn can begin with the prompt and its answer.
+    pub goes_on: bool,
     /// Which pods hold how much of it.
     hits: Hits,
     prompt_tokens: u32,
@@ -89,14 +93,15 @@ impl Matter {
         })?;
         let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
-        let blocks = Blocks::of(&route.served_model, salt, ask.prompt_pieces(body));
-        let hits = house.prefix.longest(&blocks);
-        let prompt_tokens = pool.tokens(ask.prompt_bytes);
+        let mut chain = Chain::new(&route.served_model, salt);
+        let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
         Ok(Self {
             pool: Arc::clone(pool),
-            hits,
-            blocks,
-            prompt_tokens,
+            hits: house.prefix.longest(chain.blocks()),
+            chain,
+            prompt_bytes,
+            goes_on: ask.goes_on,
+            prompt_tokens: pool.tokens(prompt_bytes),
             expected_output_tokens: expected_output(pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
@@ -136,13 +141,26 @@ impl Matter {
         let ahead = verdict.pod.ledger.prefill_tokens();
         let reservation = Reservation::new(Arc::clone(&verdict.pod), verdict.send);
         drop(gate);
-        house.prefix.insert(verdict.pod.slot, &self.blocks);
+        house.prefix.insert(verdict.pod.slot, self.chain.blocks());
         let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
         let pace = verdict.pod.speed.pace(self.pool.pace());
         let due_ms = pace.base_ms + tokens_ahead * pace.ms_per_token;
         let first_token_due = Duration::try_from_secs_f64(due_ms / 1e3).unwrap_or_default();
         let took = clock::now().saturating_duration_since(began);
         Ok(Pick { verdict, reservation, tokens_ahead, first_token_due, took })
+    }
+
+    /// An answer of `pod`, to which it was sent at `sent`, came to its end: what was believed to be cached there, for
+    /// comparison with what it found.
+    pub fn compare(&self, house: &House, pod: &Pod, usage: Option<Usage>, sent: Instant) {
+        let held = self.hits.held(pod.slot);
+        if held == 0 {
+            return;
+        }
+        let prompt_tokens = usage.and_then(|usage| usage.prompt_tokens).unwrap_or(self.prompt_tokens);
+        let share = (held * BLOCK_BYTES) as f32 / self.prompt_bytes.max(1) as f32;
+        let claim = Claim { tokens: prompt_tokens as f32 * share.min(1.0), sent };
+        house.prefix.answered(pod.slot, claim, usage.and_then(|usage| usage.cached_tokens), clock::now());
     }
 
     /// The same choice, explained and not made.

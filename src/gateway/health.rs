@@ -6,6 +6,7 @@ use super::House;
 use crate::{
     clock,
     fleet::{Condition, Evidence, Pod},
+    prefix,
     telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
 
@@ -23,13 +24,18 @@ impl House {
 
     fn note(&self, pod: &Pod, evidence: Evidence) {
         if let Some(condition) = pod.health.note(evidence, clock::now()) {
-            tell_turn(&self.metrics, &self.ready_once, pod, condition);
+            tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
         }
     }
 }
 
-/// A pod's condition changed: counted, remembered if it is ready, and an operator should know of the bad turns.
-pub fn tell_turn(metrics: &Metrics, ready_once: &AtomicBool, pod: &Pod, condition: Condition) {
+/// A pod's condition changed: counted, remembered if it is ready, what it had cached forgotten if it was away, and an
+/// operator should know of the bad turns.
+pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicBool, pod: &Pod, condition: Condition) {
+    if condition == Condition::Warming {
+        // Whoever found it well again: it was restarted, or may as well have been.
+        prefix.forget(pod.slot);
+    }
     if matches!(condition, Condition::Ready | Condition::Warming) {
         ready_once.store(true, Relaxed);
     }
@@ -38,5 +44,24 @@ pub fn tell_turn(metrics: &Metrics, ready_once: &AtomicBool, pod: &Pod, conditio
     match condition {
         Condition::Ejected => tracing::warn!(pod = %pod.id, "pod ejected: it failed, or nobody answers there"),
         other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefix::{BLOCK_BYTES, Blocks, Index};
+
+    #[test]
+    fn what_a_pod_had_cached_is_forgotten_when_it_comes_back_whoever_found_it() {
+        let (metrics, index, ready_once) =
+            (Metrics::new(std::sync::Arc::new(Vec::new)), Index::default(), AtomicBool::default());
+        let pod = Pod::for_test("pool", 1);
+        let blocks = Blocks::of("m", "", [[1; BLOCK_BYTES]]);
+        index.insert(pod.slot, &blocks);
+        for (condition, held) in [(Condition::Ready, 1), (Condition::Ejected, 1), (Condition::Warming, 0)] {
+            tell_turn(&metrics, &index, &ready_once, &pod, condition);
+            assert_eq!(index.longest(&blocks).held(pod.slot), held, "{condition:?}");
+        }
     }
 }

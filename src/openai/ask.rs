@@ -12,9 +12,10 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::{
-    Dialect, Endpoint, Malformed,
+    Dialect, Endpoint, Malformed, Part,
     error::{MAX_KEYS, MAX_MODEL},
     multipart,
+    text::{self, Kind},
 };
 
 /// Facts about one request. Every span points into the body that it was parsed from.
@@ -33,9 +34,9 @@ pub struct Ask {
     /// Where the value of `stream_options` stands, `null` included.
     pub stream_options: Option<Range<usize>>,
     /// The values that make the prompt, in the order in which chat templates use them.
-    pub prompt: SmallVec<[Range<usize>; 4]>,
-    /// The length of all of them together. Images inside count as the bytes that they are, not as tokens.
-    pub prompt_bytes: usize,
+    pub prompt: SmallVec<[Part; 4]>,
+    /// Whether one answer goes on where the prompt ends, so that a next turn can begin with both.
+    pub goes_on: bool,
     /// The most tokens to generate, if the client said.
     pub max_tokens: Option<u32>,
     /// How many answers to one prompt (`n`), if the client said.
@@ -70,27 +71,29 @@ impl Ask {
         };
         ask.stream_options = top.raw("stream_options").map(|raw| top.span(raw));
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
-        ask.prompt = prompt_keys(endpoint).iter().filter_map(|key| top.get(key)).map(|raw| top.span(raw)).collect();
-        ask.prompt_bytes = ask.prompt.iter().map(ExactSizeIterator::len).sum();
+        let part = |(key, kind): &(&str, Kind)| Some(Part { kind: *kind, span: top.span(top.get(key)?) });
+        ask.prompt = prompt_keys(endpoint).iter().filter_map(part).collect();
         let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
         ask.choices = top.count("n");
+        ask.goes_on = goes_on(endpoint, &top);
         ask.session = top.word("session_id").or_else(|| top.word("user"));
         ask.cache_salt = top.word("cache_salt");
         ask.previous_response_id = top.word("previous_response_id");
         Ok(ask)
     }
 
-    /// The bytes of the prompt, piece by piece.
-    pub fn prompt_pieces<'a>(&'a self, body: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.prompt.iter().filter_map(|span| body.get(span.clone()))
+    /// Gives the prompt to `take` in the form that answers and next turns have too, piece by piece, at least up to
+    /// `most` bytes. Returns the length of all of it; images inside count as the bytes that they are, not as tokens.
+    pub fn prompt_text(&self, body: &[u8], most: usize, mut take: impl FnMut(&[u8])) -> usize {
+        text::prompt(&self.prompt, body, most, &mut take)
     }
 
     /// Where the conversation opens: the system prompt and the first user message, which stay the same from turn to
     /// turn. Where a prompt has no turns it is the whole prompt. Read on demand, since few routes ask.
     pub fn opening(&self, body: &[u8]) -> SmallVec<[Range<usize>; 2]> {
         let mut opening = SmallVec::new();
-        for span in &self.prompt {
+        for Part { span, .. } in &self.prompt {
             let Some(text) = body.get(span.clone()).and_then(|bytes| str::from_utf8(bytes).ok()) else {
                 continue;
             };
@@ -131,7 +134,7 @@ impl Ask {
             include_usage: false,
             stream_options: None,
             prompt: SmallVec::new(),
-            prompt_bytes: 0,
+            goes_on: false,
             max_tokens: None,
             choices: None,
             session: None,
@@ -143,19 +146,27 @@ impl Ask {
 
 /// Which values make the prompt, in template order. Tools come first because templates put them into the system
 /// turn, so that two conversations with other tools share no prefix.
-fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
+fn prompt_keys(endpoint: Endpoint) -> &'static [(&'static str, Kind)] {
+    use Kind::{Given, System, Text, Turns};
     match endpoint {
-        Endpoint::ChatCompletions => &["tools", "messages"],
-        Endpoint::Completions => &["prompt"],
-        Endpoint::Responses => &["tools", "instructions", "input"],
-        Endpoint::Messages | Endpoint::CountTokens => &["tools", "system", "messages"],
-        Endpoint::Embeddings => &["messages", "input"],
-        Endpoint::Rerank => &["query", "documents"],
-        Endpoint::Score => &["text_1", "queries", "text_2", "documents"],
-        Endpoint::Tokenize => &["tools", "messages", "prompt"],
-        Endpoint::Detokenize => &["tokens"],
-        Endpoint::AudioSpeech => &["instructions", "input"],
-        Endpoint::Extra => &["tools", "messages", "prompt", "input", "query", "documents"],
+        Endpoint::ChatCompletions => &[("tools", Given), ("messages", Turns)],
+        Endpoint::Completions => &[("prompt", Text)],
+        Endpoint::Responses => &[("tools", Given), ("instructions", System), ("input", Turns)],
+        Endpoint::Messages | Endpoint::CountTokens => &[("tools", Given), ("system", System), ("messages", Turns)],
+        Endpoint::Embeddings => &[("messages", Turns), ("input", Text)],
+        Endpoint::Rerank => &[("query", Text), ("documents", Given)],
+        Endpoint::Score => &[("text_1", Text), ("queries", Given), ("text_2", Text), ("documents", Given)],
+        Endpoint::Tokenize => &[("tools", Given), ("messages", Turns), ("prompt", Text)],
+        Endpoint::Detokenize => &[("tokens", Given)],
+        Endpoint::AudioSpeech => &[("instructions", Text), ("input", Text)],
+        Endpoint::Extra => &[
+            ("tools", Given),
+            ("messages", Turns),
+            ("prompt", Text),
+            ("input", Text),
+            ("query", Text),
+            ("documents", Given),
+        ],
         Endpoint::AudioTranscriptions
         | Endpoint::AudioTranslations
         | Endpoint::ResponseById
@@ -163,6 +174,19 @@ fn prompt_keys(endpoint: Endpoint) -> &'static [&'static str] {
         | Endpoint::Models
         | Endpoint::ModelById => &[],
     }
+}
+
+/// Of several answers, or of one to several prompts or with a prompt repeated in it, nobody knows what comes back.
+fn goes_on(endpoint: Endpoint, top: &Top<'_>) -> bool {
+    let one_prompt = match endpoint {
+        Endpoint::ChatCompletions | Endpoint::Messages | Endpoint::Responses => true,
+        Endpoint::Completions => {
+            let echoes = top.get("echo").is_some_and(|echo| echo.get() != "false") || top.get("suffix").is_some();
+            !echoes && top.get("prompt").is_some_and(|prompt| prompt.get().starts_with('"'))
+        }
+        _ => false,
+    };
+    one_prompt && top.count("n").is_none_or(|n| n <= 1)
 }
 
 fn model_name(raw: &RawValue) -> Result<String, Malformed> {
@@ -365,6 +389,10 @@ mod tests {
         spans.iter().map(|span| &body[span.clone()]).collect()
     }
 
+    fn prompts<'a>(body: &'a str, ask: &Ask) -> Vec<&'a str> {
+        ask.prompt.iter().map(|part| &body[part.span.clone()]).collect()
+    }
+
     #[test]
     fn a_chat_is_read_with_spans_into_its_own_body() {
         let body = r#" { "messages" : [{"role":"user","content":"é"}], "model":"m\u0061", "stream": true,
@@ -374,9 +402,11 @@ mod tests {
         assert_eq!((ask.model.as_str(), &body[ask.model_span.clone()]), ("ma", r#""m\u0061""#));
         assert!(ask.stream && ask.include_usage && !ask.lacks_usage());
         assert_eq!(&body[ask.stream_options.clone().unwrap()], r#"{"include_usage":true}"#);
-        assert_eq!(texts(body, &ask.prompt), [r#"[{"x":1}]"#, r#"[{"role":"user","content":"é"}]"#]);
-        assert_eq!(ask.prompt_bytes, 9 + 32);
-        assert_eq!(ask.prompt_pieces(body.as_bytes()).map(<[u8]>::len).sum::<usize>(), ask.prompt_bytes);
+        assert_eq!(prompts(body, &ask), [r#"[{"x":1}]"#, r#"[{"role":"user","content":"é"}]"#]);
+        let mut text = Vec::new();
+        let length = ask.prompt_text(body.as_bytes(), usize::MAX, |piece| text.extend_from_slice(piece));
+        assert_eq!(text, b"\xfd[{\"x\":1}]\xffuser\xfe\xc3\xa9");
+        assert_eq!((length, ask.goes_on), (text.len(), false), "two answers");
         assert_eq!((ask.max_tokens, ask.choices), (Some(9), Some(2)));
         assert_eq!((ask.session.as_deref(), ask.cache_salt.as_deref()), (Some("s"), Some("c")));
     }
@@ -397,7 +427,7 @@ mod tests {
             (Endpoint::Detokenize, "T"),
         ] {
             let ask = Ask::parse(endpoint, None, body.as_bytes()).unwrap();
-            let prompt: String = texts(body, &ask.prompt).concat().replace('"', "");
+            let prompt: String = prompts(body, &ask).concat().replace('"', "");
             assert_eq!(prompt, expected, "{endpoint:?}");
             assert_eq!(ask.max_tokens, Some(u32::MAX));
             assert_eq!(ask.previous_response_id.as_deref(), Some("resp_1"));
@@ -475,7 +505,7 @@ mod tests {
     fn the_operators_own_paths_need_no_model() {
         let extra = |body: &str| Ask::parse(Endpoint::Extra, None, body.as_bytes());
         assert_eq!(extra("").unwrap().model, "");
-        assert_eq!(extra(r#"{"prompt":"x"}"#).unwrap().prompt_bytes, 3);
+        assert_eq!(extra(r#"{"prompt":"x"}"#).unwrap().prompt.len(), 1);
         assert_eq!(extra(r#"{"model":"m"}"#).unwrap().model, "m");
         assert!(extra(r#"{"model":"m","model":"n"}"#).is_err());
     }
@@ -511,7 +541,9 @@ mod tests {
         ) {
             if let Ok(ask) = chat(&noise) {
                 ask.opening(noise.as_bytes());
-                prop_assert_eq!(ask.prompt_pieces(noise.as_bytes()).count(), ask.prompt.len());
+                let mut given = 0;
+                let length = ask.prompt_text(noise.as_bytes(), usize::MAX, |piece| given += piece.len());
+                prop_assert_eq!(length, given);
             }
         }
 

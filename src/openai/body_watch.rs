@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{
-    End, Reported, Usage,
+    AnswerText, End, Endpoint, Reported, Usage,
     watch::{Facts, Word, has_content},
 };
 
@@ -24,12 +24,24 @@ pub struct BodyWatch {
     /// Whether bytes between the two were let go.
     gap: bool,
     facts: Facts,
+    text: Option<AnswerText>,
 }
 
 impl BodyWatch {
     /// A watch at the start of a body.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, reading the text too, of an answer of `endpoint` that is kept whole.
+    #[must_use]
+    pub fn with_text(self, endpoint: Endpoint) -> Self {
+        Self { text: Some(AnswerText::new(endpoint)), ..self }
+    }
+
+    /// The text, if it is read at all; after `finish`.
+    pub fn text(&self) -> Option<&AnswerText> {
+        self.text.as_ref()
     }
 
     /// Reads the next bytes along.
@@ -60,6 +72,9 @@ impl BodyWatch {
             let body = [head, tail].concat();
             self.read_shape(&body);
             self.read(&body);
+            if let Some(text) = &mut self.text {
+                text.whole(&body);
+            }
         }
         self.facts.close(End::Done);
     }

@@ -13,6 +13,7 @@ mod multipart;
 mod rename;
 mod splice;
 mod sse;
+mod text;
 mod usage;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use models::{ModelCard, list, one, parse_list};
 pub use rename::{Framing, ModelRenamer};
 pub use splice::{Changes, splice};
 pub use sse::{Event, Frames};
+pub use text::{AnswerText, Part};
 pub use usage::{Usage, UsageStripper};
 pub use watch::{End, Seen, StreamWatch};
 

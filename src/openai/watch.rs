@@ -10,7 +10,7 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{Dialect, Event, Frames, Reported, Usage};
+use super::{AnswerText, Dialect, Endpoint, Event, Frames, Reported, Usage};
 
 /// How an answer ended, as far as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -83,6 +83,7 @@ impl Facts {
 pub struct StreamWatch {
     frames: Frames,
     reader: Reader,
+    text: Option<Box<AnswerText>>,
     generated: bool,
 }
 
@@ -90,21 +91,40 @@ impl StreamWatch {
     /// A watch at the start of a stream in this dialect.
     pub fn new(dialect: Dialect) -> Self {
         let reader = Reader { dialect, words: Words::new(), facts: Facts::default() };
-        Self { frames: Frames::new(), reader, generated: false }
+        Self { frames: Frames::new(), reader, text: None, generated: false }
+    }
+
+    /// The same, reading the text too, of an answer of `endpoint`.
+    #[must_use]
+    pub fn with_text(self, endpoint: Endpoint) -> Self {
+        Self { text: Some(Box::new(AnswerText::new(endpoint))), ..self }
     }
 
     /// Reads the next bytes along.
     pub fn feed(&mut self, chunk: &[u8]) -> Seen {
         let mut tokens = 0;
-        self.frames.feed(chunk, |event| tokens += u32::from(self.reader.read(&event)));
+        let Self { frames, reader, text, .. } = self;
+        if let Some(text) = text {
+            text.clear();
+        }
+        frames.feed(chunk, |event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
         self.seen(tokens)
     }
 
     /// The stream is over: reads a last event that lacks its blank line.
     pub fn finish(&mut self) -> Seen {
         let mut tokens = 0;
-        self.frames.finish(|event| tokens += u32::from(self.reader.read(&event)));
+        let Self { frames, reader, text, .. } = self;
+        if let Some(text) = text {
+            text.clear();
+        }
+        frames.finish(|event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
         self.seen(tokens)
+    }
+
+    /// The text, of which [`AnswerText::text`] is what the last bytes brought; if it is read at all.
+    pub fn text(&self) -> Option<&AnswerText> {
+        self.text.as_deref()
     }
 
     /// What the answer says it took, once it did.
@@ -143,6 +163,15 @@ struct Reader {
 }
 
 impl Reader {
+    /// Reads an event, and its `text` if that is wanted and there is any.
+    fn heed(&mut self, event: &Event<'_>, text: Option<&mut AnswerText>) -> bool {
+        let generated = self.read(event);
+        if let Some(text) = text.filter(|_| generated) {
+            text.event(event);
+        }
+        generated
+    }
+
     /// Takes note of an event; true if it carries generated content.
     fn read(&mut self, event: &Event<'_>) -> bool {
         if event.data.starts_with(b"[DONE]") {

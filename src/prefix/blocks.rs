@@ -27,7 +27,7 @@ impl Blocks {
             }
             chain.push(piece.as_ref());
         }
-        Self(chain.hashes)
+        chain.blocks
     }
 
     /// How many there are.
@@ -46,8 +46,10 @@ impl Blocks {
     }
 }
 
-struct Chain {
-    hashes: Vec<u64>,
+/// A text being cut into blocks: the whole ones, and the bytes behind them, so that more can be put behind.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    blocks: Blocks,
     last: u64,
     /// A block that began in one piece and goes on in the next.
     open: [u8; BLOCK_BYTES],
@@ -55,24 +57,35 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(model: &str, salt: &str) -> Self {
+    /// The most bytes of a text that count.
+    pub const MAX_BYTES: usize = MAX_BLOCKS * BLOCK_BYTES;
+
+    /// No text yet, under `model` and `salt` as in [`Blocks::of`].
+    pub fn new(model: &str, salt: &str) -> Self {
         let mut seed = Xxh3::new();
         seed.update(model.as_bytes());
         // A byte that UTF-8 never uses keeps ("ab", "c") and ("a", "bc") apart.
         seed.update(&[0xff]);
         seed.update(salt.as_bytes());
-        Self { hashes: Vec::new(), last: seed.digest(), open: [0; BLOCK_BYTES], filled: 0 }
+        Self { blocks: Blocks::default(), last: seed.digest(), open: [0; BLOCK_BYTES], filled: 0 }
     }
 
-    fn is_full(&self) -> bool {
-        self.hashes.len() >= MAX_BLOCKS
+    /// The whole blocks so far.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
-    fn push(&mut self, piece: &[u8]) {
+    /// Whether what comes behind no longer counts.
+    pub fn is_full(&self) -> bool {
+        self.blocks.len() >= MAX_BLOCKS
+    }
+
+    /// Puts `piece` behind the text.
+    pub fn push(&mut self, piece: &[u8]) {
         let rest = self.fill_open(piece);
         let (whole, tail) = rest.as_chunks::<BLOCK_BYTES>();
-        let room = MAX_BLOCKS - self.hashes.len().min(MAX_BLOCKS);
-        self.hashes.reserve(whole.len().min(room));
+        let room = MAX_BLOCKS - self.blocks.len().min(MAX_BLOCKS);
+        self.blocks.0.reserve(whole.len().min(room));
         for block in whole.iter().take(room) {
             self.close(block);
         }
@@ -107,7 +120,7 @@ impl Chain {
         before.copy_from_slice(&self.last.to_le_bytes());
         own.copy_from_slice(&xxh3_64(block).to_le_bytes());
         self.last = xxh3_64(&link);
-        self.hashes.push(self.last);
+        self.blocks.0.push(self.last);
     }
 }
 

@@ -4,179 +4,166 @@
 //! because a chain is touched from its last block to its first, so that a block is always younger than those behind it
 //! and the oldest, which is evicted, has nothing behind it left (vLLM frees a request's blocks in the same order). So
 //! the holders only shrink along a chain, and one walk that compares their number finds every pod's match.
+//!
+//! Long work is done in slices, each under the lock for itself, so that no pick waits for more than one. Between the
+//! slices of an insertion the rule does not hold for that pod: a walk in that moment may take it for a holder already, or
+//! miss another's end, and one guess is off.
 
 use std::{
-    cmp::Ordering,
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-    sync::{PoisonError, RwLock},
+    cmp::Reverse,
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    time::Instant,
 };
 
 use smallvec::SmallVec;
 
-use super::{BLOCK_BYTES, Blocks};
+use super::{
+    Blocks, Claim, Hits,
+    hits::Hit,
+    holders::{Holder, Table},
+    lru::Lru,
+    trust::Record,
+};
 
 /// Blocks a pod is believed to hold where its KV cache's size is not known: 524,288 tokens, next above the 422,000
 /// that an 8B model leaves on an 80 GB card.
 const DEFAULT_CAPACITY: usize = 8_192;
 
-/// Entries over all pods, about 60 bytes each: 250 MB. Reached only with more than 500 pods of default size; then each
+/// Entries over all pods, about 70 bytes each: 300 MB. Reached only with more than 500 pods of default size; then each
 /// pod's part shrinks.
 const MAX_ENTRIES: usize = 4 << 20;
 
-/// Where a prompt's beginning is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hits {
-    /// `(slot, blocks)`, by slot.
-    found: SmallVec<[(u32, u32); 16]>,
-    asked: usize,
-}
+/// A capacity that differs by less than one part in this many is the same: it follows a learned ratio, which never
+/// stands still, and is not worth a writer's lock after every page.
+const CAPACITY_STEPS: usize = 64;
 
-impl Hits {
-    /// No hits for a prompt of `asked` blocks.
-    pub fn none(asked: usize) -> Self {
-        Self { found: SmallVec::new(), asked }
-    }
+/// Blocks put in or taken out under the lock at once: 128 new ones at a pod that is full, so that as many go, take about
+/// 35 us (a sixteenth of the bench `lock/insert 2048 new`).
+const SLICE: usize = 128;
 
-    /// Leading blocks that the pod in `slot` holds.
-    pub fn blocks(&self, slot: u32) -> usize {
-        let at = self.found.binary_search_by_key(&slot, |(slot, _)| *slot);
-        at.ok().and_then(|at| self.found.get(at)).map_or(0, |(_, blocks)| *blocks as usize)
-    }
-
-    /// For asking about many slots in their order.
-    pub fn walk(&self) -> Walk<'_> {
-        Walk { found: &self.found, at: 0, last: 0 }
-    }
-
-    /// The same in bytes.
-    pub fn bytes(&self, slot: u32) -> usize {
-        self.blocks(slot) * BLOCK_BYTES
-    }
-
-    /// Blocks of the prompt that were looked for.
-    pub fn asked(&self) -> usize {
-        self.asked
-    }
-
-    /// Whether no pod holds anything of it.
-    pub fn is_empty(&self) -> bool {
-        self.found.is_empty()
-    }
-
-    /// The longest match of any pod, in blocks.
-    pub fn longest(&self) -> usize {
-        self.found.iter().map(|(_, blocks)| *blocks as usize).max().unwrap_or(0)
-    }
-}
-
-/// Hits read in the order of slots, or nearly: a step where a search would be a dozen.
-#[derive(Debug)]
-pub struct Walk<'a> {
-    found: &'a [(u32, u32)],
-    at: usize,
-    /// The slot last asked about: all before `at` are below it.
-    last: u32,
-}
-
-impl Walk<'_> {
-    /// Leading blocks that the pod in `slot` holds.
-    #[inline]
-    pub fn blocks(&mut self, slot: u32) -> usize {
-        if slot < self.last {
-            self.at = 0;
-        }
-        self.last = slot;
-        while let Some((at, blocks)) = self.found.get(self.at) {
-            match at.cmp(&slot) {
-                Ordering::Less => self.at += 1,
-                Ordering::Equal => return *blocks as usize,
-                Ordering::Greater => break,
-            }
-        }
-        0
-    }
-}
-
-/// The index. Its lock is held for one walk or one insertion and never across anything else.
+/// The index. Its lock is held for one walk or one slice of work and never across anything else.
 #[derive(Debug, Default)]
 pub struct Index {
     state: RwLock<State>,
+    /// What was heard of each pod, by slot. Locked before `state` where both are.
+    records: Mutex<Vec<Record>>,
 }
-
-/// Keys are hashes already.
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxhash_rust::xxh3::xxh3_64(bytes);
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-}
-
-/// `(slot, stamp)`, by slot; the stamp says which of the pod's touches was the last.
-type Holders = SmallVec<[(u32, u32); 2]>;
 
 #[derive(Debug, Default)]
 struct State {
-    holders: HashMap<u64, Holders, BuildHasherDefault<AsIs>>,
+    holders: Table,
     pods: HashMap<u32, PodBlocks>,
+    /// How far each pod's part is believed, by slot; those that are not there are.
+    trust: Vec<f32>,
 }
 
-/// What one pod holds, oldest touch first. A block touched again leaves its older touch behind, to be skipped.
+/// What one pod holds.
 #[derive(Debug)]
 struct PodBlocks {
-    touches: VecDeque<(u64, u32)>,
-    held: usize,
+    used: Lru,
     capacity: usize,
-    stamp: u32,
 }
 
 impl Default for PodBlocks {
     fn default() -> Self {
-        Self { touches: VecDeque::new(), held: 0, capacity: DEFAULT_CAPACITY, stamp: 0 }
+        Self { used: Lru::default(), capacity: DEFAULT_CAPACITY }
     }
 }
 
 impl Index {
     /// The pod in `slot` was sent a prompt of these blocks.
     pub fn insert(&self, slot: u32, blocks: &Blocks) {
-        if !blocks.is_empty() {
-            self.write().insert(slot, blocks.hashes());
+        if blocks.is_empty() {
+            return;
+        }
+        let capacity = self.write().capacity(slot);
+        // A chain longer than the cache keeps its beginning.
+        let kept = blocks.hashes().get(..capacity).unwrap_or(blocks.hashes());
+        for slice in kept.rchunks(SLICE) {
+            self.write().insert(slot, slice, capacity);
         }
     }
 
     /// Which pods hold the beginning of these blocks, and how far.
     pub fn longest(&self, blocks: &Blocks) -> Hits {
         let mut hits = Hits::none(blocks.len());
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.read();
         state.walk(blocks.hashes(), &mut hits.found);
-        hits.found.sort_unstable();
+        drop(state);
+        // A pod that is just being given this chain may have been met twice.
+        hits.found.sort_unstable_by_key(|hit| (hit.slot, Reverse(hit.held)));
+        hits.found.dedup_by_key(|hit| hit.slot);
         hits
     }
 
     /// The pod in `slot` is gone or has lost its cache.
     pub fn forget(&self, slot: u32) {
-        self.write().forget(slot);
+        self.hear(slot, |record| *record = Record::default());
+        // Not more than there are now: what is sent to it meanwhile is young and stays.
+        self.evict(slot, self.held(slot));
+        self.write().pods.retain(|it, pod| *it != slot || pod.used.len() > 0);
     }
 
     /// The KV cache of the pod in `slot` has room for so many blocks.
     pub fn set_capacity(&self, slot: u32, blocks: usize) {
-        self.write().set_capacity(slot, blocks);
+        let known = self.read().pods.get(&slot).map(|pod| pod.capacity);
+        if known.is_none_or(|known| known.abs_diff(blocks) > known / CAPACITY_STEPS) {
+            let over = self.write().set_capacity(slot, blocks);
+            self.evict(slot, over);
+        }
+    }
+
+    fn evict(&self, slot: u32, mut blocks: usize) {
+        while blocks > 0 {
+            let slice = blocks.min(SLICE);
+            self.write().evict(slot, slice);
+            blocks -= slice;
+        }
+    }
+
+    /// An answer of the pod in `slot` came to its end: what was believed of its prompt, and the tokens of it that the pod
+    /// says it found in its cache; `None` if it does not say.
+    pub fn answered(&self, slot: u32, claim: Claim, found: Option<u32>, now: Instant) {
+        self.hear(slot, |record| record.answered(claim, found, now));
+    }
+
+    /// A page of the pod in `slot` says how many prompt tokens were found in its cache since the engine started.
+    pub fn counted(&self, slot: u32, hits: u64, now: Instant) {
+        self.hear(slot, |record| record.counted(hits, now));
+    }
+
+    /// How far the index is believed of the pod in `slot`, 0 to 1.
+    pub fn trust(&self, slot: u32) -> f32 {
+        self.read().trust(slot)
+    }
+
+    fn hear(&self, slot: u32, hear: impl FnOnce(&mut Record)) {
+        let mut records = self.records();
+        let at = slot as usize;
+        if records.len() <= at {
+            records.resize_with(at + 1, Record::default);
+        }
+        let Some(record) = records.get_mut(at) else { return };
+        let before = record.trust();
+        hear(record);
+        let trust = record.trust();
+        if trust.to_bits() != before.to_bits() {
+            self.write().set_trust(slot, trust);
+        }
     }
 
     /// Blocks that the pod in `slot` is believed to hold.
     pub fn held(&self, slot: u32) -> usize {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.pods.get(&slot).map_or(0, |pod| pod.held)
+        self.read().pods.get(&slot).map_or(0, |pod| pod.used.len())
+    }
+
+    fn records(&self) -> MutexGuard<'_, Vec<Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
@@ -185,13 +172,13 @@ impl Index {
 }
 
 impl State {
-    fn walk(&self, hashes: &[u64], found: &mut SmallVec<[(u32, u32); 16]>) {
-        let mut before: &[(u32, u32)] = &[];
+    fn walk(&self, hashes: &[u64], found: &mut SmallVec<[Hit; 16]>) {
+        let mut before: &[Holder] = &[];
         let mut depth = 0u32;
         for hash in hashes {
-            let here = self.holders.get(hash).map_or(&[][..], SmallVec::as_slice);
+            let here = self.holders.of(*hash);
             if here.len() < before.len() {
-                found.extend(lost(before, here).map(|slot| (slot, depth)));
+                found.extend(lost(before, here).map(|slot| self.hit(slot, depth)));
             }
             before = here;
             if here.is_empty() {
@@ -199,68 +186,67 @@ impl State {
             }
             depth += 1;
         }
-        found.extend(before.iter().map(|(slot, _)| (*slot, depth)));
+        found.extend(before.iter().map(|(slot, _)| self.hit(*slot, depth)));
     }
 
-    fn insert(&mut self, slot: u32, hashes: &[u64]) {
-        let fair = MAX_ENTRIES / self.pods.len().max(1);
-        let Self { holders, pods } = self;
-        let pod = pods.entry(slot).or_default();
-        let capacity = pod.capacity.min(fair);
-        // A chain longer than the cache keeps its beginning.
-        for hash in hashes.iter().take(capacity).rev() {
-            pod.stamp = pod.stamp.wrapping_add(1);
-            pod.touches.push_back((*hash, pod.stamp));
-            let holders = holders.entry(*hash).or_default();
-            match holders.binary_search_by_key(&slot, |(slot, _)| *slot) {
-                Ok(at) => {
-                    if let Some(holder) = holders.get_mut(at) {
-                        holder.1 = pod.stamp;
-                    }
-                }
-                Err(at) => {
-                    holders.insert(at, (slot, pod.stamp));
-                    pod.held += 1;
-                }
+    fn hit(&self, slot: u32, held: u32) -> Hit {
+        let trust = self.trust(slot);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no more than held")]
+        let counted = (held as f32 * trust) as u32;
+        Hit { slot, held, counted, trust }
+    }
+
+    fn trust(&self, slot: u32) -> f32 {
+        self.trust.get(slot as usize).copied().unwrap_or(1.0)
+    }
+
+    fn set_trust(&mut self, slot: u32, trust: f32) {
+        let at = slot as usize;
+        if self.trust.len() <= at {
+            self.trust.resize(at + 1, 1.0);
+        }
+        if let Some(cell) = self.trust.get_mut(at) {
+            *cell = trust;
+        }
+    }
+
+    /// How much of it the pod in `slot` may hold.
+    fn capacity(&mut self, slot: u32) -> usize {
+        let capacity = self.pods.entry(slot).or_default().capacity;
+        capacity.min(MAX_ENTRIES / self.pods.len().max(1))
+    }
+
+    fn insert(&mut self, slot: u32, hashes: &[u64], capacity: usize) {
+        let Self { holders, pods, .. } = self;
+        let used = &mut pods.entry(slot).or_default().used;
+        for hash in hashes.iter().rev() {
+            if let Some(place) = holders.hold(*hash, slot, || used.push(*hash)) {
+                used.touch(place);
             }
         }
-        self.shrink(slot, capacity);
+        let over = used.len().saturating_sub(capacity);
+        self.evict(slot, over);
     }
 
-    /// Evicts the oldest blocks of a pod beyond `capacity` and sweeps out touches that later ones have replaced.
-    fn shrink(&mut self, slot: u32, capacity: usize) {
-        let Self { holders, pods } = self;
-        let Some(pod) = pods.get_mut(&slot) else { return };
-        while pod.held > capacity {
-            let Some((hash, stamp)) = pod.touches.pop_front() else {
-                break;
-            };
-            if is_last_touch(holders, slot, (hash, stamp)) {
-                remove_holder(holders, slot, hash);
-                pod.held -= 1;
-            }
-        }
-        // Twice what is held: a sweep then frees at least half, so it costs one step a touch in the long run.
-        if pod.touches.len() > (pod.held * 2).max(64) {
-            pod.touches.retain(|touch| is_last_touch(holders, slot, *touch));
+    /// Takes the oldest blocks from a pod.
+    fn evict(&mut self, slot: u32, blocks: usize) {
+        let Some(pod) = self.pods.get_mut(&slot) else { return };
+        for _ in 0..blocks {
+            let Some(hash) = pod.used.pop() else { return };
+            self.holders.release(hash, slot);
         }
     }
 
-    fn forget(&mut self, slot: u32) {
-        let Some(pod) = self.pods.remove(&slot) else { return };
-        for (hash, _) in pod.touches {
-            remove_holder(&mut self.holders, slot, hash);
-        }
-    }
-
-    fn set_capacity(&mut self, slot: u32, blocks: usize) {
-        self.pods.entry(slot).or_default().capacity = blocks;
-        self.shrink(slot, blocks);
+    /// Returns how many blocks the pod now has too many.
+    fn set_capacity(&mut self, slot: u32, blocks: usize) -> usize {
+        let pod = self.pods.entry(slot).or_default();
+        pod.capacity = blocks;
+        pod.used.len().saturating_sub(blocks)
     }
 }
 
 /// The slots of `before` that are not in `here`, a subset; both by slot.
-fn lost<'a>(before: &'a [(u32, u32)], here: &'a [(u32, u32)]) -> impl Iterator<Item = u32> + 'a {
+fn lost<'a>(before: &'a [Holder], here: &'a [Holder]) -> impl Iterator<Item = u32> + 'a {
     let mut still = here.iter().map(|(slot, _)| *slot).peekable();
     before.iter().filter_map(move |(slot, _)| match still.next_if_eq(slot) {
         Some(_) => None,
@@ -268,29 +254,14 @@ fn lost<'a>(before: &'a [(u32, u32)], here: &'a [(u32, u32)]) -> impl Iterator<I
     })
 }
 
-fn is_last_touch(
-    holders: &HashMap<u64, Holders, BuildHasherDefault<AsIs>>,
-    slot: u32,
-    (hash, stamp): (u64, u32),
-) -> bool {
-    holders.get(&hash).is_some_and(|holders| holders.binary_search(&(slot, stamp)).is_ok())
-}
-
-fn remove_holder(holders: &mut HashMap<u64, Holders, BuildHasherDefault<AsIs>>, slot: u32, hash: u64) {
-    let Some(of_block) = holders.get_mut(&hash) else { return };
-    if let Ok(at) = of_block.binary_search_by_key(&slot, |(slot, _)| *slot) {
-        of_block.remove(at);
-    }
-    if of_block.is_empty() {
-        holders.remove(&hash);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::prefix::BLOCK_BYTES;
 
     /// A prompt of which each letter is one block.
     fn prompt(letters: &str) -> Blocks {
@@ -355,7 +326,67 @@ mod tests {
         index.forget(1);
         index.forget(2);
         assert!(index.longest(&prompt("abc")).is_empty());
-        assert!(index.write().holders.is_empty());
+        assert_eq!((index.read().holders.len(), index.read().pods.len()), (0, 0));
+    }
+
+    #[test]
+    fn long_prompts_go_in_and_out_slice_by_slice() {
+        let text = |seed: u8, blocks: usize| Blocks::of("m", &seed.to_string(), vec![[seed; BLOCK_BYTES]; blocks]);
+        let index = Index::default();
+        index.set_capacity(1, SLICE * 5);
+        let (first, second) = (text(1, SLICE * 3 + 7), text(2, SLICE * 3));
+        index.insert(1, &first);
+        index.insert(1, &second);
+        assert_eq!(index.longest(&first).blocks(1), SLICE * 2);
+        assert_eq!((index.longest(&second).blocks(1), index.held(1)), (SLICE * 3, SLICE * 5));
+        index.insert(1, &text(3, SLICE * 7));
+        assert_eq!((index.longest(&text(3, SLICE * 7)).blocks(1), index.held(1)), (SLICE * 5, SLICE * 5));
+        index.forget(1);
+        assert_eq!(index.read().holders.len(), 0);
+    }
+
+    #[test]
+    fn what_a_pod_does_not_find_counts_less_and_a_restart_clears_its_name() {
+        let (index, now) = (Index::default(), crate::clock::now());
+        for slot in [1, 2] {
+            index.insert(slot, &prompt("abcdefgh"));
+        }
+        // 2,000 tokens of prior and 2,000 believed, of which nothing was found: half.
+        index.answered(1, Claim { tokens: 2_000.0, sent: now }, Some(0), now);
+        let hits = index.longest(&prompt("abcdefgh"));
+        assert_eq!((hits.blocks(1), hits.held(1), hits.trust(1)), (4, 8, Some(0.5)));
+        assert_eq!((hits.blocks(2), hits.held(2), hits.trust(2)), (8, 8, Some(1.0)));
+        for _ in 0..20 {
+            index.answered(1, Claim { tokens: 2_000.0, sent: now }, Some(0), now);
+        }
+        let hits = index.longest(&prompt("abcdefgh"));
+        assert_eq!((hits.blocks(1), hits.walk().blocks(1), hits.held(1)), (0, 0, 8));
+        assert!(!hits.is_empty() && index.trust(1) <= 0.0);
+        index.forget(1);
+        index.insert(1, &prompt("ab"));
+        assert_eq!(index.longest(&prompt("ab")).blocks(1), 2);
+    }
+
+    #[test]
+    fn the_pages_counter_shows_a_cache_that_is_switched_off() {
+        let (index, mut now) = (Index::default(), crate::clock::now());
+        index.insert(1, &prompt("abcd"));
+        for _ in 0..40 {
+            index.counted(1, 0, now);
+            now += Duration::from_millis(250);
+            index.answered(1, Claim { tokens: 1_000.0, sent: now }, None, now);
+        }
+        assert_eq!(index.longest(&prompt("abcd")).blocks(1), 0);
+    }
+
+    #[test]
+    fn a_capacity_that_hardly_changes_is_left_as_it_is() {
+        let index = Index::default();
+        index.set_capacity(1, 6_400);
+        for (asked, kept) in [(6_450, 6_400), (6_300, 6_400), (6_501, 6_501), (6_400, 6_501), (6_399, 6_399)] {
+            index.set_capacity(1, asked);
+            assert_eq!(index.read().pods[&1].capacity, kept, "{asked}");
+        }
     }
 
     #[test]
@@ -364,7 +395,7 @@ mod tests {
         for _ in 0..10_000 {
             index.insert(1, &prompt("abcdefgh"));
         }
-        assert!(index.write().pods[&1].touches.len() <= 72);
+        assert_eq!(index.held(1), 8);
         assert_eq!(index.longest(&prompt("abcdefgh")).blocks(1), 8);
     }
 

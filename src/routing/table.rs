@@ -250,6 +250,7 @@ mod tests {
                 serve_reported_models: true,
                 inject_usage: false,
                 decision_headers: false,
+                index_answers: true,
             },
             log: Log { level: String::new(), format: LogFormat::Auto },
         }

@@ -56,6 +56,8 @@ pub struct Candidate {
     pub streams: Option<f64>,
     /// Prompt tokens that it would have to compute.
     pub uncached_tokens: u32,
+    /// How far it is believed to hold what it was sent, 0 to 1; absent if it was sent nothing like this prompt.
+    pub prefix_trust: Option<f32>,
     /// Its price; the lowest wins, but most points do.
     pub total: Option<f64>,
     /// What the price counts: `ms`, `points`, `requests`, ...
@@ -131,6 +133,7 @@ impl Candidate {
             in_flight: pod.ledger.in_flight(),
             streams: None,
             uncached_tokens: question.send(pod.slot).uncached_tokens,
+            prefix_trust: question.hits.trust(pod.slot),
             total: None,
             unit: "none".into(),
             terms: Vec::new(),

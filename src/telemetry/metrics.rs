@@ -94,6 +94,8 @@ pub struct PodRow {
     pub ms_per_token: f64,
     /// Learned milliseconds between tokens.
     pub itl_ms: f64,
+    /// How far the prefix index is believed, 0 to 1.
+    pub prefix_trust: f32,
 }
 
 /// Reads the pods' state when Prometheus asks.
@@ -276,6 +278,8 @@ impl prometheus_client::collector::Collector for PodCollector {
         gauge("pod_prefill_token", pace, Some(&seconds), &|row| Some(row.ms_per_token / 1e3))?;
         let itl = "Learned time between tokens";
         gauge("pod_inter_token_latency", itl, Some(&seconds), &|row| Some(row.itl_ms / 1e3))?;
+        let trust = "What it finds of the prompts that its cache is believed to hold";
+        gauge("pod_prefix_trust_ratio", trust, None, &|row| Some(f64::from(row.prefix_trust)))?;
         let conditions = Family::<ConditionLabels, Gauge>::default();
         for row in rows {
             let labels = ConditionLabels { pool: row.pool, pod: row.pod, condition: row.condition };
@@ -304,6 +308,7 @@ mod tests {
             prefill_tokens: 7,
             ms_per_token: 0.05,
             itl_ms: 10.0,
+            prefix_trust: 0.5,
         };
         let metrics = Metrics::new(Arc::new(move || vec![row.clone()]));
         let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
@@ -312,6 +317,7 @@ mod tests {
         for line in [
             r#"tidegate_pod_running_requests{pool="pool",pod="10.0.0.1:8000"} 3.0"#,
             r#"tidegate_pod_kv_cache_usage_ratio{pool="pool",pod="10.0.0.1:8000"} 0.25"#,
+            r#"tidegate_pod_prefix_trust_ratio{pool="pool",pod="10.0.0.1:8000"} 0.5"#,
             r#"tidegate_pod_condition{pool="pool",pod="10.0.0.1:8000",condition="ready"} 1"#,
             r#"tidegate_time_to_first_token_seconds_count{listener="openai",model="llama2"} 1"#,
         ] {

@@ -25,6 +25,7 @@ mod mixture;
 mod models;
 mod noticing;
 mod refusing;
+mod remembering;
 mod responses;
 mod rewriting;
 mod splitting;

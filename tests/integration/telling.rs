@@ -62,7 +62,8 @@ async fn the_fleet_is_shown_as_json_that_reads_back() {
     }
     let shown = gateway.admin_json("/debug/fleet").await;
     let snapshot: FleetSnapshot = serde_json::from_value(shown.clone()).unwrap();
-    assert_eq!(serde_json::to_value(&snapshot).unwrap(), shown);
+    assert_eq!(serde_json::to_value(&snapshot).unwrap()["pools"], shown["pools"]);
+    assert_eq!(shown["prefix"].as_object().unwrap().len(), 2, "what is believed to be cached stands beside it");
     let pod = &shown["pools"][0]["pods"][0];
     assert_eq!((&pod["condition"], &pod["in_flight"]), (&json!("ready"), &json!(0)));
     assert_eq!(pod["reading"]["waiting"], 0, "{pod}");

@@ -72,8 +72,7 @@ struct Brought {
 /// What the answer's way back needs to know of the request.
 struct Sent {
     matter: Option<Matter>,
-    prompt_bytes: usize,
-    dialect: Dialect,
+    endpoint: Endpoint,
     inject_usage: bool,
 }
 
@@ -160,8 +159,7 @@ impl Story<'_> {
             None => answered.await?,
         };
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let prompt_bytes = ask.prompt_bytes;
-        let sent = Sent { matter: Some(matter), prompt_bytes, dialect: *dialect, inject_usage };
+        let sent = Sent { matter: Some(matter), endpoint: asked.endpoint, inject_usage };
         Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 
@@ -296,7 +294,7 @@ impl Story<'_> {
             self.note_failure(&pick, &failure);
             Rejection::Failed(failure)
         })?;
-        let sent = Sent { matter: None, prompt_bytes: 0, dialect: Dialect::Responses, inject_usage: false };
+        let sent = Sent { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
         Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
     }
 

@@ -24,7 +24,9 @@ use crate::{
         receipt::{Outcome, Receipt, Step},
         rejection::{STOPPING, TOTAL_TIMEOUT, cut_event},
     },
-    openai::{BodyWatch, Dialect, End, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper},
+    openai::{
+        AnswerText, BodyWatch, Dialect, End, Endpoint, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper,
+    },
     telemetry::{Name, labels::PoolReasonLabels},
     upstream::PodBody,
 };
@@ -38,7 +40,6 @@ pub(super) struct Relay {
     rename: Option<ModelRenamer>,
     pick: Pick,
     matter: Option<Matter>,
-    prompt_bytes: usize,
     receipt: Receipt,
     dialect: Dialect,
     status: StatusCode,
@@ -66,6 +67,25 @@ enum Watch {
     Whole(Box<BodyWatch>),
 }
 
+impl Watch {
+    /// `text`: whether that is to be read as well.
+    fn new(events: bool, endpoint: Endpoint, text: bool) -> Self {
+        if events {
+            let watch = StreamWatch::new(endpoint.dialect());
+            Self::Stream(Box::new(if text { watch.with_text(endpoint) } else { watch }))
+        } else {
+            Self::Whole(Box::new(if text { BodyWatch::new().with_text(endpoint) } else { BodyWatch::new() }))
+        }
+    }
+
+    fn text(&self) -> Option<&AnswerText> {
+        match self {
+            Self::Stream(watch) => watch.text(),
+            Self::Whole(watch) => watch.text(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Relay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Relay").finish_non_exhaustive()
@@ -82,11 +102,10 @@ impl Relay {
     ) -> Self {
         let (body, status, headers) = answer;
         let events = is_event_stream(headers);
-        let watch = if events {
-            Watch::Stream(Box::new(StreamWatch::new(sent.dialect)))
-        } else {
-            Watch::Whole(Box::new(BodyWatch::new()))
-        };
+        let dialect = sent.endpoint.dialect();
+        let goes_on = sent.matter.as_ref().is_some_and(|matter| matter.goes_on);
+        let text = goes_on && status.is_success() && story.policy.config.api.index_answers;
+        let watch = Watch::new(events, sent.endpoint, text);
         let framing = if events { Framing::Events } else { Framing::Whole };
         let rename = sent
             .matter
@@ -104,10 +123,9 @@ impl Relay {
             strip,
             rename,
             pick,
-            prompt_bytes: sent.prompt_bytes,
             matter: sent.matter,
             receipt,
-            dialect: sent.dialect,
+            dialect,
             status,
             timer,
             between_events: true,
@@ -179,9 +197,19 @@ impl Relay {
                 Seen::default()
             }
         };
+        self.read_along();
         self.saw(seen, now);
         self.between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         self.edit(data)
+    }
+
+    /// Puts what was just read of the answer behind its prompt.
+    fn read_along(&mut self) {
+        if let (Some(matter), Some(text)) = (&mut self.matter, self.watch.text())
+            && !matter.chain.is_full()
+        {
+            matter.chain.push(text.text());
+        }
     }
 
     fn saw(&mut self, seen: Seen, now: Instant) {
@@ -223,6 +251,7 @@ impl Relay {
         let now = clock::now();
         if let Watch::Stream(watch) = &mut self.watch {
             let seen = watch.finish();
+            self.read_along();
             self.saw(seen, now);
         }
         let mut rest = BytesMut::new();
@@ -284,6 +313,7 @@ impl Relay {
     fn settle(&mut self) {
         if let Watch::Whole(watch) = &mut self.watch {
             watch.finish();
+            self.read_along();
         }
         let (usage, end, response_id) = match &self.watch {
             Watch::Stream(watch) => (watch.usage(), watch.end(), watch.response_id()),
@@ -341,7 +371,14 @@ impl Relay {
             pool.learn_output_tokens(tokens);
         }
         if let Some(tokens) = usage.and_then(|usage| usage.prompt_tokens) {
-            pool.learn_bytes_per_token(self.prompt_bytes, tokens);
+            pool.learn_bytes_per_token(matter.prompt_bytes, tokens);
+        }
+        let pod = &self.pick.verdict.pod;
+        if let Some(sent) = self.receipt.sent {
+            matter.compare(&self.house, pod, usage, sent);
+        }
+        if self.watch.text().is_some_and(AnswerText::comes_back) {
+            self.house.prefix.insert(pod.slot, matter.chain.blocks());
         }
     }
 }
