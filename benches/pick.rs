@@ -52,7 +52,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         let send = Send { prompt_tokens: 900, uncached_tokens: 700 };
         held.extend((0..n % 5).map(|_| Reservation::new(Arc::clone(pod), send)));
         pod.store_load(PodLoad { began: now, sent_mark: pod.ledger.sent(), ended_mark: 0, reading: reading(n) });
-        pod.speed.learn_first_token(500.0, 40.0, pool.pace(), tidegate::clock::now());
+        pool.speed.learn(&pod.speed, tidegate::fleet::Of::Prefill, (500.0, 40.0), tidegate::clock::now());
     }
     (fleet, held)
 }

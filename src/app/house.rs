@@ -111,7 +111,7 @@ fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
             in_flight: pod.ledger.in_flight(),
             prefill_tokens: pod.ledger.prefill_tokens(),
             ms_per_token: pod.speed.pace(pace).ms_per_token,
-            itl_ms: pod.speed.pace(pace).itl_ms,
+            itl_ms: pod.speed.pace(pace).itl_ms(pod.ledger.in_flight() as f64),
             prefix_trust: index.trust(pod.slot),
         }
     };

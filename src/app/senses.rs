@@ -59,7 +59,7 @@ impl Report for Ears {
             unparsed.inc_by(u64::from(seen.unparsed_lines));
         }
         if let Some(pool) = self.fleet.pool(&pod.pool) {
-            pod.speed.fade(pool.pace(), clock::now());
+            pod.speed.fade(clock::now());
             self.fit_prefix_index(pod, pool);
         }
     }

@@ -89,6 +89,13 @@ impl Moment {
         Self { now, epoch, micros: micros(now, epoch) }
     }
 
+    /// Milliseconds since `epoch`, from some beginning; they wrap after 49 days.
+    #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+    #[inline]
+    pub(super) fn millis(&self, epoch: Instant) -> u32 {
+        (self.micros(epoch) / 1_000) as u32
+    }
+
     #[inline]
     fn micros(&self, epoch: Instant) -> u64 {
         if epoch == self.epoch { self.micros } else { micros(self.now, epoch) }

@@ -17,6 +17,7 @@ pub struct Ledger {
     sent: AtomicU64,
     ended: AtomicU64,
     heard: AtomicU64,
+    prefilled: AtomicU64,
     unstarted: AtomicU64,
     prefill_tokens: AtomicU64,
     kv_tokens: AtomicU64,
@@ -38,6 +39,11 @@ impl Ledger {
     /// Pieces of answers that came, since the pod is known.
     pub fn heard(&self) -> u64 {
         self.heard.load(Relaxed)
+    }
+
+    /// Prompt tokens, believed not cached, of requests that showed their first token, since the pod is known.
+    pub fn prefilled(&self) -> u64 {
+        self.prefilled.load(Relaxed)
     }
 
     /// Requests sent and not ended.
@@ -116,6 +122,7 @@ impl Reservation {
     /// The first token came: its prompt no longer stands in anybody's way. Only the first call counts.
     pub fn first_token(&mut self) {
         if let Some(tokens) = self.waiting_tokens.take() {
+            self.pod.ledger.prefilled.fetch_add(u64::from(tokens), Relaxed);
             self.pod.ledger.unstarted.fetch_sub(1, Relaxed);
             self.pod.ledger.prefill_tokens.fetch_sub(u64::from(tokens), Relaxed);
         }

@@ -4,10 +4,12 @@
 //! No I/O and no clock: the senses and the desk write here, judgement only reads. One writer per fact: discovery
 //! writes which pods exist, scrape their [`PodLoad`], the desk what it sent and saw.
 
+mod course;
 #[cfg(test)]
 pub(crate) mod for_test;
 mod glance;
 mod health;
+mod inflow;
 mod ledger;
 mod load;
 mod pod;
@@ -16,11 +18,13 @@ mod slate;
 mod snapshot;
 mod speed;
 
+pub use course::Course;
 pub use glance::{AdapterState, Glance, Moment, Name};
 pub use health::{Admission, Condition, Evidence, Health};
+pub use inflow::Inflow;
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};
 pub use pod::{Pod, PodId, ReportedModel, Serving, View};
 pub use roster::{Changes, Fleet, PoolState};
 pub use snapshot::{FleetSnapshot, PodSnapshot, PoolSnapshot};
-pub use speed::{Pace, Speed};
+pub use speed::{Of, Pace, PoolSpeed, Speed};

@@ -16,7 +16,9 @@ use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{AdapterState, Admission, Condition, Glance, Health, Ledger, Moment, Name, PodLoad, Speed, glance::Board};
+use super::{
+    AdapterState, Admission, Condition, Glance, Health, Inflow, Ledger, Moment, Name, PodLoad, Speed, glance::Board,
+};
 use crate::config::{Bytes, Engine, Target};
 
 /// A pod's stable name: `pool/host:port`. The same address in two pools is two pods, because what is known of it
@@ -97,6 +99,8 @@ pub struct Pod {
     board: Board,
     /// What it has shown it can do.
     pub speed: Speed,
+    /// Prefill being sent to it.
+    pub inflow: Inflow,
     load: ArcSwapOption<PodLoad>,
     models: ArcSwapOption<Vec<ReportedModel>>,
     /// Its stable name.
@@ -118,11 +122,12 @@ impl Pod {
             pool,
             target,
             board: Board::new(health.epoch(), view.interval),
+            inflow: Inflow::new(health.epoch()),
             menu: AtomicU64::new(0),
             view,
             ledger: Ledger::default(),
             health,
-            speed: Speed::of_pod(),
+            speed: Speed::default(),
             load: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
         }

@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::{Evidence, Health, Moment, Pace, Pod, PodId, Speed, View};
+use super::{Evidence, Health, Moment, Pace, Pod, PodId, PoolSpeed, View};
 use crate::config::{Pool, Target};
 
 /// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
@@ -46,7 +46,7 @@ pub struct PoolState {
     /// What the operator asked for.
     pub config: Arc<Pool>,
     /// What its pods have shown together: the belief about a pod that has shown nothing.
-    pub speed: Speed,
+    pub speed: PoolSpeed,
     /// The turn of round robin.
     pub turn: AtomicU64,
     pods: ArcSwap<Vec<Arc<Pod>>>,
@@ -151,7 +151,7 @@ impl PoolState {
     fn new(config: Arc<Pool>, now: Instant) -> Self {
         Self {
             config,
-            speed: Speed::of_pool(),
+            speed: PoolSpeed::default(),
             turn: AtomicU64::new(0),
             pods: ArcSwap::from_pointee(Vec::new()),
             gate: Mutex::new(()),
@@ -184,7 +184,7 @@ impl PoolState {
 
     /// What the pool as a whole has shown.
     pub fn pace(&self) -> Pace {
-        self.speed.pace(Pace::default())
+        self.speed.pace()
     }
 
     /// Bytes of request text a token, as learned from usage.

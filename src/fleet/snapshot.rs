@@ -7,7 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send};
+use super::{
+    Condition, Evidence, Fleet, Moment, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send,
+};
 use crate::config::Target;
 
 /// Every pool and pod at one moment.
@@ -24,8 +26,6 @@ pub struct PoolSnapshot {
     pub name: String,
     /// What its pods have shown together.
     pub pace: Pace,
-    /// How many answers taught that.
-    pub pace_samples: u32,
     /// Learned bytes of request text a token.
     pub bytes_per_token: f32,
     /// Its pods.
@@ -57,12 +57,13 @@ pub struct PodSnapshot {
     pub unstarted: u64,
     /// Their prompt tokens believed not cached.
     pub prefill_tokens: u64,
+    /// Prompt tokens to be computed that we have been sending there, a millisecond.
+    #[serde(default)]
+    pub inflow_per_ms: f32,
     /// Estimated KV-cache tokens our requests hold.
     pub kv_tokens: u64,
     /// Learned speed, its pool's where it has shown nothing.
     pub pace: Pace,
-    /// How many answers taught it.
-    pub pace_samples: u32,
     /// Models it reports; absent if it was never asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<ReportedModel>>,
@@ -83,10 +84,9 @@ impl FleetSnapshot {
             let targets: Vec<Target> = saved.pods.iter().filter_map(PodSnapshot::target).collect();
             fleet.set(&saved.name, &targets, now);
             pool.restore(pool.pods().to_vec(), saved.bytes_per_token);
-            if saved.pace_samples > 0 {
-                pool.speed.assume(saved.pace);
-            }
+            pool.speed.assume(saved.pace);
             for (pod, saved) in pool.pods().iter().zip(saved.pods.iter().filter(|it| it.target().is_some())) {
+                pod.speed.assume(saved.pace, pool.pace());
                 saved.restore(pod, now, &mut held);
             }
         }
@@ -100,7 +100,6 @@ impl PoolSnapshot {
         Self {
             name: pool.name().to_string(),
             pace,
-            pace_samples: pool.speed.samples(),
             bytes_per_token: pool.bytes_per_token(),
             pods: pool.pods().iter().map(|pod| PodSnapshot::take(pod, pace, now)).collect(),
         }
@@ -123,9 +122,9 @@ impl PodSnapshot {
             in_flight: pod.ledger.in_flight(),
             unstarted: pod.ledger.unstarted(),
             prefill_tokens: pod.ledger.prefill_tokens(),
+            inflow_per_ms: pod.inflow.per_ms(&Moment::new(now, pod.health.epoch())),
             kv_tokens: pod.ledger.kv_tokens(),
             pace: pod.speed.pace(pool),
-            pace_samples: pod.speed.samples(),
             models: pod.models().map(|models| models.to_vec()),
         }
     }
@@ -151,9 +150,7 @@ impl PodSnapshot {
         if let Some(evidence) = evidence {
             pod.health.note(evidence, now);
         }
-        if self.pace_samples > 0 {
-            pod.speed.assume(self.pace);
-        }
+        pod.inflow.assume(self.inflow_per_ms, now);
         if let Some(models) = &self.models {
             pod.store_models(models.clone());
         }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::{House, ListenerPolicy, Policy, rejection::Rejection};
 use crate::{
     clock,
-    fleet::{Pod, PoolState, Reservation, Send},
+    fleet::{Course, Pod, PoolState, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Route, StickyKey, key_of},
@@ -44,18 +44,14 @@ pub struct Pick {
     /// What judgement said.
     pub verdict: Verdict,
     /// The place on the pod.
-    pub reservation: Reservation,
-    /// Prompt tokens that had to be computed before the first token: those ahead and its own.
-    pub tokens_ahead: f64,
-    /// When its first token is due, by the speed that the pod has shown.
-    pub first_token_due: Duration,
+    pub course: Course,
     /// How long the choice took.
     pub took: Duration,
 }
 
 impl Pick {
     /// No choice: only this pod can answer.
-    pub fn of_pod(pod: &Arc<Pod>) -> Self {
+    pub fn of_pod(pool: &Arc<PoolState>, pod: &Arc<Pod>) -> Self {
         let verdict = Verdict {
             pod: Arc::clone(pod),
             send: Send::default(),
@@ -65,8 +61,8 @@ impl Pick {
             policy: "only-one",
             failed_open: false,
         };
-        let reservation = Reservation::new(Arc::clone(pod), verdict.send);
-        Self { verdict, reservation, tokens_ahead: 0.0, first_token_due: Duration::ZERO, took: Duration::ZERO }
+        let course = Course::begin(pool, pod, verdict.send, clock::now());
+        Self { verdict, course, took: Duration::ZERO }
     }
 }
 
@@ -138,16 +134,11 @@ impl Matter {
         let question = self.question();
         let gate = self.pool.gate();
         let verdict = scheduler::pick(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
-        let ahead = verdict.pod.ledger.prefill_tokens();
-        let reservation = Reservation::new(Arc::clone(&verdict.pod), verdict.send);
+        let course = Course::begin(&self.pool, &verdict.pod, verdict.send, began);
         drop(gate);
         house.prefix.insert(verdict.pod.slot, self.chain.blocks());
-        let tokens_ahead = ahead as f64 + f64::from(verdict.send.uncached_tokens);
-        let pace = verdict.pod.speed.pace(self.pool.pace());
-        let due_ms = pace.base_ms + tokens_ahead * pace.ms_per_token;
-        let first_token_due = Duration::try_from_secs_f64(due_ms / 1e3).unwrap_or_default();
         let took = clock::now().saturating_duration_since(began);
-        Ok(Pick { verdict, reservation, tokens_ahead, first_token_due, took })
+        Ok(Pick { verdict, course, took })
     }
 
     /// An answer of `pod`, to which it was sent at `sent`, came to its end: what was believed to be cached there, for

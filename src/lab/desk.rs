@@ -12,7 +12,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
     rivals::{Policy, Rival, Seen, Truth, View},
-    script::Ask,
+    script::{Ask, Piece},
     setup::{self, MODEL, POOL, Setup, adapter_name},
     text,
     world::Shown,
@@ -21,10 +21,9 @@ use crate::{
     clock,
     config::{self, Scheduler, Target},
     fleet::{
-        Adapters, Admission, Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel,
-        Reservation, Send,
+        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
     },
-    prefix::{BLOCK_BYTES, Blocks, Hits, Index},
+    prefix::{BLOCK_BYTES, Chain, Claim, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
     scheduler::{self, NoPod, Question, Scene, Tried},
 };
@@ -63,7 +62,7 @@ pub(super) struct Matter<'a> {
     route: Route,
     /// The adapter that this means for a pod.
     pub(super) adapter: Option<u32>,
-    blocks: Blocks,
+    chain: Chain,
     hits: Hits,
     prompt_bytes: usize,
 }
@@ -79,12 +78,12 @@ impl Matter<'_> {
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) pod: usize,
-    reservation: Reservation,
-    tokens_ahead: f64,
+    course: Course,
     prompt_bytes: usize,
-    at_ms: f64,
-    first_ms: Option<f64>,
-    tokens: u32,
+    /// The prompt, to go on with its answer.
+    chain: Chain,
+    /// What was believed to be cached.
+    claim: Claim,
 }
 
 /// What the ledger said when a page was asked for.
@@ -161,12 +160,12 @@ impl Desk {
         let reported = |name: &str| reports(name).then(|| POOL.into());
         let route = self.table.find(asked, key, reported, &mut self.rng).ok()?;
         let adapter = self.adapters.iter().position(|name| *name == route.served_model);
-        let blocks = text::blocks(&route.served_model, &ask.prompt);
+        let chain = text::chain(&route.served_model, &ask.prompt);
         Some(Matter {
             ask,
             adapter: adapter.and_then(|adapter| u32::try_from(adapter).ok()),
-            hits: self.index.longest(&blocks),
-            blocks,
+            hits: self.index.longest(chain.blocks()),
+            chain,
             prompt_bytes: text::prompt_bytes(&ask.prompt),
             route,
         })
@@ -180,7 +179,7 @@ impl Desk {
         now_ms: f64,
         truth: &dyn Fn(usize) -> Truth,
     ) -> Result<Sent, NoPod> {
-        let Matter { ask, blocks, prompt_bytes, .. } = matter;
+        let Matter { ask, chain, prompt_bytes, .. } = matter;
         let began = clock::now();
         let now = self.instant(now_ms);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
@@ -211,20 +210,20 @@ impl Desk {
                 // The adapter is part of `KubeAI`'s key.
                 let opening = text::opening(&ask.prompt) ^ matter.adapter.map_or(0, |it| text::mixed(1, it.into()));
                 let prompt_tokens = f64::from(question.prompt_tokens);
-                let view = View { pods: &self.seen, blocks, prompt_tokens, opening, now_ms };
+                let view = View { pods: &self.seen, blocks: chain.blocks(), prompt_tokens, opening, now_ms };
                 let place = rival.choose(&view, &mut self.rng);
                 let pod = self.pods.get(place).ok_or(NoPod::PoolEmpty)?;
                 (Arc::clone(pod), send_to(pod, &question))
             }
         };
         self.deciding += clock::now().saturating_duration_since(began);
-        let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
-        let reservation = Reservation::new(Arc::clone(&pod), send);
+        let course = Course::begin(&self.pool, &pod, send, now);
         drop(gate);
-        self.index.insert(pod.slot, blocks);
+        self.index.insert(pod.slot, chain.blocks());
         let place = pod.slot as usize;
-        let prompt_bytes = *prompt_bytes;
-        Ok(Sent { pod: place, reservation, tokens_ahead, prompt_bytes, at_ms: now_ms, first_ms: None, tokens: 0 })
+        let share = (matter.hits.held(pod.slot) * BLOCK_BYTES) as f32 / (*prompt_bytes).max(1) as f32;
+        let claim = Claim { tokens: question.prompt_tokens as f32 * share.min(1.0), sent: now };
+        Ok(Sent { pod: place, course, prompt_bytes: *prompt_bytes, chain: chain.clone(), claim })
     }
 
     /// What its decisions took in wall time: the index and the choice, without making up the prompt's text.
@@ -234,39 +233,31 @@ impl Desk {
 
     /// A token of an answer came.
     pub(super) fn token(&self, sent: &mut Sent, now_ms: f64) {
-        if sent.first_ms.is_none() {
-            sent.first_ms = Some(now_ms);
-            sent.reservation.first_token();
-            let (now, ttft_ms) = (self.instant(now_ms), now_ms - sent.at_ms);
-            let pod = sent.reservation.pod();
-            pod.speed.learn_first_token(sent.tokens_ahead, ttft_ms, self.pool.pace(), now);
-            self.pool.speed.learn_first_token(sent.tokens_ahead, ttft_ms, Pace::default(), now);
-        }
-        sent.reservation.generated(1);
-        sent.tokens += 1;
+        sent.course.tokens(1, self.instant(now_ms));
     }
 
     /// An answer is complete, and its usage says that the prompt had `prompt_tokens`. The reservation ends with `sent`.
-    pub(super) fn complete(&self, sent: &Sent, prompt_tokens: u32, now_ms: f64) {
+    pub(super) fn complete(&self, mut sent: Sent, prompt_tokens: u32, answer: Piece, now_ms: f64) {
         let now = self.instant(now_ms);
-        if let (Some(first), Some(gaps)) = (sent.first_ms, sent.tokens.checked_sub(1).filter(|gaps| *gaps > 0)) {
-            let itl_ms = (now_ms - first) / f64::from(gaps);
-            sent.reservation.pod().speed.learn_itl(itl_ms, self.pool.pace(), now);
-            self.pool.speed.learn_itl(itl_ms, Pace::default(), now);
+        sent.course.complete(sent.prompt_bytes, Some(prompt_tokens), None, now);
+        let slot = sent.course.pod().slot;
+        // Engines do not say how much they found unless they are told to; their pages do.
+        if sent.claim.tokens > 0.0 {
+            self.index.answered(slot, sent.claim, None, now);
         }
-        self.pool.learn_output_tokens(sent.tokens);
-        self.pool.learn_bytes_per_token(sent.prompt_bytes, prompt_tokens);
-        self.note(sent.reservation.pod(), Evidence::RequestOk, now);
+        text::read_along(&mut sent.chain, answer);
+        self.index.insert(slot, sent.chain.blocks());
+        self.note(sent.course.pod(), Evidence::RequestOk, now);
     }
 
     /// An attempt failed by its pod's fault, or an answer broke off.
     pub(super) fn failed(&self, sent: &Sent, now_ms: f64) {
-        self.note(sent.reservation.pod(), Evidence::RequestFailed, self.instant(now_ms));
+        self.note(sent.course.pod(), Evidence::RequestFailed, self.instant(now_ms));
     }
 
     /// So that the next attempt goes elsewhere.
     pub(super) fn give_up(sent: &Sent, tried: &mut Tried) {
-        tried.add(sent.reservation.pod());
+        tried.add(sent.course.pod());
     }
 
     /// Nobody listens where a page was asked for.
@@ -293,12 +284,15 @@ impl Desk {
     pub(super) fn read(&self, pod: usize, marks: Marks, shown: &Shown, now_ms: f64) {
         let reading = self.reading(shown);
         let Some(pod) = self.pods.get(pod) else { return };
-        let capacity = reading.kv_capacity();
+        let (capacity, hits) = (reading.kv_capacity(), reading.prefix_hits_total);
         let (sent_mark, ended_mark) = (marks.sent, marks.ended);
         pod.store_load(PodLoad { began: marks.began, sent_mark, ended_mark, reading });
         let now = self.instant(now_ms);
         self.note(pod, Evidence::ScrapeOk { asleep: false }, now);
-        pod.speed.fade(self.pool.pace(), now);
+        pod.speed.fade(now);
+        if let Some(hits) = hits {
+            self.index.counted(pod.slot, hits, now);
+        }
         if let Some(tokens) = capacity {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
             let bytes = (tokens as f64 * f64::from(self.pool.bytes_per_token())) as usize;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::script::{Ask, Piece};
-use crate::prefix::{BLOCK_BYTES, Blocks};
+use crate::prefix::{BLOCK_BYTES, Chain};
 
 /// Bytes a token of the densest text, and how much more the loosest has: English prose is at 4 to 4.5 with the
 /// tokenizers of Llama 3 and Qwen 2.5, code and other languages at 3 to 4.
@@ -31,8 +31,20 @@ pub(super) fn prompt_bytes(prompt: &[Piece]) -> usize {
 }
 
 /// The prompt as the gateway's index sees it.
-pub(super) fn blocks(model: &str, prompt: &[Piece]) -> Blocks {
-    Blocks::of(model, "", prompt.iter().flat_map(|piece| Chunks::of(*piece)))
+pub(super) fn chain(model: &str, prompt: &[Piece]) -> Chain {
+    let mut chain = Chain::new(model, "");
+    prompt.iter().for_each(|piece| read_along(&mut chain, *piece));
+    chain
+}
+
+/// What comes behind it.
+pub(super) fn read_along(chain: &mut Chain, piece: Piece) {
+    for chunk in Chunks::of(piece) {
+        if chain.is_full() {
+            break;
+        }
+        chain.push(chunk.as_ref());
+    }
 }
 
 /// A hash of its first 100 characters (`KubeAI`'s `prefixCharLength`).
@@ -148,7 +160,10 @@ mod tests {
         let one = [&common[..], &[piece(3, 300)]].concat();
         let other = [&common[..], &[piece(4, 300)]].concat();
         let bytes: usize = common.iter().map(|it| bytes_of(*it)).sum();
-        assert_eq!(shared(blocks("m", &one).hashes(), blocks("m", &other).hashes()), bytes / BLOCK_BYTES);
+        assert_eq!(
+            shared(chain("m", &one).blocks().hashes(), chain("m", &other).blocks().hashes()),
+            bytes / BLOCK_BYTES
+        );
         let (one, other) = (ask(&one, piece(8, 9)), ask(&other, piece(9, 9)));
         assert_eq!(shared(&engine_hashes(&one, None, 16), &engine_hashes(&other, None, 16)), 1_024 / 16);
         assert_eq!(engine_hashes(&one, None, 16).len(), (1_324 + 9) / 16);
@@ -164,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_longer_piece_of_the_same_content_begins_like_a_shorter_one() {
-        let (short, long) = (blocks("m", &[piece(7, 500)]), blocks("m", &[piece(7, 900)]));
+        let (short, long) = (chain("m", &[piece(7, 500)]), chain("m", &[piece(7, 900)]));
+        let (short, long) = (short.blocks(), long.blocks());
         assert_eq!(shared(short.hashes(), long.hashes()), short.len());
         assert!(short.len() >= 6 && long.len() > short.len());
     }

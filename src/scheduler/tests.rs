@@ -12,7 +12,9 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::*;
 use crate::{
     config::{Scheduler, Scorer, Target, WeightedScorer},
-    fleet::{Adapters, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send, for_test},
+    fleet::{
+        Adapters, Evidence, Fleet, Of, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send, for_test,
+    },
     prefix::{Blocks, Hits, Index},
 };
 
@@ -232,8 +234,8 @@ fn a_slow_pod_gets_little_as_soon_as_its_answers_show_it() {
         let slow = if n == 0 { 4.0 } else { 1.0 };
         for i in 0..60u32 {
             let tokens = f64::from(i % 6) * 400.0;
-            pod.speed.learn_first_token(tokens, (20.0 + 0.05 * tokens) * slow, pool.pace(), crate::clock::now());
-            pod.speed.learn_itl(15.0 * slow, pool.pace(), crate::clock::now());
+            pool.speed.learn(&pod.speed, Of::Prefill, (tokens, (20.0 + 0.05 * tokens) * slow), crate::clock::now());
+            pool.speed.learn(&pod.speed, Of::Decode, (0.0, 15.0 * slow), crate::clock::now());
         }
     }
     let counts = stage.burst(&Scheduler::LeastCost, &stage.ask(1_000), 130);
@@ -384,7 +386,9 @@ fn an_adapter_draws_its_requests_until_the_queue_there_costs_more_than_loading_i
     stage.read(&stage.pod(2), adapters(&["a"], 2), stage.now);
     let told = stage.explain(&Scheduler::LeastCost, &stage.ask(100));
     let term = |n: usize| told.candidates[n].terms.iter().find(|it| it.name == "adapter").unwrap().value;
-    assert_eq!((term(0), term(1), term(2)), (500.0, 0.0, 150.0));
+    // At a full pod it waits for another adapter's requests to end: their 256 tokens of 15.0 ms, and then the load.
+    let ends = f64::from(stage.ask(100).expected_output_tokens) * 15.0;
+    assert_eq!((term(0).round(), term(1), term(2)), (500.0 + ends, 0.0, 150.0));
     assert_eq!(told.verdict.as_deref(), Some("pool/10.0.0.1:8000"));
     let scores = stage.explain(&gie(), &stage.ask(100));
     let score =
@@ -573,4 +577,16 @@ proptest! {
         }
         drop(held);
     }
+}
+
+#[test]
+fn a_pod_whose_page_never_came_is_used_like_the_others() {
+    let stage = Stage::new(4);
+    for pod in stage.pods().iter().skip(1) {
+        stage.read(pod, told(1, 0), stage.ago(100));
+    }
+    let counts = stage.burst(&Scheduler::LeastCost, &stage.ask(500), 400);
+    assert!(counts.values().all(|count| (90..=110).contains(count)), "{counts:?}");
+    let lone = stage.shares(&Scheduler::LeastCost, &stage.ask(500), 400);
+    assert!(lone.values().all(|count| (50..=150).contains(count)), "{lone:?}");
 }

@@ -134,15 +134,17 @@ pub struct Cost {
     pub wait_ms: f64,
     /// Its own prefill.
     pub prefill_ms: f64,
+    /// What that delays those who come while the queue lasts.
+    pub later_ms: f64,
     /// What its prefill delays the streams that are there.
     pub delay_ms: f64,
-    /// Its decoding: its own pace, and what one more stream slows the others.
+    /// What one more stream slows the others.
     pub decode_ms: f64,
     /// Waiting or recomputing for want of KV cache.
     pub kv_ms: f64,
     /// Loading its adapter.
     pub adapter_ms: f64,
-    /// The pod's share of load while it warms up; the sum is divided by it.
+    /// The pod's share of load while it warms up; what it has before it was divided by it.
     pub share: f64,
 }
 
@@ -151,6 +153,7 @@ impl Cost {
     pub(super) const NEVER: Self = Self {
         wait_ms: f64::INFINITY,
         prefill_ms: 0.0,
+        later_ms: 0.0,
         delay_ms: 0.0,
         decode_ms: 0.0,
         kv_ms: 0.0,
@@ -160,14 +163,15 @@ impl Cost {
 
     /// The whole price.
     pub fn total_ms(&self) -> f64 {
-        let sum = self.wait_ms + self.prefill_ms + self.delay_ms + self.decode_ms + self.kv_ms + self.adapter_ms;
-        if self.share < 1.0 { sum / self.share } else { sum }
+        let own = self.wait_ms + self.prefill_ms + self.kv_ms + self.adapter_ms;
+        own + self.later_ms + self.delay_ms + self.decode_ms
     }
 
-    fn terms(&self) -> [(&'static str, f64); 7] {
+    fn terms(&self) -> [(&'static str, f64); 8] {
         [
             ("wait", self.wait_ms),
             ("prefill", self.prefill_ms),
+            ("later", self.later_ms),
             ("delay", self.delay_ms),
             ("decode", self.decode_ms),
             ("kv", self.kv_ms),

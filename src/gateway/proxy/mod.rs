@@ -222,7 +222,7 @@ impl Story<'_> {
         tokio::select! {
             biased;
             answer = &mut attempt => return answer,
-            () = tokio::time::sleep(pick.first_token_due) => pick.reservation.first_token(),
+            () = tokio::time::sleep(pick.course.first_token_due()) => pick.course.first_token(),
         }
         attempt.await
     }
@@ -253,7 +253,8 @@ impl Story<'_> {
     }
 
     fn relay(&self, brought: Brought, mut receipt: Receipt) -> Response<Answer> {
-        let Brought { answer, pick, sent } = brought;
+        let Brought { answer, mut pick, sent } = brought;
+        pick.course.sent(answer.sent);
         let status = answer.head.status;
         receipt.status = Some(status.as_u16());
         receipt.sent = Some(answer.sent);
@@ -286,9 +287,10 @@ impl Story<'_> {
     ) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
-        let forward = self.house.fleet.pool(&pod.pool).is_some_and(|pool| pool.config.forward_authorization);
+        let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
+        let forward = pool.config.forward_authorization;
         let carry = carry(head, body, &receipt.request_id, forward);
-        let pick = Pick::of_pod(&pod);
+        let pick = Pick::of_pod(pool, &pod);
         let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
         let answer = attempt.map_err(|failure| {
             self.note_failure(&pick, &failure);

@@ -17,7 +17,6 @@ use http_body::{Body as _, Frame, SizeHint};
 use super::{Sent, Story, answer::BrokeOff, timer::Timer};
 use crate::{
     clock,
-    fleet::Pace,
     gateway::{
         House,
         decide::{Matter, Pick},
@@ -189,7 +188,7 @@ impl Relay {
     fn pass(&mut self, data: Bytes) -> Bytes {
         let now = clock::now();
         self.timer.moved(now);
-        self.pick.reservation.heard();
+        self.pick.course.heard();
         let seen = match &mut self.watch {
             Watch::Stream(watch) => watch.feed(&data),
             Watch::Whole(watch) => {
@@ -216,23 +215,10 @@ impl Relay {
         if seen.tokens == 0 {
             return;
         }
-        if self.receipt.first_token.is_none() {
-            self.pick.reservation.first_token();
-            self.learn_first_token(now);
+        if self.matter.is_some() {
+            self.pick.course.tokens(seen.tokens, now);
         }
-        self.pick.reservation.generated(seen.tokens);
         self.receipt.saw_tokens(seen.tokens, now);
-    }
-
-    fn learn_first_token(&self, now: Instant) {
-        let (Some(sent), Some(matter)) = (self.receipt.sent, &self.matter) else {
-            return;
-        };
-        let ttft_ms = now.saturating_duration_since(sent).as_secs_f64() * 1e3;
-        let pool = &matter.pool;
-        let pace = pool.pace();
-        self.pick.verdict.pod.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, pace, now);
-        pool.speed.learn_first_token(self.pick.tokens_ahead, ttft_ms, Pace::default(), now);
     }
 
     fn edit(&mut self, data: Bytes) -> Bytes {
@@ -353,26 +339,14 @@ impl Relay {
         }
     }
 
-    fn teach(&self, usage: Option<Usage>) {
-        let Some(matter) = self.matter.as_ref().filter(|_| self.receipt.outcome == Outcome::Complete) else {
-            return;
-        };
-        if !self.status.is_success() {
+    fn teach(&mut self, usage: Option<Usage>) {
+        let whole = self.matter.is_some() && self.receipt.outcome == Outcome::Complete;
+        if !whole || !self.status.is_success() {
             return;
         }
-        let pool = &matter.pool;
-        if let Some(itl_ms) = self.receipt.itl_ms() {
-            let now = clock::now();
-            self.pick.verdict.pod.speed.learn_itl(itl_ms, pool.pace(), now);
-            pool.speed.learn_itl(itl_ms, Pace::default(), now);
-        }
-        let output = usage.and_then(|usage| usage.completion_tokens).or(Some(self.receipt.tokens));
-        if let Some(tokens) = output.filter(|tokens| *tokens > 0) {
-            pool.learn_output_tokens(tokens);
-        }
-        if let Some(tokens) = usage.and_then(|usage| usage.prompt_tokens) {
-            pool.learn_bytes_per_token(matter.prompt_bytes, tokens);
-        }
+        let Some(matter) = &self.matter else { return };
+        let (prompt, output) = (usage.and_then(|it| it.prompt_tokens), usage.and_then(|it| it.completion_tokens));
+        self.pick.course.complete(matter.prompt_bytes, prompt, output, clock::now());
         let pod = &self.pick.verdict.pod;
         if let Some(sent) = self.receipt.sent {
             matter.compare(&self.house, pod, usage, sent);

@@ -109,7 +109,7 @@ pub static STAGES: [Stage; 26] = [
         workload: "w4",
         profiles: &["h100-32b-tp2"],
         rates: &[PerSecond(5.0), PerSecond(10.0), PerSecond(15.0)],
-        minutes: 5.0,
+        minutes: 2.0,
         capacity: Search::Ours(PerSecond(10.0)),
         ..CHAT
     },

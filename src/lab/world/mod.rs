@@ -248,9 +248,9 @@ impl<'a> World<'a> {
         for nth in over.drain(..) {
             let prompt_tokens = self.told.get(nth).map_or(0, |told| told.prompt_tokens);
             if let Some((at, sent)) = self.sent.get_mut(nth).and_then(Option::take)
-                && let Some(desk) = self.desks.get(at)
+                && let (Some(desk), Some(ask)) = (self.desks.get(at), self.asks.get(nth))
             {
-                desk.complete(&sent, prompt_tokens, now_ms);
+                desk.complete(sent, prompt_tokens, ask.answer, now_ms);
             }
             self.finish(u32::try_from(nth).unwrap_or(u32::MAX), now_ms);
         }

@@ -1,10 +1,12 @@
-//! `least-cost`: the pod on which this request adds the fewest milliseconds, to itself and to those already there.
+//! `least-cost`: the pod on which this request adds the fewest milliseconds, to itself and to everybody else there.
 //!
 //! Everything is time, so nothing needs weights: a cached prefix is worth exactly the prefill that it saves, and a
-//! backlog weighs exactly as long as it takes. Speeds are each pod's own, as it has shown them.
+//! backlog weighs exactly as long as it takes. Speeds are each pod's own, as it has shown them. What it does not price is
+//! the request's own decoding: it takes about as long everywhere, and where it does not, pods would be told apart by
+//! noise times a thousand tokens.
 
 use crate::{
-    fleet::{AdapterState, Pace},
+    fleet::{AdapterState, Moment, Pace},
     scheduler::{
         Cost, Price,
         belief::{Belief, Beliefs},
@@ -12,23 +14,33 @@ use crate::{
     },
 };
 
-/// How much a prefill delays a stream that decodes beside it, as a share of the prefill's time: chunked prefill shares
-/// its steps with decoding. 0.3 to 1 were measured to work alike; the low end leaves caches the most say.
+/// Milliseconds between tokens at which a stream is slow, and waiting in its middle begins to weigh: the promise that
+/// most serving benchmarks make their users.
+const SLOW_ITL_MS: f64 = 50.0;
+
+/// What a millisecond more between the tokens of a stream that is so slow counts against one before a first token. 0.2
+/// to 0.5 were measured to work alike.
 const INTERFERENCE: f64 = 0.3;
 
-/// How much one more stream lengthens a decode step: (0.008 for its GEMM row + 1.2 x 0.047 for its attention over 1,000
-/// tokens + 0.01 for the host) of 7.2 ms; the step model of Llama-3.1-8B on an H100.
-const BATCH_SLOPE: f64 = 0.01;
+/// It grows with the square of the time between tokens, up to this: three times as slow is lost already.
+const MOST_INTERFERENCE: f64 = 10.0 * INTERFERENCE;
 
-/// What a millisecond between tokens counts against one before the first: readers wait for the first and read along
-/// with the others. Ours; it makes a pod of half the speed a clear second choice without emptying it.
-const OWN_DECODE: f64 = 0.1;
+/// How much of its decoding a request spends with each of the streams that it finds: most of them end before it does.
+/// Measured; 0.2 to 0.5 work alike.
+const OVERLAP: f64 = 1.0 / 3.0;
+
+/// A pod is not taken to be busier with prefills than this: a burst would else look like the end of the world.
+const MOST_BUSY: f64 = 0.8;
 
 /// The length of others' prompts, of which no metric tells: the mean that SGLang's gateway takes for unknown ones.
 const OTHERS_PROMPT: f64 = 1_024.0;
 
 /// How many of our own waiting prompts outweigh that guess. Ours: a handful is a sample.
 const OTHERS_SAMPLES: f64 = 4.0;
+
+/// KV-cache usage from which waiting requests may be waiting for room, and at which they do. A pod whose next prompt does
+/// not fit shows less than a full cache by that prompt: 8,000 tokens of an 8B model's 422,000 are 2 %.
+const FULL: (f64, f64) = (0.90, 0.95);
 
 /// Loading an adapter that fits: the low end of the 150 to 500 ms that loads from disk and host memory take.
 const ADAPTER_LOAD_MS: f64 = 150.0;
@@ -43,6 +55,7 @@ const TIE: f64 = 0.02;
 /// See the file's comment.
 pub(in crate::scheduler) struct LeastCost<'a> {
     field: &'a Field<'a>,
+    moment: Moment,
     pool: Pace,
     pub(in crate::scheduler) beliefs: Beliefs,
     adapter: bool,
@@ -51,7 +64,8 @@ pub(in crate::scheduler) struct LeastCost<'a> {
 impl<'a> LeastCost<'a> {
     pub(super) fn new(field: &'a Field<'a>) -> Self {
         let beliefs = Beliefs::gather(field, !field.base);
-        Self { adapter: field.adapter || beliefs.adapter, pool: field.scene.pool.pace(), field, beliefs }
+        let (pool, now) = (field.scene.pool, field.scene.now);
+        Self { adapter: field.adapter || beliefs.adapter, pool: pool.pace(), moment: pool.moment(now), field, beliefs }
     }
 
     pub(super) fn prices(&self) -> impl Iterator<Item = Price> {
@@ -70,24 +84,44 @@ impl<'a> LeastCost<'a> {
         let pace = candidate.pod.speed.pace(self.pool);
         let uncached = f64::from(self.field.question.uncached(belief.blocks));
         let output = f64::from(self.field.question.expected_output_tokens);
-        let streams = f64::from(belief.streams());
+        // A pod that warms up is full at its share of what others carry.
+        let share = candidate.share;
+        let streams = f64::from(belief.streams()) / share;
         let others_tokens = others_tokens(belief);
         let own_ms = uncached * pace.ms_per_token;
+        // The share of its time that goes to our prefills; what is left decodes, so that much slower. To guess at other
+        // gateways' by their streams was measured to do harm: all of them then flee the same pod at once.
+        let inflow = f64::from(candidate.pod.inflow.per_ms(&self.moment)) / share;
+        let busy = (inflow * pace.ms_per_token).min(MOST_BUSY);
+        let itl_ms = pace.itl_ms(streams) / (1.0 - busy);
+        let weight = interference(itl_ms);
         Cost {
-            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) * pace.ms_per_token,
+            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) / share * pace.ms_per_token,
             prefill_ms: pace.base_ms + own_ms,
-            delay_ms: own_ms * INTERFERENCE * streams,
-            decode_ms: output * pace.itl_ms * (OWN_DECODE + BATCH_SLOPE * streams),
-            kv_ms: kv_ms(belief, pace, others_tokens + uncached + output, output),
-            adapter_ms: if self.adapter { adapter_ms(belief.adapter) } else { 0.0 },
-            share: candidate.share,
+            // Whoever comes while the queue lasts waits behind it, and the queue lasts by that much longer: the
+            // marginal waiting of a queue served in order.
+            later_ms: own_ms * busy / (1.0 - busy),
+            delay_ms: weight * own_ms * streams,
+            decode_ms: weight * OVERLAP * output * pace.stream_ms * streams,
+            kv_ms: kv_ms(belief, pace.ms_per_token, others_tokens + uncached + output, output * itl_ms),
+            adapter_ms: if self.adapter { adapter_ms(belief.adapter, output * itl_ms) } else { 0.0 },
+            share,
         }
     }
 }
 
 /// Within this of the best, a cost is as good.
 pub(super) fn tolerance(best: &Cost) -> f64 {
-    TIE * (best.prefill_ms + best.decode_ms) / best.share
+    TIE * (best.prefill_ms + best.decode_ms)
+}
+
+/// What a millisecond that streams are held up counts, where they are `itl_ms` slow. Nobody minds a hundredth of a second
+/// between words that come faster than they can be read; at the edge of what was promised every one counts. So an idle
+/// fleet is shared out by waiting time alone, and a loaded one guards its streams.
+#[inline]
+fn interference(itl_ms: f64) -> f64 {
+    let slow = itl_ms / SLOW_ITL_MS;
+    (INTERFERENCE * slow * slow).min(MOST_INTERFERENCE)
 }
 
 /// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours are like as they come.
@@ -101,26 +135,29 @@ fn others_tokens(belief: &Belief) -> f64 {
     f64::from(belief.others_waiting) * each
 }
 
-/// What does not fit is recomputed once, by us or by whom we push out; and to free a part of the cache takes that part
-/// of a stream's lifetime. Nothing while all fits: a fuller cache is no slower.
+/// What does not fit is recomputed once, by us or by whom we push out. Where the cache is full, those who wait start as
+/// those who run end, one for one. Nothing while all fits: a fuller cache is no slower, and to leave a pod that holds a
+/// prompt because it is nearly full would fill another with the same prompt.
 #[inline]
-fn kv_ms(belief: &Belief, pace: Pace, coming: f64, output: f64) -> f64 {
+fn kv_ms(belief: &Belief, ms_per_token: f64, coming: f64, lifetime_ms: f64) -> f64 {
     let capacity = f64::from(belief.kv_capacity);
+    let usage = f64::from(belief.kv_usage);
     let ours = f64::from(belief.kv_since.max(belief.prefill_tokens));
-    let needed = f64::from(belief.kv_usage) * capacity + ours + coming;
-    let over = needed - capacity;
-    if over <= 0.0 {
-        return 0.0;
-    }
-    over * pace.ms_per_token + over / needed * output * pace.itl_ms
+    let over = (usage * capacity + ours + coming - capacity).max(0.0);
+    let full = ((usage - FULL.0) / (FULL.1 - FULL.0)).clamp(0.0, 1.0);
+    let queue = full * f64::from(belief.waiting) / f64::from(belief.running.max(1.0));
+    over * ms_per_token + queue * lifetime_ms
 }
 
-/// A page that speaks of no adapters yet has most likely loaded none.
+/// Where there is no room, all adapters there are in use, and one of them must be done with first. A page that speaks of
+/// no adapters yet has most likely loaded none.
 #[inline]
-fn adapter_ms(adapter: AdapterState) -> f64 {
+fn adapter_ms(adapter: AdapterState, lifetime_ms: f64) -> f64 {
     match adapter {
         AdapterState::Held => 0.0,
-        AdapterState::Room | AdapterState::Wanted | AdapterState::Untold => ADAPTER_LOAD_MS,
-        AdapterState::Full => ADAPTER_SWAP_MS,
+        AdapterState::Room | AdapterState::Untold => ADAPTER_LOAD_MS,
+        // Who waits for it already has waited for half of that.
+        AdapterState::Wanted => ADAPTER_LOAD_MS + lifetime_ms / 2.0,
+        AdapterState::Full => ADAPTER_SWAP_MS + lifetime_ms,
     }
 }

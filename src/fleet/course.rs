@@ -1,0 +1,140 @@
+//! One request's course through a pod: its place there, and what its answer teaches about the pod and its pool.
+//!
+//! Whoever carries a request tells it what happens and when; what follows from that for ledger and speed is decided
+//! here alone. Dropping it gives the place back.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Pod, PoolState, Reservation, Send, speed::Of};
+
+/// Tokens after which a stream's pace is learned: a second or two, so that a stream of an hour does not teach only when
+/// it is over.
+const LESSON_TOKENS: u32 = 64;
+
+/// Fewer tokens than this at a stream's end teach nothing: their mean is mostly chance.
+const LEAST_TOKENS: u32 = 8;
+
+/// A request on a pod.
+#[derive(Debug)]
+pub struct Course {
+    pool: Arc<PoolState>,
+    reservation: Reservation,
+    tokens_ahead: f64,
+    sent: Instant,
+    lesson: Option<Lesson>,
+    tokens: u32,
+}
+
+/// Some tokens of a stream, from one that was seen to another.
+#[derive(Clone, Copy, Debug)]
+struct Lesson {
+    began: Instant,
+    tokens: u32,
+    streams: f64,
+    /// Prompt tokens that the pod had computed for us when it began.
+    prefilled: u64,
+}
+
+impl Course {
+    /// Counts the request in. Call it under the pool's gate, right after the pick, so that simultaneous picks see
+    /// each other.
+    pub fn begin(pool: &Arc<PoolState>, pod: &Arc<Pod>, send: Send, now: Instant) -> Self {
+        let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
+        pod.inflow.add(send.uncached_tokens, now);
+        let reservation = Reservation::new(Arc::clone(pod), send);
+        Self { pool: Arc::clone(pool), reservation, tokens_ahead, sent: now, lesson: None, tokens: 0 }
+    }
+
+    /// The pod.
+    pub fn pod(&self) -> &Arc<Pod> {
+        self.reservation.pod()
+    }
+
+    /// A piece of the answer came.
+    pub fn heard(&self) {
+        self.reservation.heard();
+    }
+
+    /// Its prompt no longer stands in anybody's way, though no token was seen.
+    pub fn first_token(&mut self) {
+        self.reservation.first_token();
+    }
+
+    /// Whether this request is the one that tries an ejected pod again.
+    pub fn is_probe(&self) -> bool {
+        self.reservation.is_probe()
+    }
+
+    /// It left for the pod.
+    pub fn sent(&mut self, now: Instant) {
+        self.sent = now;
+    }
+
+    /// When its first token is due after it was sent, by the speed that the pod has shown.
+    pub fn first_token_due(&self) -> Duration {
+        let pace = self.pod().speed.pace(self.pool.pace());
+        Duration::try_from_secs_f64((pace.base_ms + self.tokens_ahead * pace.ms_per_token) / 1e3).unwrap_or_default()
+    }
+
+    /// `tokens` more came.
+    pub fn tokens(&mut self, tokens: u32, now: Instant) {
+        if tokens == 0 {
+            return;
+        }
+        if self.tokens == 0 {
+            self.reservation.first_token();
+            let ttft_ms = millis(now.saturating_duration_since(self.sent));
+            self.pool.speed.learn(&self.pod().speed, Of::Prefill, (self.tokens_ahead, ttft_ms), now);
+            self.lesson = Some(self.new_lesson(now));
+        } else if let Some(lesson) = &mut self.lesson {
+            lesson.tokens += tokens;
+            lesson.streams += f64::from(tokens) * self.reservation.pod().ledger.in_flight() as f64;
+            if lesson.tokens >= LESSON_TOKENS {
+                self.learn_decoding(now);
+                self.lesson = Some(self.new_lesson(now));
+            }
+        }
+        self.reservation.generated(tokens);
+        self.tokens = self.tokens.saturating_add(tokens);
+    }
+
+    /// The answer is complete: `prompt_bytes` of text were `prompt_tokens`, and it had so many tokens, where it said so.
+    pub fn complete(&mut self, prompt_bytes: usize, prompt_tokens: Option<u32>, output: Option<u32>, now: Instant) {
+        if self.lesson.is_some_and(|lesson| lesson.tokens >= LEAST_TOKENS) {
+            self.learn_decoding(now);
+        }
+        self.lesson = None;
+        if let Some(tokens) = output.or(Some(self.tokens)).filter(|tokens| *tokens > 0) {
+            self.pool.learn_output_tokens(tokens);
+        }
+        if let Some(tokens) = prompt_tokens {
+            self.pool.learn_bytes_per_token(prompt_bytes, tokens);
+        }
+    }
+
+    fn new_lesson(&self, now: Instant) -> Lesson {
+        Lesson { began: now, tokens: 0, streams: 0.0, prefilled: self.pod().ledger.prefilled() }
+    }
+
+    /// The time between tokens less the prefills that took their part of it: what the steps of decoding took.
+    fn learn_decoding(&self, now: Instant) {
+        let Some(lesson) = self.lesson.filter(|lesson| lesson.tokens > 0) else { return };
+        let pod = self.pod();
+        let prefilled = pod.ledger.prefilled().saturating_sub(lesson.prefilled) as f64;
+        let whole = millis(now.saturating_duration_since(lesson.began));
+        let prefills = prefilled * pod.speed.pace(self.pool.pace()).ms_per_token;
+        let tokens = f64::from(lesson.tokens);
+        let step_ms = (whole - prefills).max(whole * LEAST_DECODING) / tokens;
+        self.pool.speed.learn(&pod.speed, Of::Decode, (lesson.streams / tokens, step_ms), now);
+    }
+}
+
+/// The least share of a stream's time that was decoding: prefills at the edges may be counted whole.
+const LEAST_DECODING: f64 = 0.1;
+
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
+}
