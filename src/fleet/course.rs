@@ -17,6 +17,9 @@ const LESSON_TOKENS: u32 = 64;
 /// Fewer tokens than this at a stream's end teach nothing: their mean is mostly chance.
 const LEAST_TOKENS: u32 = 8;
 
+/// The least share of a stream's time that was decoding: prefills at the edges may be counted whole.
+const LEAST_DECODING: f64 = 0.1;
+
 /// A request on a pod.
 #[derive(Debug)]
 pub struct Course {
@@ -132,9 +135,77 @@ impl Course {
     }
 }
 
-/// The least share of a stream's time that was decoding: prefills at the edges may be counted whole.
-const LEAST_DECODING: f64 = 0.1;
-
 fn millis(span: Duration) -> f64 {
     span.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Fleet, Pace, for_test};
+
+    fn alone(now: Instant) -> (Arc<PoolState>, Arc<Pod>) {
+        let fleet = Fleet::new(&[for_test::pool("pool")], now);
+        fleet.set("pool", &[for_test::target("a")], now);
+        let pool = Arc::clone(fleet.pool("pool").unwrap());
+        let pod = Arc::clone(&pool.pods()[0]);
+        (pool, pod)
+    }
+
+    fn sent(pool: &Arc<PoolState>, pod: &Arc<Pod>, tokens: u32, now: Instant) -> Course {
+        Course::begin(pool, pod, Send { prompt_tokens: tokens, uncached_tokens: tokens }, now)
+    }
+
+    #[test]
+    fn a_first_token_teaches_what_was_ahead_and_is_due_when_that_is_computed() {
+        let start = crate::clock::now();
+        let (pool, pod) = alone(start);
+        let _ahead = sent(&pool, &pod, 1_000, start);
+        let mut course = sent(&pool, &pod, 600, start);
+        // What is taken for granted: 20 ms and 0.05 a token.
+        assert_eq!(course.first_token_due().as_millis(), 100);
+        course.sent(start + Duration::from_millis(5));
+        course.tokens(1, start + Duration::from_millis(205));
+        let pace = pod.speed.pace(pool.pace());
+        assert!((pace.base_ms + 1_600.0 * pace.ms_per_token - 150.0).abs() < 25.0, "half 100, half 200: {pace:?}");
+        assert_eq!((pod.ledger.unstarted(), pod.ledger.prefill_tokens(), pod.ledger.prefilled()), (1, 1_000, 600));
+        drop(course);
+        assert_eq!((pod.ledger.in_flight(), pod.ledger.kv_tokens()), (1, 1_000));
+    }
+
+    #[test]
+    fn a_stream_teaches_its_steps_without_the_prefills_between_them_even_before_it_ends() {
+        let start = crate::clock::now();
+        let (pool, pod) = alone(start);
+        // Prefills of 0.1 ms a token and steps of 10 ms, so well known that one answer changes little.
+        pool.speed.assume(Pace { base_ms: 0.0, ms_per_token: 0.1, step_ms: 10.0, stream_ms: 0.0 });
+        let mut course = sent(&pool, &pod, 1_000, start);
+        let first = start + Duration::from_millis(100);
+        course.tokens(1, first);
+        // Each time 64 tokens in 640 ms and the 200 ms of another's prefill.
+        for round in 0..8u32 {
+            let mut other = sent(&pool, &pod, 2_000, first);
+            other.first_token();
+            let before = pool.speed.pace();
+            for n in 1..=64u32 {
+                course.tokens(1, first + Duration::from_micros(13_125) * (round * 64 + n));
+            }
+            assert_ne!(before, pool.speed.pace(), "64 tokens are a lesson");
+        }
+        let itl_ms = pod.speed.pace(pool.speed.pace()).itl_ms(2.0);
+        assert!((9.5..11.5).contains(&itl_ms), "{itl_ms}");
+    }
+
+    #[test]
+    fn a_whole_answer_frees_its_prefill_when_it_is_due_and_teaches_sizes_alone() {
+        let start = crate::clock::now();
+        let (pool, pod) = alone(start);
+        let mut course = sent(&pool, &pod, 500, start);
+        course.first_token();
+        assert_eq!((pod.ledger.unstarted(), pod.ledger.in_flight()), (0, 1));
+        let (before, pace) = (pool.expected_output_tokens(), pool.pace());
+        course.complete(2_000, Some(500), Some(10_000), start + Duration::from_secs(1));
+        assert!(pool.expected_output_tokens() > before);
+        assert_eq!(pool.pace(), pace);
+    }
 }

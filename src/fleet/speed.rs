@@ -41,6 +41,10 @@ const CLIP: f64 = 4.0;
 /// in tests of one in twenty.
 const DOUBT: f64 = 2.0;
 
+/// A pod is not taken to be more times slower or faster than this: GPUs of one pool differ by ten at most, and one that
+/// answers from nowhere in no time must not get everything.
+const MOST_FACTOR: f64 = 16.0;
+
 /// Where a fleet that has shown nothing yet is believed to be: an 8B model on an H100 prefills 40,000 tokens/s and
 /// takes 6 ms a step, on an L40S a quarter of that (fitted silicon measurements, see the sim's profiles); between them.
 /// One more stream lengthens a step by a hundredth: its row of the GEMMs, its attention over 1,000 tokens, the host.
@@ -279,7 +283,7 @@ impl Ratio {
         let beyond = raw - 1.0;
         let shrunk = (1.0 - DOUBT * DOUBT * error / (beyond * beyond).max(f64::MIN_POSITIVE)).max(0.0);
         let trust = self.n * self.n / (self.n * self.n + POD_HALF_TRUST * POD_HALF_TRUST);
-        1.0 + beyond * shrunk * trust
+        (1.0 + beyond * shrunk * trust).clamp(1.0 / MOST_FACTOR, MOST_FACTOR)
     }
 }
 
@@ -433,6 +437,14 @@ mod tests {
         }
         let ratio = slow.pace(pool.pace()).ms_per_token / fast.pace(pool.pace()).ms_per_token;
         assert!(ratio > 1.7, "{ratio}");
+    }
+
+    #[test]
+    fn a_pod_that_answers_in_no_time_is_not_taken_to_cost_nothing() {
+        let (pool, instant, other) = (PoolSpeed::default(), Speed::default(), Speed::default());
+        taught(&pool, &[(&instant, 0.0), (&other, 1.0)], clock::now(), 400);
+        let (instant, other) = (instant.pace(pool.pace()), other.pace(pool.pace()));
+        assert!(instant.ms_per_token >= other.ms_per_token / MOST_FACTOR / MOST_FACTOR, "{instant:?} {other:?}");
     }
 
     #[test]

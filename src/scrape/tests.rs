@@ -207,7 +207,9 @@ async fn a_pod_has_one_page_under_way_at_most() {
     fake.held.store(true, SeqCst);
     let watched = Watched::begin(fake.listen("127.0.0.1:0", &servers).await);
     until("a time-out", || !watched.heard.failures.lock().unwrap().is_empty()).await;
-    assert_eq!(fake.pages.load(SeqCst), 1, "the interval is a tenth of the time-out");
+    // The interval is a tenth of the time-out. Pages first: one may be asked for between the two looks.
+    let (pages, over) = (fake.pages.load(SeqCst), watched.heard.failures.lock().unwrap().len());
+    assert!(pages <= over + 1, "{pages} asked for, {over} over");
     assert_eq!(watched.heard.failures.lock().unwrap()[0], Failure::Timeout);
     assert_eq!(watched.pod.condition(clock::now()), Condition::Unknown);
     servers.stop();
