@@ -121,11 +121,17 @@ impl Reservation {
 
     /// The first token came: its prompt no longer stands in anybody's way. Only the first call counts.
     pub fn first_token(&mut self) {
-        if let Some(tokens) = self.waiting_tokens.take() {
+        if let Some(tokens) = self.start() {
             self.pod.ledger.prefilled.fetch_add(u64::from(tokens), Relaxed);
-            self.pod.ledger.unstarted.fetch_sub(1, Relaxed);
-            self.pod.ledger.prefill_tokens.fetch_sub(u64::from(tokens), Relaxed);
         }
+    }
+
+    /// It no longer stands before anybody; its uncached tokens, the first time.
+    fn start(&mut self) -> Option<u32> {
+        let tokens = self.waiting_tokens.take()?;
+        self.pod.ledger.unstarted.fetch_sub(1, Relaxed);
+        self.pod.ledger.prefill_tokens.fetch_sub(u64::from(tokens), Relaxed);
+        Some(tokens)
     }
 
     /// `tokens` more were generated and now occupy the KV cache.
@@ -137,7 +143,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.first_token();
+        // Refused, or left by its client: who knows what was computed of it.
+        self.start();
         self.pod.ledger.kv_tokens.fetch_sub(self.kv_tokens, Relaxed);
         self.pod.ledger.ended.fetch_add(1, Relaxed);
         if self.probe {
@@ -167,6 +174,13 @@ mod tests {
         assert_eq!((pod.ledger.unstarted(), pod.ledger.prefill_tokens(), pod.ledger.kv_tokens()), (0, 0, 105));
         drop(held);
         assert_eq!((pod.ledger.in_flight(), pod.ledger.kv_tokens()), (0, 0));
+    }
+
+    #[test]
+    fn a_request_that_never_began_has_computed_nothing() {
+        let pod = pod();
+        drop(Reservation::new(Arc::clone(&pod), Send { prompt_tokens: 100, uncached_tokens: 60 }));
+        assert_eq!((pod.ledger.unstarted(), pod.ledger.prefilled()), (0, 0));
     }
 
     proptest! {

@@ -105,7 +105,8 @@ impl Reading {
 
     /// KV-cache capacity in tokens, where the page tells it.
     pub fn kv_capacity(&self) -> Option<u64> {
-        Some(self.blocks?.saturating_mul(u64::from(self.block_size?)))
+        // An engine without blocks would answer nobody: it has not told.
+        Some(self.blocks?.saturating_mul(u64::from(self.block_size?))).filter(|tokens| *tokens > 0)
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
         assert_eq!(Reading::default().streams(), None);
         assert_eq!(Reading { running: Some(0), ..Reading::default() }.streams(), Some(0));
         assert_eq!(Reading { blocks: Some(96), ..Reading::default() }.kv_capacity(), None);
+        assert_eq!(Reading { blocks: Some(0), block_size: Some(16), ..Reading::default() }.kv_capacity(), None);
     }
 
     #[test]

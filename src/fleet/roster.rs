@@ -24,6 +24,12 @@ const BYTES_PER_TOKEN: f32 = 4.0;
 /// Weight of one answer's usage in what a pool learns of lengths: forgets over about 50 answers.
 const RATIO_WEIGHT: f32 = 0.02;
 
+/// No answer is taken to be longer: the longest output that models offer. Usage is what a pod says, and may be anything.
+const MOST_OUTPUT_TOKENS: u32 = 131_072;
+
+/// Nor so many times longer than those before it: from chat to reasoning it is 32 times, 256 tokens to 8,192.
+const MOST_LONGER: f32 = 32.0;
+
 /// Tokens that an answer has before a pool has told better: between the medians of the public chat traces (129 in
 /// Azure 2023 conversations, about 350 in Mooncake's).
 const OUTPUT_TOKENS: f32 = 250.0;
@@ -214,7 +220,9 @@ impl PoolState {
     /// An answer had `tokens` tokens.
     pub fn learn_output_tokens(&self, tokens: u32) {
         let old = self.expected_output_tokens();
-        self.output_tokens.store((old + (tokens as f32 - old) * RATIO_WEIGHT).to_bits(), Relaxed);
+        let tokens = tokens.min(MOST_OUTPUT_TOKENS) as f32;
+        let tokens = tokens.min(old * MOST_LONGER);
+        self.output_tokens.store((old + (tokens - old) * RATIO_WEIGHT).to_bits(), Relaxed);
     }
 
     /// Estimated tokens of `bytes` of request text; at least one.
@@ -271,6 +279,14 @@ mod tests {
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
         assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));
+    }
+
+    #[test]
+    fn a_pod_that_claims_endless_answers_does_not_make_every_request_look_endless() {
+        let state = PoolState::new(pool("pool"), crate::clock::now());
+        (0..10).for_each(|_| state.learn_output_tokens(u32::MAX));
+        (0..200).for_each(|_| state.learn_output_tokens(20));
+        assert!(state.expected_output_tokens() < 1_000.0, "{}", state.expected_output_tokens());
     }
 
     #[test]

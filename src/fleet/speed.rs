@@ -23,6 +23,14 @@ const POD_MEMORY: f64 = 0.98;
 /// The same for a pool, which has more of them and nobody to be compared with: half is gone after 350.
 const POOL_MEMORY: f64 = 0.998;
 
+/// The least spread that tells a slope from noise, as a deviation: tokens of prompts, streams of a batch. Within less, a
+/// millisecond of chance would be a slope of hundreds of times the truth, and long prompts would be priced by it.
+const LEAST_SPREAD: (f64, f64) = (64.0, 1.0);
+
+/// A slope is not taken to be more times steeper or flatter than the prior's, scaled: real ones lie within ten (0.02 to 0.35
+/// ms a token of prefill).
+const MOST_SLOPE: f64 = 20.0;
+
 /// Half of what was shown is forgotten in this time, so that a pod which had a bad minute, and is avoided since, is tried
 /// again. As long as a warm-up.
 const HALF_LIFE: Duration = Duration::from_secs(30);
@@ -170,7 +178,10 @@ impl PoolSpeed {
         let mut fits = self.lessons.lock().unwrap_or_else(PoisonError::into_inner);
         let fit = if of == Of::Prefill { &mut fits.0 } else { &mut fits.1 };
         fit.learn((x, y), factor, now);
-        self.assume(Pace::of(fits.0.line(UNSEEN.prefill()), fits.1.line(UNSEEN.decode())));
+        self.assume(Pace::of(
+            fits.0.line(UNSEEN.prefill(), LEAST_SPREAD.0),
+            fits.1.line(UNSEEN.decode(), LEAST_SPREAD.1),
+        ));
     }
 }
 
@@ -254,7 +265,7 @@ impl Ratio {
     fn learn(&mut self, expected: f64, ms: f64, now: Instant) -> f64 {
         self.fade(now);
         // Before it has shown anything, nothing is an outlier.
-        let y = if self.n > POD_HALF_TRUST { ms.min(expected * self.raw() * CLIP) } else { ms };
+        let y = if self.n > POD_HALF_TRUST { ms.min(expected * self.raw().max(1.0 / CLIP) * CLIP) } else { ms };
         for (sum, new) in self.sums().into_iter().zip([1.0, expected, y, expected * expected, expected * y, y * y]) {
             *sum = *sum * POD_MEMORY + new;
         }
@@ -313,7 +324,7 @@ impl Fit {
 
     /// Least squares where the samples differ enough to tell base from slope; else the prior's line, scaled so that it
     /// passes through their mean.
-    fn line(&self, prior: Line) -> Line {
+    fn line(&self, prior: Line, least_spread: f64) -> Line {
         if self.n <= 0.0 {
             return prior;
         }
@@ -321,14 +332,12 @@ impl Fit {
         let spread = self.xx / self.n - mean_x * mean_x;
         let slope = (self.xy / self.n - mean_x * mean_y) / spread;
         let base = mean_y - slope * mean_x;
-        // A tenth of the mean is the least spread that tells a slope from noise.
-        let telling = spread.sqrt() > mean_x * 0.1 && slope.is_finite() && slope > 0.0 && base >= 0.0;
-        let own = if telling && self.n > 2.0 {
-            Line { base, slope }
-        } else {
-            let factor = mean_y / prior.at(mean_x).max(f64::MIN_POSITIVE);
-            Line { base: prior.base * factor, slope: prior.slope * factor }
-        };
+        let factor = mean_y / prior.at(mean_x).max(f64::MIN_POSITIVE);
+        let scaled = Line { base: prior.base * factor, slope: prior.slope * factor };
+        let likely = scaled.slope / MOST_SLOPE..=scaled.slope * MOST_SLOPE;
+        // A tenth of the mean is the least share of it that tells.
+        let telling = spread.sqrt() > least_spread.max(mean_x * 0.1) && likely.contains(&slope) && base >= 0.0;
+        let own = if telling && self.n > 2.0 { Line { base, slope } } else { scaled };
         let (trust, doubt) = (self.n * self.n, POOL_HALF_TRUST * POOL_HALF_TRUST);
         let blend = |own: f64, prior: f64| (own * trust + prior * doubt) / (trust + doubt);
         Line { base: blend(own.base, prior.base), slope: blend(own.slope, prior.slope) }
@@ -445,6 +454,17 @@ mod tests {
         taught(&pool, &[(&instant, 0.0), (&other, 1.0)], clock::now(), 400);
         let (instant, other) = (instant.pace(pool.pace()), other.pace(pool.pace()));
         assert!(instant.ms_per_token >= other.ms_per_token / MOST_FACTOR / MOST_FACTOR, "{instant:?} {other:?}");
+    }
+
+    #[test]
+    fn short_prompts_of_nearly_one_length_say_nothing_of_long_ones() {
+        let (pool, pod, now) = (PoolSpeed::default(), Speed::default(), clock::now());
+        for i in 0..20u32 {
+            let (tokens, chance) = (10.0 + f64::from(i % 3), f64::from(i * 7 % 11));
+            pool.learn(&pod, Of::Prefill, (tokens, 15.0 + 3.0 * chance), now + Duration::from_millis(100) * i);
+        }
+        let pace = pool.pace();
+        assert!(pace.ms_per_token < 0.2, "20 ms and 0.05 a token, scaled to 30 ms: {pace:?}");
     }
 
     #[test]
