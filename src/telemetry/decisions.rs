@@ -232,6 +232,9 @@ mod tests {
 
     const LINE: &str = r#"{"at_ms":12.5,"model":"m","served_model":"m-lora","pool":"pods","pod":"10.0.0.1:8000","session":"000000000000000a","prompt_tokens":130,"prompt_bytes":520,"output_tokens":7,"ttft_ms":1.5,"outcome":"complete","blocks":["0000000000000001","ffffffffffffffff"]}"#;
 
+    /// Two whole batches and a part of one.
+    const LINES: usize = BATCH * 2 + 1;
+
     #[tokio::test]
     async fn every_decision_is_a_line_and_those_that_wait_at_the_stop_are_written() {
         let folder = tempfile::tempdir().unwrap();
@@ -239,13 +242,13 @@ mod tests {
         std::fs::write(&path, "an earlier run\n").unwrap();
         let (tasks, dropped) = (Tasks::new(), Counter::default());
         let log = DecisionLog::start(&path, dropped.clone(), &tasks).unwrap();
-        for _ in 0..BATCH * 2 + 1 {
+        for _ in 0..LINES {
             log.put(decision(12.5));
         }
         tasks.stop();
         tasks.wait().await;
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), BATCH * 2 + 1);
+        assert_eq!(text.lines().count(), LINES);
         assert!(text.lines().all(|line| line == LINE), "{text}");
         assert_eq!(std::fs::read_to_string(set_aside(&path)).unwrap(), "an earlier run\n");
         assert_eq!(dropped.get(), 0);
