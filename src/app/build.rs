@@ -1,7 +1,7 @@
 //! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
 //! told before anything runs.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -24,6 +24,14 @@ use crate::{
 /// # Errors
 /// If an address cannot be bound or a certificate cannot be read.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_logging(config, None).await
+}
+
+/// The same, with its decisions logged at `decision_log`.
+///
+/// # Errors
+/// As [`start`], and if the log cannot be written.
+pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
@@ -36,7 +44,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
 
     let background = Tasks::new();
-    let house = live_house(&config, &background)?;
+    let house = live_house(&config, decision_log, &background)?;
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(Policy::new(Arc::clone(&config))));
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize},
@@ -24,7 +25,7 @@ use crate::{
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
-    telemetry::{Metrics, Name, PodRow},
+    telemetry::{DecisionLog, Metrics, Name, PodRow},
     upstream::{Connector, RetryBudget, Upstream, client_tls},
 };
 
@@ -34,6 +35,7 @@ struct Known {
     prefix: Arc<prefix::Index>,
     metrics: Arc<Metrics>,
     ready_once: Arc<AtomicBool>,
+    decisions: Option<DecisionLog>,
 }
 
 impl Known {
@@ -42,15 +44,25 @@ impl Known {
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
         let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
-        Self { fleet, prefix, metrics, ready_once: Arc::default() }
+        Self { fleet, prefix, metrics, ready_once: Arc::default(), decisions: None }
     }
 }
 
 type Tls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
 
-/// A house with its senses awake: pods are discovered and scraped for as long as `tasks` run.
-pub(super) fn live_house(config: &Arc<Config>, tasks: &Tasks) -> Result<Arc<House>, StartError> {
-    let known = Known::nothing(config);
+/// A house with its senses awake: pods are discovered and scraped for as long as `tasks` run, and decisions are logged
+/// at `decision_log`.
+pub(super) fn live_house(
+    config: &Arc<Config>,
+    decision_log: Option<&Path>,
+    tasks: &Tasks,
+) -> Result<Arc<House>, StartError> {
+    let mut known = Known::nothing(config);
+    if let Some(path) = decision_log {
+        let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
+        let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
+        known.decisions = Some(log.map_err(failed)?);
+    }
     let mut tls = Tls::new();
     for pool in &config.pools {
         tls.insert(Arc::clone(&pool.name), Arc::new(client_tls(pool.ca_file.as_deref())?));
@@ -79,11 +91,12 @@ pub fn still_house(config: &Arc<Config>) -> House {
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics, ready_once } = known;
+    let Known { fleet, prefix, metrics, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
         upstream: Upstream::new(connector),
+        decisions,
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),

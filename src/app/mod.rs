@@ -5,11 +5,11 @@ mod house;
 mod senses;
 mod stop;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::net::TcpListener;
 
-pub use build::start;
+pub use build::{start, start_logging};
 pub use house::still_house;
 pub use stop::Stopped;
 
@@ -48,6 +48,14 @@ pub enum StartError {
         what: String,
         /// Where.
         address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The decision log cannot be written.
+    #[error("cannot write the decision log {path}; check the path after --decision-log, and who may write there")]
+    DecisionLog {
+        /// Where.
+        path: PathBuf,
         /// Why not.
         source: io::Error,
     },

@@ -1,6 +1,10 @@
 //! `tidegate serve`: the gateway itself.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,7 +23,7 @@ const AFTER: &str = "Signals:
 
 Exit codes:
   0  stopped, and every request got its whole answer
-  1  the configuration has problems, or an address could not be bound
+  1  the configuration has problems, or an address could not be bound, or a log not be written
   3  stopped, but requests had to be cut off; the log says how many";
 
 /// Run the gateway.
@@ -31,6 +35,10 @@ pub(super) struct Args {
     /// The configuration, YAML; `tidegate check` tells what is wrong with one
     #[arg(short, long, value_name = "FILE", env = "TIDEGATE_CONFIG")]
     config: PathBuf,
+    /// Write a line for each routed request to this file (hashes, never text); `tidegate lab run trace --trace FILE` plays
+    /// it. A full file is kept as FILE.1, and so is one that is there at the start
+    #[arg(long, value_name = "FILE")]
+    decision_log: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -39,14 +47,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     logs::start(&config.log).context("log.level is no filter")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, args.decision_log.as_deref()))
 }
 
-async fn serve(config: crate::config::Config) -> anyhow::Result<ExitCode> {
+async fn serve(config: crate::config::Config, decision_log: Option<&Path>) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
     let (delay, grace) = (config.timeouts.drain_delay, config.timeouts.drain_grace);
-    let running = app::start(config).await?;
+    let running = app::start_logging(config, decision_log).await?;
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }

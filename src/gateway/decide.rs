@@ -15,6 +15,7 @@ use crate::{
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
+    telemetry::{Decision, Hex},
 };
 
 /// What the desk asks of judgement for one request, computed once and used for every attempt.
@@ -103,6 +104,26 @@ impl Matter {
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
             route,
         })
+    }
+
+    /// What the decision log tells of it, without how it went. Taken before the answer is put behind the prompt.
+    pub fn decision(&self) -> Decision {
+        Decision {
+            at_ms: 0.0,
+            model: Arc::clone(&self.route.client_model),
+            served_model: Arc::clone(&self.route.served_model),
+            pool: Arc::clone(self.pool.name()),
+            pod: None,
+            session: self.session.map(Hex),
+            prompt_tokens: self.prompt_tokens,
+            prompt_bytes: self.prompt_bytes,
+            output_tokens: None,
+            cached_tokens: None,
+            ttft_ms: None,
+            itl_ms: None,
+            outcome: "",
+            blocks: self.chain.blocks().hashes().iter().copied().map(Hex).collect(),
+        }
     }
 
     fn question(&self) -> Question<'_> {

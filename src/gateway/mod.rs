@@ -36,7 +36,7 @@ use crate::{
     fleet::{Fleet, Pod, PodId},
     prefix,
     routing::Table,
-    telemetry::{Metrics, Name},
+    telemetry::{DecisionLog, Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
 
@@ -54,6 +54,8 @@ pub struct House {
     pub upstream: Upstream,
     /// What is told.
     pub metrics: Arc<Metrics>,
+    /// Where decisions are logged, if the operator wants that.
+    pub decisions: Option<DecisionLog>,
     /// Which pod made which response.
     pub homes: ResponseHomes,
     /// The bound on buffered bodies.

@@ -14,7 +14,7 @@ use crate::{
     clock,
     openai::Usage,
     telemetry::{
-        Name,
+        Decision, Name,
         labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
         logs::REQUEST,
     },
@@ -84,6 +84,8 @@ pub(super) struct Receipt {
     pub(super) tokens: u32,
     pub(super) usage: Option<Usage>,
     pub(super) outcome: Outcome,
+    /// What the decision log will tell, if there is one and the request was routed.
+    pub(super) decision: Option<Box<Decision>>,
     counted: Option<ModelLabels>,
 }
 
@@ -114,6 +116,7 @@ impl Receipt {
             tokens: 0,
             usage: None,
             outcome: Outcome::Open,
+            decision: None,
             counted: None,
         }
     }
@@ -207,15 +210,7 @@ impl Receipt {
     }
 
     fn log(&self, whole: Duration) {
-        let ms = |from: Option<Instant>, to: Option<Instant>| {
-            Some(rounded(to?.saturating_duration_since(from?).as_secs_f64() * 1e3))
-        };
-        let (outcome, reason) = match self.outcome {
-            Outcome::Open => ("client_left", Some(self.step.name())),
-            Outcome::Complete => ("complete", None),
-            Outcome::Refused(reason) => ("refused", Some(reason)),
-            Outcome::Cut(reason) => ("cut", Some(reason)),
-        };
+        let (outcome, reason) = self.ending();
         let chosen = self.chosen.as_ref();
         tracing::info!(
             target: REQUEST,
@@ -237,9 +232,9 @@ impl Receipt {
             reason,
             streamed = self.streamed,
             body_bytes = self.body_bytes,
-            read_ms = ms(Some(self.received), self.read),
+            read_ms = self.ms_to(self.read),
             added_ms = self.added.map(|added| rounded(added.as_secs_f64() * 1e3)),
-            ttft_ms = ms(Some(self.received), self.first_token),
+            ttft_ms = self.ms_to(self.first_token),
             itl_ms = self.itl_ms().map(rounded),
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
             prompt_tokens = self.usage.and_then(|it| it.prompt_tokens),
@@ -248,6 +243,35 @@ impl Receipt {
             "{}",
             self.summary(whole),
         );
+    }
+
+    fn ending(&self) -> (&'static str, Option<&'static str>) {
+        match self.outcome {
+            Outcome::Open => ("client_left", Some(self.step.name())),
+            Outcome::Complete => ("complete", None),
+            Outcome::Refused(reason) => ("refused", Some(reason)),
+            Outcome::Cut(reason) => ("cut", Some(reason)),
+        }
+    }
+
+    /// From the request's head to `then`.
+    fn ms_to(&self, then: Option<Instant>) -> Option<f64> {
+        Some(rounded(then?.saturating_duration_since(self.received).as_secs_f64() * 1e3))
+    }
+
+    /// Completes the line for the decision log and hands it over.
+    fn log_decision(&mut self) {
+        let (Some(log), Some(mut decision)) = (&self.house.decisions, self.decision.take()) else { return };
+        let usage = self.usage.unwrap_or_default();
+        decision.at_ms = rounded(log.since_start(self.received).as_secs_f64() * 1e3);
+        decision.pod = self.chosen.as_ref().map(|it| it.pod.clone());
+        decision.prompt_tokens = usage.prompt_tokens.unwrap_or(decision.prompt_tokens);
+        decision.output_tokens = usage.completion_tokens.or(Some(self.tokens).filter(|seen| *seen > 0));
+        decision.cached_tokens = usage.cached_tokens;
+        decision.ttft_ms = self.ms_to(self.first_token);
+        decision.itl_ms = self.itl_ms().map(rounded);
+        decision.outcome = self.ending().0;
+        log.put(decision);
     }
 
     /// The line for a person: what, where to, how it went.
@@ -298,6 +322,7 @@ impl Drop for Receipt {
         let whole = clock::now().saturating_duration_since(self.received);
         self.count(whole);
         self.log(whole);
+        self.log_decision();
         if let Some(labels) = &self.counted {
             self.house.metrics.requests_open.get_or_create(labels).dec();
         }

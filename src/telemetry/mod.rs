@@ -2,9 +2,11 @@
 //!
 //! This room knows nobody above the ground floor: facts are handed to it.
 
+pub mod decisions;
 pub mod labels;
 pub mod logs;
 pub mod metrics;
 
+pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
 pub use metrics::{Metrics, PodRow};

@@ -21,6 +21,7 @@ mod failing;
 mod forwarding;
 mod harness;
 mod leaving;
+mod logging_decisions;
 mod mixture;
 mod models;
 mod noticing;

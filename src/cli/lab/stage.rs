@@ -43,7 +43,8 @@ pub(super) struct Stage {
     /// [default: the workload's]
     #[arg(long, value_name = "SLO", value_parser = slo)]
     slo: Option<Slo>,
-    /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it, either for `trace`
+    /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it; for `trace`
+    /// either, or what `tidegate serve --decision-log` wrote
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Time from one page of metrics to the next [default: 250ms, or the workload's]

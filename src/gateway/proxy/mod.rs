@@ -148,6 +148,7 @@ impl Story<'_> {
         })?;
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
+        receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         let forward = matter.pool.config.forward_authorization;
         let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
         let total = config.timeouts.total;

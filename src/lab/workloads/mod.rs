@@ -3,6 +3,7 @@
 mod azure;
 mod b2b;
 mod bursts;
+mod decisions;
 mod lora;
 mod mooncake;
 mod origin;
@@ -48,7 +49,7 @@ pub const WORKLOADS: [(&str, &str); 30] = [
     ("w14-1s", "W2, pages read every second"),
     ("w14-5s", "W2, pages read every 5 s"),
     ("w14-lossy", "W2, one page in ten does not come"),
-    ("trace", "your own: --trace FILE, in Mooncake's or Azure's format, at its own times"),
+    ("trace", "your own: --trace FILE, a decision log or in Mooncake's or Azure's format, at its own times"),
 ];
 
 /// Why a workload cannot be made.
@@ -83,7 +84,8 @@ pub enum Unmade {
     Empty(PathBuf),
     /// The trace is of no known kind.
     #[error(
-        "{0}:1: this is neither Mooncake's format, {example}, nor Azure's, whose first line is `{head}`",
+        "{0}:1: this is neither Mooncake's format, {example}, nor Azure's, whose first line is `{head}`, nor a decision log of \
+         `tidegate serve --decision-log`",
         example = mooncake::EXAMPLE,
         head = azure::HEAD
     )]
@@ -131,18 +133,21 @@ pub struct Workload {
 enum Source {
     Mooncake(mooncake::Trace),
     Azure(azure::Trace, azure::Arrivals),
+    Decisions(decisions::Log),
     B2b(b2b::Shape),
     Sessions(sessions::Shape),
     Volleys,
 }
 
-/// What a trace of somebody's own is. A log of our own decisions will be a third kind, known by its first line too.
+/// What a trace of somebody's own is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// JSON lines with block hashes.
     Mooncake,
     /// CSV with lengths.
     Azure,
+    /// A gateway's own log.
+    Decisions,
 }
 
 impl Kind {
@@ -151,6 +156,9 @@ impl Kind {
         let first = text.lines().find(|line| !line.trim().is_empty())?;
         if first.starts_with(azure::HEAD) {
             return Some(Self::Azure);
+        }
+        if decisions::looks_like(first) {
+            return Some(Self::Decisions);
         }
         (first.trim_start().starts_with('{') && first.contains("\"hash_ids\"")).then_some(Self::Mooncake)
     }
@@ -203,6 +211,7 @@ impl Workload {
         let source = match kind {
             Some(Kind::Mooncake) => Source::Mooncake(mooncake::Trace::parse(&text)?),
             Some(Kind::Azure) => Source::Azure(azure::Trace::parse(&text)?, arrivals),
+            Some(Kind::Decisions) => Source::Decisions(decisions::Log::parse(&text)?),
             None => return Err(Unmade::Alien(text.path)),
         };
         self.trace = Some(text.path);
@@ -219,6 +228,7 @@ impl Workload {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut asks: Vec<Ask> = match &self.source {
             Source::Mooncake(trace) => trace.script(self.rate, self.length_ms, &mut rng),
+            Source::Decisions(log) => log.script(self.rate, self.length_ms, &mut rng),
             Source::Azure(trace, arrivals) => trace.script(*arrivals, self.rate, self.length_ms, &mut rng),
             Source::B2b(shape) => shape.script(per_second(self.rate), self.length_ms, &mut rng),
             Source::Sessions(shape) => {
@@ -307,6 +317,8 @@ mod tests {
         assert!(matches!(with_trace(&azure).unwrap().source, Source::Azure(_, azure::Arrivals::Recorded)));
         let mooncake = mooncake::EXAMPLE.trim_matches('`');
         assert!(matches!(with_trace(mooncake).unwrap().source, Source::Mooncake(_)));
+        let decision = decisions::EXAMPLE.trim_matches('`');
+        assert!(matches!(with_trace(decision).unwrap().source, Source::Decisions(_)));
         let error = with_trace("{\"prompt\": 7}").unwrap_err();
         assert!(error.starts_with("FILE:1: this is neither Mooncake's format"), "{error}");
     }

@@ -1,6 +1,11 @@
 //! A gateway as an operator would have it: YAML through the same door, sockets on loopback.
 
-use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tidegate::{
@@ -26,6 +31,7 @@ pub(crate) struct Plan {
     other_pools: String,
     models: String,
     rest: String,
+    decision_log: Option<PathBuf>,
 }
 
 impl Gateway {
@@ -38,6 +44,7 @@ impl Gateway {
             other_pools: String::new(),
             models: "{ modelName: m, poolRef: pods }".to_owned(),
             rest: String::new(),
+            decision_log: None,
         }
     }
 
@@ -128,8 +135,14 @@ impl Plan {
         self
     }
 
+    /// Logs its decisions there.
+    pub(crate) fn decision_log(mut self, path: &Path) -> Self {
+        self.decision_log = Some(path.to_owned());
+        self
+    }
+
     fn text(&self) -> String {
-        let Self { endpoints, listeners, pool, other_pools, models, rest } = self;
+        let Self { endpoints, listeners, pool, other_pools, models, rest, .. } = self;
         format!(
             "listeners:\n  - {}\npools:\n  - name: pods\n    engine: vllm\n    endpoints:\n      - {}\n{pool}{other_pools}models:\n  - \
              {models}\nadmin: {{ address: 127.0.0.1:0 }}\n{rest}",
@@ -141,7 +154,7 @@ impl Plan {
     pub(crate) async fn start(self) -> Gateway {
         let text = self.text();
         let (config, _) = config::load("test.yaml", &text).unwrap_or_else(|report| panic!("{report:?}\n{text}"));
-        let running = app::start(config).await.unwrap();
+        let running = app::start_logging(config, self.decision_log.as_deref()).await.unwrap();
         Gateway { addr: running.listeners[0].1, running }
     }
 }
