@@ -7,9 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Condition, Evidence, Fleet, Moment, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send,
-};
+use super::{Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send};
 use crate::config::Target;
 
 /// Every pool and pod at one moment.
@@ -57,9 +55,9 @@ pub struct PodSnapshot {
     pub unstarted: u64,
     /// Their prompt tokens believed not cached.
     pub prefill_tokens: u64,
-    /// Prompt tokens to be computed that we have been sending there, a millisecond.
+    /// Prompt tokens to be computed that we sent there in the last ten seconds or so.
     #[serde(default)]
-    pub inflow_per_ms: f32,
+    pub inflow_tokens: f32,
     /// Estimated KV-cache tokens our requests hold.
     pub kv_tokens: u64,
     /// Learned speed, its pool's where it has shown nothing.
@@ -122,7 +120,7 @@ impl PodSnapshot {
             in_flight: pod.ledger.in_flight(),
             unstarted: pod.ledger.unstarted(),
             prefill_tokens: pod.ledger.prefill_tokens(),
-            inflow_per_ms: pod.inflow.per_ms(&Moment::new(now, pod.health.epoch())),
+            inflow_tokens: pod.inflow.of_late(now),
             kv_tokens: pod.ledger.kv_tokens(),
             pace: pod.speed.pace(pool),
             models: pod.models().map(|models| models.to_vec()),
@@ -150,7 +148,7 @@ impl PodSnapshot {
         if let Some(evidence) = evidence {
             pod.health.note(evidence, now);
         }
-        pod.inflow.assume(self.inflow_per_ms, now);
+        pod.inflow.assume(self.inflow_tokens, now);
         if let Some(models) = &self.models {
             pod.store_models(models.clone());
         }

@@ -33,7 +33,9 @@ pub(super) fn prompt_bytes(prompt: &[Piece]) -> usize {
 /// The prompt as the gateway's index sees it.
 pub(super) fn chain(model: &str, prompt: &[Piece]) -> Chain {
     let mut chain = Chain::new(model, "");
-    prompt.iter().for_each(|piece| read_along(&mut chain, *piece));
+    for piece in prompt {
+        read_along(&mut chain, *piece);
+    }
     chain
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::Moment;
+use crate::fleet::Moment;
 
 /// Time in which a token's weight falls to a third: about as long as an answer takes (350 tokens at 30 ms in recorded
 /// conversations). 5 to 60 s were measured to work alike.
@@ -16,7 +16,7 @@ const FADE_MS: f32 = 10_000.0;
 
 /// A fading sum in one word, so that it is read without a lock: the tokens in single precision, and the millisecond after
 /// the epoch at which they were so many.
-/// (In this order in memory; see [`super::Pod`].)
+/// (In this order in memory; see [`crate::fleet::Pod`].)
 #[derive(Debug)]
 #[repr(C)]
 pub struct Inflow {
@@ -41,9 +41,14 @@ impl Inflow {
         self.state.store(u64::from(sum.to_bits()) << 32 | u64::from(moment.millis(self.epoch)), Relaxed);
     }
 
-    /// Takes over tokens a millisecond from elsewhere (a saved state).
-    pub fn assume(&self, per_ms: f32, now: Instant) {
-        self.put(per_ms * FADE_MS, &Moment::new(now, self.epoch));
+    /// Takes over what [`Inflow::of_late`] said elsewhere (a saved state).
+    pub fn assume(&self, tokens: f32, now: Instant) {
+        self.put(tokens, &Moment::new(now, self.epoch));
+    }
+
+    /// Tokens sent in the last ten seconds or so, the older ones in part.
+    pub fn of_late(&self, now: Instant) -> f32 {
+        self.sum(&Moment::new(now, self.epoch))
     }
 
     /// Tokens a millisecond.
