@@ -57,7 +57,7 @@ pub struct PodSnapshot {
     pub prefill_tokens: u64,
     /// Prompt tokens to be computed that we sent there in the last ten seconds or so.
     #[serde(default)]
-    pub inflow_tokens: f32,
+    pub inflow_tokens: u64,
     /// Estimated KV-cache tokens our requests hold.
     pub kv_tokens: u64,
     /// Learned speed, its pool's where it has shown nothing.
@@ -120,7 +120,7 @@ impl PodSnapshot {
             in_flight: pod.ledger.in_flight(),
             unstarted: pod.ledger.unstarted(),
             prefill_tokens: pod.ledger.prefill_tokens(),
-            inflow_tokens: pod.inflow.of_late(now),
+            inflow_tokens: pod.inflow.of_late(now).round() as u64,
             kv_tokens: pod.ledger.kv_tokens(),
             pace: pod.speed.pace(pool),
             models: pod.models().map(|models| models.to_vec()),
@@ -148,7 +148,7 @@ impl PodSnapshot {
         if let Some(evidence) = evidence {
             pod.health.note(evidence, now);
         }
-        pod.inflow.assume(self.inflow_tokens, now);
+        pod.inflow.assume(self.inflow_tokens as f32, now);
         if let Some(models) = &self.models {
             pod.store_models(models.clone());
         }
