@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn what_is_played_of_a_trace_is_told() {
         let mooncake = mooncake::EXAMPLE.trim_matches('`');
-        assert!(with_trace(mooncake).unwrap().trace().unwrap().ends_with(": 1 requests over 1 s, repeated 60.0 times"));
+        assert!(with_trace(mooncake).unwrap().trace().unwrap().ends_with(": 1 request over 1 s, repeated 60.0 times"));
         let drawn = Workload::new(&order("w2")).unwrap().trace().unwrap();
         assert!(drawn.contains(": lengths drawn from its "), "{drawn}");
     }

@@ -67,7 +67,8 @@ impl Extent {
         let Self { requests, length_ms: recorded_ms } = self;
         let played_ms = length_ms * self.per_second(rate) / self.per_second(Rate::Times(1.0));
         let share = played_ms / recorded_ms;
-        let whole = format!("{requests} requests over {:.0} s", recorded_ms / 1e3);
+        let plural = if requests == 1 { "" } else { "s" };
+        let whole = format!("{requests} request{plural} over {:.0} s", recorded_ms / 1e3);
         // To the digit that is shown it is the whole.
         if (share - 1.0).abs() < 0.05 {
             whole
