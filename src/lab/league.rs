@@ -44,10 +44,10 @@ impl Standing {
         self.runs.iter().map(of).sum::<f64>() / self.runs.len().max(1) as f64
     }
 
-    /// How far the seeds are from it at most.
-    pub fn spread(&self, of: impl Fn(&Stats) -> f64) -> f64 {
+    /// How far the seeds are from it at most; one seed says nothing of that.
+    pub fn spread(&self, of: impl Fn(&Stats) -> f64) -> Option<f64> {
         let mean = self.mean(&of);
-        self.runs.iter().map(|stats| (of(stats) - mean).abs()).fold(0.0, f64::max)
+        (self.runs.len() > 1).then(|| self.runs.iter().map(|stats| (of(stats) - mean).abs()).fold(0.0, f64::max))
     }
 }
 

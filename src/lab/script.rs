@@ -52,6 +52,11 @@ pub struct Script {
 }
 
 impl Script {
+    /// Whether nobody comes at all.
+    pub fn is_silent(&self) -> bool {
+        self.asks.iter().all(|ask| !ask.at_ms.is_finite())
+    }
+
     /// The places of the requests that follow no other, in the order in which they come.
     pub fn starters(&self) -> Vec<u32> {
         let timed = self.asks.iter().enumerate().filter(|(_, ask)| ask.at_ms.is_finite());

@@ -124,6 +124,8 @@ impl Slo {
 pub struct Stats {
     /// Requests that were offered and are counted.
     pub offered: usize,
+    /// Of those, the ones that got no answer, or one that broke off.
+    pub unanswered: usize,
     /// Of those, answered a second.
     pub per_second: f64,
     /// How many came a second.
@@ -188,6 +190,7 @@ impl Stats {
         let e2e = Sorted::new(told.iter().map(Told::e2e_ms));
         Self {
             offered,
+            unanswered: told.iter().filter(|it| it.broken || it.last_ms.is_infinite()).count(),
             offered_per_second: offered as f64 / coming_s,
             goodput: met as f64 / coming_s,
             e2e_mean: e2e.mean(),
@@ -313,7 +316,7 @@ mod tests {
         list.push(never(9_000.0));
         let run = Run { told: list, preemptions: 3, ended_ms: 10_000.0, shifted_ms: f64::INFINITY, ..Run::default() };
         let stats = Stats::of(&run, 2, &Slo::HEADLINE);
-        assert_eq!(stats.offered, 9);
+        assert_eq!((stats.offered, stats.unanswered), (9, 1), "the first that got no answer is not counted");
         assert!((stats.attainment - 6.0 / 9.0).abs() < 1e-9, "{stats:?}");
         assert!((stats.hit_ratio - 8.0 * 40.0 / 900.0).abs() < 1e-9);
         assert!((stats.ttft_p50 - 100.0).abs() < 1e-9 && stats.ttft_p90.is_infinite());
@@ -355,6 +358,7 @@ mod tests {
         let run = Run { told: list, preemptions: 0, ended_ms: 9_000.0, shifted_ms: 3_000.0, ..Run::default() };
         let stats = Stats::of(&run, 1, &Slo::HEADLINE);
         assert!((stats.attainment - 0.8).abs() < 1e-9, "{stats:?}");
+        assert_eq!(stats.unanswered, 1, "broken off");
         assert!((stats.second_arm[0] - 1.0 / 3.0).abs() < 1e-9 && (stats.second_arm[1] - 0.5).abs() < 1e-9);
     }
 

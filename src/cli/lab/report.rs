@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use super::{
     bar::Bar,
@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Rates to compare at, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "x1", value_parser = rate, value_name = "RATES")]
+    #[arg(long, value_delimiter = ',', default_value = "x1", value_parser = rate, value_name = "RATES", requires = "workload")]
     rates: Vec<Rate>,
     /// Of the whole benchmark only these stages; the list is below
     #[arg(long, value_delimiter = ',', value_name = "NAMES", conflicts_with = "workload")]
@@ -65,16 +65,31 @@ impl Args {
 }
 
 fn one(args: &Args, workload: &str, bar: &Bar) -> anyhow::Result<()> {
+    let rates = in_order(&args.rates)?;
     let ready = args.stage.ready(workload)?;
     let exam = ready.exam(bar);
-    bar.expect(exam.sheet_runs() * args.rates.len());
+    bar.expect(exam.sheet_runs() * rates.len());
     let what = WORKLOADS.iter().find(|(name, _)| *name == workload).map_or("", |(_, what)| what);
     let mut chapter = Chapter { terms: ready.terms(&exam), ..Chapter::new(workload, what) };
-    for rate in &args.rates {
-        chapter.sheets.push(exam.sheet(*rate, true)?);
+    for rate in rates {
+        chapter.sheets.push(exam.sheet(rate, true)?);
     }
     let pictures = drawn(&args.out, &chapter)?;
     args.write(&chapter_page(&chapter, &pictures))
+}
+
+/// From the lowest to the highest, each once: they are the places along the pictures, which have one unit.
+fn in_order(rates: &[Rate]) -> anyhow::Result<Vec<Rate>> {
+    let of = |unit: fn(&Rate) -> Option<f64>| -> Vec<f64> {
+        let mut numbers: Vec<f64> = rates.iter().filter_map(unit).collect();
+        numbers.sort_by(f64::total_cmp);
+        numbers.dedup();
+        numbers
+    };
+    let per_second = of(|rate| if let Rate::PerSecond(number) = rate { Some(*number) } else { None });
+    let times = of(|rate| if let Rate::Times(number) = rate { Some(*number) } else { None });
+    ensure!(per_second.is_empty() || times.is_empty(), "--rates takes one unit: `10,20` or `x2,x4`, but not both");
+    Ok(per_second.into_iter().map(Rate::PerSecond).chain(times.into_iter().map(Rate::Times)).collect())
 }
 
 fn all(args: &Args, bar: &Bar) -> anyhow::Result<()> {
@@ -83,7 +98,7 @@ fn all(args: &Args, bar: &Bar) -> anyhow::Result<()> {
     if let Some(unknown) = args.only.iter().find(|name| !known(name)) {
         bail!("there is no stage `{unknown}`; `tidegate lab report --help` lists them");
     }
-    let (seeds, minutes) = args.stage.days()?;
+    let (seeds, minutes) = args.stage.days();
     let pass = Pass { seeds, minutes, threads: threads(), watch: bar };
     let chosen = || STAGES.iter().filter(|stage| args.only.is_empty() || args.only.iter().any(|it| it == stage.name));
     bar.expect(chosen().map(|stage| stage.runs(seeds)).sum());
@@ -144,6 +159,29 @@ mod tests {
             let picture = fs::read_to_string(out.join(link.1.trim_end_matches(')'))).unwrap();
             assert!(picture.starts_with("<svg"));
         }
+    }
+
+    #[test]
+    fn what_the_whole_benchmark_has_of_its_own_goes_with_a_workload_only() {
+        let flags = ["rates=5", "pods=2", "profile=h100-8b", "slo=strict", "trace=a", "scrape=1s", "scrape-loss=0.1"];
+        for flag in flags.iter().chain(&["gateways=2", "kv=0.5", "speed=2", "policies=gie"]) {
+            let flag = format!("--{flag}");
+            let error = Line::try_parse_from(["report", "--out", "x", &flag]).unwrap_err().to_string();
+            assert!(error.contains("<WORKLOAD>"), "{flag}: {error}");
+            assert!(Line::try_parse_from(["report", "w2", "--out", "x", &flag]).is_ok(), "{flag}");
+        }
+        assert!(Line::try_parse_from(["report", "--out", "x", "--seeds", "1", "--minutes", "1"]).is_ok());
+        for flag in ["--gateways=0", "--gateways=65", "--minutes=1441", "--kv=101", "--speed=0", "--scrape-loss=2"] {
+            assert!(Line::try_parse_from(["report", "w2", "--out", "x", flag]).is_err(), "{flag}");
+        }
+    }
+
+    #[test]
+    fn rates_are_put_in_order_and_have_one_unit() {
+        let [one, two] = [1.0, 2.0].map(Rate::Times);
+        assert_eq!(in_order(&[two, one, two]).unwrap(), [one, two]);
+        let error = in_order(&[one, Rate::PerSecond(2.0)]).unwrap_err().to_string();
+        assert!(error.starts_with("--rates takes one unit"), "{error}");
     }
 
     #[test]

@@ -82,11 +82,16 @@ pub(super) fn run(run: &Run, bar: &Bar) -> anyhow::Result<ExitCode> {
     if run.more {
         write!(out, "\n{}", second(&sheet).rendered(coloured))?;
     }
+    if let Some(unanswered) = sheet.unanswered() {
+        writeln!(out, "\n{unanswered}")?;
+    }
     if exam.setup.shift.is_some() {
         writeln!(out, "\n{}", second_arms(&sheet.standings))?;
     }
+    let seeds = "± is the seed farthest from the mean. ";
+    let seeds = if sheet.standings.first().is_some_and(|it| it.runs.len() > 1) { seeds } else { "" };
     let runs = (sheet.standings.len() + sheet.bounds.len()) * sheet.standings.first().map_or(0, |it| it.runs.len());
-    writeln!(out, "\n± is the seed farthest from the mean. {runs} runs took {:.1} s.", took.as_secs_f64())?;
+    writeln!(out, "\n{seeds}{runs} run{} took {:.1} s.", if runs == 1 { "" } else { "s" }, took.as_secs_f64())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -127,7 +132,7 @@ fn table(sheet: &Sheet, metrics: &[&Metric], full: bool) -> Table {
         let mut row = vec![standing.policy.to_owned()];
         for metric in metrics {
             row.push(metric.unit.text(standing.mean(metric.of)));
-            row.extend(spread(metric).then(|| metric.unit.text(standing.spread(metric.of))));
+            row.extend(spread(metric).then(|| metric.unit.text_of(standing.spread(metric.of))));
         }
         row.push(sheet.gap_closed(standing).filter(|_| full).map_or_else(String::new, |gap| format!("{gap:.2}")));
         table.push(row, attainment(standing) >= best);
@@ -136,7 +141,7 @@ fn table(sheet: &Sheet, metrics: &[&Metric], full: bool) -> Table {
 }
 
 fn as_json(run: &Run, sheet: &Sheet, terms: &str) -> Value {
-    let numbers = |of: &dyn Fn(&Metric) -> f64| -> Value {
+    let numbers = |of: &dyn Fn(&Metric) -> Option<f64>| -> Value {
         METRICS
             .iter()
             .map(|metric| (metric.key.to_owned(), json!(of(metric))))
@@ -146,8 +151,9 @@ fn as_json(run: &Run, sheet: &Sheet, terms: &str) -> Value {
     let row = |standing: &Standing| {
         json!({
             "policy": standing.policy,
+            "unanswered": standing.runs.iter().map(|stats| stats.unanswered).sum::<usize>(),
             "gap_closed": sheet.gap_closed(standing),
-            "mean": numbers(&|metric| standing.mean(metric.of)),
+            "mean": numbers(&|metric| Some(standing.mean(metric.of))),
             "spread": numbers(&|metric| standing.spread(metric.of)),
         })
     };
@@ -155,6 +161,7 @@ fn as_json(run: &Run, sheet: &Sheet, terms: &str) -> Value {
         "workload": run.workload,
         "rate": rate_text(sheet.rate),
         "terms": terms,
+        "trace": sheet.trace,
         "policies": sheet.standings.iter().map(row).collect::<Vec<_>>(),
         "bounds": sheet.bounds.iter().map(row).collect::<Vec<_>>(),
     })
@@ -189,6 +196,19 @@ mod tests {
         }
         let text = first(&sheet()).rendered(false);
         assert!(text.lines().nth(1).unwrap().ends_with("0.79"), "(2 - 0.5) / (2 - 0.1): {text}");
+    }
+
+    #[test]
+    fn one_seed_has_no_spread_and_requests_without_an_answer_are_told() {
+        let mut sheet = sheet();
+        assert_eq!(sheet.unanswered(), None);
+        sheet.standings.iter_mut().for_each(|it| it.runs.truncate(1));
+        sheet.standings[1].runs[0].unanswered = 7;
+        let text = first(&sheet).rendered(false);
+        let cells: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(cells[..3], ["least-request", "0.9000", "-"], "{text}");
+        let told = sheet.unanswered().unwrap();
+        assert!(told.ends_with(": round-robin 7."), "{told}");
     }
 
     #[test]

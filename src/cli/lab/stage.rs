@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, thread::available_parallelism, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use crate::{
     config,
@@ -22,45 +22,53 @@ const BENCHMARK_SEEDS: u64 = 5;
 /// Virtual minutes, as the benchmark asks for at least where traffic changes slowly.
 const MINUTES: f64 = 20.0;
 
+/// A day: longer traffic has days in it, and those are seeds.
+const MOST_MINUTES: f64 = 1_440.0;
+
+/// Far beyond any pod's memory and any engine's speed: more is a slip, such as per cent for a factor, and so is less
+/// than a hundredth of the speed.
+const MOST_TIMES: f64 = 100.0;
+const LEAST_SPEED: f64 = 0.01;
+
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Stage {
     /// Policies by name, separated by commas, or `all`; the list is below
-    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "NAMES")]
+    #[arg(long, value_delimiter = ',', default_value = "all", value_name = "NAMES", requires = "workload")]
     policies: Vec<String>,
     /// How many pods [default: 8; w9: 10]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096), requires = "workload")]
     pods: Option<u16>,
     /// What they are, as `tidegate sim` lists it; several take turns [default: h100-7b]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "workload")]
     profile: Vec<String>,
     /// How many different days of the same traffic [default: 3; 5 for the whole benchmark]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: Option<u64>,
     /// Virtual minutes in which requests come; of the whole benchmark, at most so many [default: 20]
-    #[arg(long)]
+    #[arg(long, value_parser = minutes)]
     minutes: Option<f64>,
     /// The promise: `headline` (2s/50ms), `strict` (500ms/30ms), `long` (10s/100ms), or TTFT/TPOT of your own
     /// [default: the workload's]
-    #[arg(long, value_name = "SLO", value_parser = slo)]
+    #[arg(long, value_name = "SLO", value_parser = slo, requires = "workload")]
     slo: Option<Slo>,
     /// A trace of your own: Mooncake's JSON lines for w1, Azure's CSV for w2 and those like it; for `trace`
     /// either, or what `tidegate serve --decision-log` wrote
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "workload")]
     trace: Option<PathBuf>,
     /// Time from one page of metrics to the next [default: 250ms, or the workload's]
-    #[arg(long, value_parser = config::duration)]
+    #[arg(long, value_parser = config::duration, requires = "workload")]
     scrape: Option<Duration>,
     /// Share of pages that never come [default: 0, or the workload's]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "workload")]
     scrape_loss: Option<f64>,
     /// Gateways that share the traffic and know nothing of each other
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    gateways: usize,
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64), requires = "workload")]
+    gateways: u16,
     /// KV cache of every pod, in terms of its profile's
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = kv, requires = "workload")]
     kv: f64,
     /// Speed of every pod, in terms of its profile's
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = speed, requires = "workload")]
     speed: f64,
 }
 
@@ -78,23 +86,13 @@ pub(super) struct Ready<'a> {
 
 impl Stage {
     /// Seeds and minutes for the whole benchmark.
-    pub(super) fn days(&self) -> anyhow::Result<(u64, f64)> {
-        Ok((self.seeds.unwrap_or(BENCHMARK_SEEDS), self.length()?))
+    pub(super) fn days(&self) -> (u64, f64) {
+        (self.seeds.unwrap_or(BENCHMARK_SEEDS), self.minutes.unwrap_or(MINUTES))
     }
 
-    fn length(&self) -> anyhow::Result<f64> {
-        let minutes = self.minutes.unwrap_or(MINUTES);
-        ensure!(minutes.is_finite() && minutes > 0.0, "--minutes takes a number above 0");
-        Ok(minutes)
-    }
-
-    /// Everything that can be wrong with the flags is found here.
+    /// What can be wrong with names is found here; numbers were looked at when they were read.
     pub(super) fn ready<'a>(&'a self, workload: &'a str) -> anyhow::Result<Ready<'a>> {
-        let (seeds, minutes) = (self.seeds.unwrap_or(SEEDS), self.length()?);
-        ensure!(
-            [self.kv, self.speed].iter().all(|it| it.is_finite() && *it > 0.0),
-            "--kv and --speed take numbers above 0"
-        );
+        let (seeds, minutes) = (self.seeds.unwrap_or(SEEDS), self.minutes.unwrap_or(MINUTES));
         let policies = policies(&self.policies)?;
         let count = self.pods.map_or_else(|| workloads::usual_pods(workload), usize::from);
         let pods = Pods { count, profiles: self.profile.clone(), kv: self.kv, speed: self.speed };
@@ -103,7 +101,7 @@ impl Stage {
             setup.scrape.interval_ms = interval.as_secs_f64() * 1e3;
         }
         setup.scrape.loss = self.scrape_loss.unwrap_or(setup.scrape.loss);
-        setup.gateways = self.gateways.max(1);
+        setup.gateways = usize::from(self.gateways);
         let slo = self.slo.unwrap_or_else(|| workloads::promise(workload));
         Ok(Ready { stage: self, workload, seeds, minutes, setup, policies, slo })
     }
@@ -147,7 +145,34 @@ fn policies(names: &[String]) -> anyhow::Result<Vec<Policy>> {
     let find = |name: &String| {
         Policy::find(name).with_context(|| format!("there is no policy `{name}`; `tidegate lab run --help` lists them"))
     };
-    names.iter().map(find).collect()
+    // Who is named twice plays once.
+    let once = names.iter().enumerate().filter(|(nth, name)| !names.iter().take(*nth).any(|it| it == *name));
+    once.map(|(_, name)| find(name)).collect()
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = number(text).filter(|it| *it > 0.0 && *it <= MOST_MINUTES);
+    minutes
+        .ok_or_else(|| format!("write minutes above 0 and up to {MOST_MINUTES}, which is a day; --seeds has more days"))
+}
+
+fn kv(text: &str) -> Result<f64, String> {
+    let factor = number(text).filter(|it| *it > 0.0 && *it <= MOST_TIMES);
+    factor.ok_or_else(|| format!("write a factor above 0 and up to {MOST_TIMES}, such as `0.5` for half of it"))
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let factor = number(text).filter(|it| (LEAST_SPEED..=MOST_TIMES).contains(it));
+    factor.ok_or_else(|| format!("write a factor from {LEAST_SPEED} to {MOST_TIMES}, such as `2` for twice as fast"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = number(text).filter(|it| (0.0..=1.0).contains(it));
+    share.ok_or_else(|| "write a share from 0 to 1, such as `0.1` for one in ten".to_owned())
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse().ok()
 }
 
 /// `100` is a second, `x4` is four times as fast.
@@ -190,6 +215,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_out_of_reason_are_refused() {
+        type Read = fn(&str) -> Result<f64, String>;
+        let cases: [(Read, &[&str], &[&str]); 4] = [
+            (minutes, &["0.1", "1440"], &["0", "-1", "1441", "NaN", "inf", "long"]),
+            (kv, &["0.001", "100"], &["0", "101", "NaN", "inf"]),
+            (speed, &["0.01", "100"], &["0.009", "101", "NaN", "0"]),
+            (share, &["0", "1"], &["-0.1", "1.1", "10", "NaN"]),
+        ];
+        for (read, good, bad) in cases {
+            assert!(good.iter().all(|it| read(it).is_ok()), "{good:?}");
+            assert!(bad.iter().all(|it| read(it).is_err()), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn promises_have_names_or_two_times() {
         assert_eq!(slo("strict"), Ok(Slo { ttft_ms: 500.0, tpot_ms: 30.0 }));
         assert_eq!(slo("long"), Ok(Slo { ttft_ms: 10_000.0, tpot_ms: 100.0 }));
@@ -202,6 +242,8 @@ mod tests {
     #[test]
     fn all_means_everybody_and_an_unknown_name_is_told() {
         assert_eq!(policies(&["all".to_owned()]).unwrap().len(), Policy::all().len());
+        let twice = ["least-cost", "gie", "least-cost"].map(str::to_owned);
+        assert_eq!(policies(&twice).unwrap().len(), 2, "who is named twice plays once");
         let error = policies(&["least-cost".to_owned(), "fastest".to_owned()]).unwrap_err();
         assert_eq!(error.to_string(), "there is no policy `fastest`; `tidegate lab run --help` lists them");
     }

@@ -241,13 +241,20 @@ fn searched(wanted: impl Fn(&str) -> bool) -> Vec<Policy> {
     Policy::all().into_iter().filter(|policy| wanted(policy.name())).collect()
 }
 
+fn plural(one: bool) -> &'static str {
+    if one { "" } else { "s" }
+}
+
 /// The conditions of an examination, in a line.
 pub fn terms(pods: usize, profiles: &str, exam: &Exam<'_>) -> String {
     let Slo { ttft_ms, tpot_ms } = exam.slo;
     format!(
-        "{pods} pods ({profiles}), {} seeds of {} virtual minutes, pages every {:.0} ms, SLO {} s / {tpot_ms} ms",
+        "{pods} pod{} ({profiles}), {} seed{} of {} virtual minute{}, pages every {:.0} ms, SLO {} s / {tpot_ms} ms",
+        plural(pods == 1),
         exam.seeds,
+        plural(exam.seeds == 1),
         exam.minutes,
+        plural(exam.minutes.to_bits() == 1.0_f64.to_bits()),
         exam.setup.scrape.interval_ms,
         ttft_ms / 1e3
     )

@@ -35,6 +35,9 @@ pub enum Failed {
     /// The pool cannot be configured.
     #[error("the pool cannot be configured: {0}")]
     Pool(config::Report),
+    /// Nobody came on one of the days: its numbers would be about nothing.
+    #[error("no requests fell in the time; raise --rate or --minutes")]
+    Nobody,
 }
 
 /// What stays the same from rate to rate.
@@ -141,6 +144,15 @@ impl Sheet {
         }
         gap_closed(ttft(self.of("round-robin")?), ttft(standing), nearest(&self.bounds))
     }
+
+    /// Whose requests were not all answered to the end, in a line; they miss the promise and are in no mean.
+    pub fn unanswered(&self) -> Option<String> {
+        let count = |it: &Standing| (it.policy, it.runs.iter().map(|stats| stats.unanswered).sum::<usize>());
+        let some: Vec<String> = (self.standings.iter().map(count).filter(|(_, count)| *count > 0))
+            .map(|(policy, count)| format!("{policy} {count}"))
+            .collect();
+        (!some.is_empty()).then(|| format!("Requests not answered to the end, of all seeds: {}.", some.join(", ")))
+    }
 }
 
 impl Exam<'_> {
@@ -156,6 +168,9 @@ impl Exam<'_> {
     pub fn sheet(&self, rate: Rate, with_bounds: bool) -> Result<Sheet, Failed> {
         let workload = self.workload(rate)?;
         let scripts: Vec<Script> = (0..self.seeds).map(|seed| workload.script(seed)).collect();
+        if scripts.iter().any(Script::is_silent) {
+            return Err(Failed::Nobody);
+        }
         let (setup, policies, slo, threads) = (self.setup, self.policies, self.slo, self.threads);
         let contest = Contest { setup, policies, scripts: &scripts, slo, threads };
         let standings = compete_watched(&contest, self.watch).map_err(Failed::Pool)?;
@@ -169,6 +184,10 @@ impl Exam<'_> {
     /// # Errors
     /// If the traffic or the pool cannot be made.
     pub fn capacities(&self, start: Rate, levels: &[f64], resolution: f64) -> Result<Vec<Capacity>, Failed> {
+        // Where the search begins; that nobody comes at some far lower rate is an answer.
+        if self.workload(start)?.script(0).is_silent() {
+            return Err(Failed::Nobody);
+        }
         let rough = Exam { seeds: 1, minutes: self.minutes.min(ROUGH_MINUTES), ..self.clone() };
         let whole = self.counts_users();
         let from = Search { level: 0.0, start: number(start), step: 2.0, resolution: ROUGHLY.max(resolution), whole };
@@ -287,6 +306,7 @@ fn like(unit: Rate, number: f64) -> Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::study::benchmark;
     use crate::sim::{EngineConfig, profiles, step::StepModel};
 
     #[test]
@@ -313,6 +333,12 @@ mod tests {
         assert_eq!(sheet.gap_closed(&sheet.bounds[0]), None);
         let bare = exam.sheet(Rate::PerSecond(8.0), false).unwrap();
         assert_eq!(bare.gap_closed(&bare.standings[0]), None);
+        let nobody = Rate::PerSecond(1e-6);
+        assert!(matches!(exam.sheet(nobody, true), Err(Failed::Nobody)));
+        assert!(matches!(exam.capacities(nobody, &[0.9], 0.1), Err(Failed::Nobody)));
+        assert!(
+            benchmark::terms(1, "h100-7b", &Exam { seeds: 1, ..exam }).starts_with("1 pod (h100-7b), 1 seed of 0.3")
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ fn told(chapter: &Chapter, plots: &[Plot]) -> String {
     let mut text = format!("{}.\n", chapter.terms);
     for sheet in &chapter.sheets {
         text += &format!("\nAt {}:\n\n{}", named(sheet.rate), sheet_table(sheet));
+        text += &sheet.unanswered().map(|line| format!("\n{line}\n")).unwrap_or_default();
     }
     if !chapter.capacities.is_empty() {
         let unit = chapter.sheets.first().map_or(Rate::PerSecond(1.0), |sheet| sheet.rate);
@@ -71,7 +72,7 @@ fn sheet_table(sheet: &Sheet) -> String {
         for metric in &METRICS {
             row.push(metric.unit.text(standing.mean(metric.of)));
             if has_spread(metric) {
-                row.push(metric.unit.text(standing.spread(metric.of)));
+                row.push(metric.unit.text_of(standing.spread(metric.of)));
             }
         }
         row.push(sheet.gap_closed(standing).map_or_else(|| "-".to_owned(), |gap| format!("{gap:.3}")));

@@ -35,6 +35,11 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// A number that may be missing.
+    pub fn text_of(self, number: Option<f64>) -> String {
+        self.text(number.unwrap_or(f64::NAN))
+    }
+
     /// A number as people read it.
     pub fn text(self, number: f64) -> String {
         if !number.is_finite() {

@@ -25,6 +25,12 @@ const NAME_HEIGHT: f64 = 14.0;
 /// on black; from the ninth on they come again, dashed.
 const HUES: [&str; 8] = ["#4c8bd9", "#d98a2b", "#3fa66a", "#c45fb0", "#c9564f", "#7f7fd0", "#2ea3a3", "#97903a"];
 
+/// Below this a policy is so much worse than round robin that how much would only squeeze the others.
+const LOWEST_GAP: f64 = -1.0;
+
+/// It says that, too.
+const GAP_TITLE: &str = "gap closed (0 is round robin, 1 the bound; what is below -1 is drawn at -1)";
+
 /// Light and dark: letters, rules, the ground and the strong line.
 const STYLE: &str = "svg{background:#fff;color:#1f2328}.rule{stroke:#d0d7de}.strong{stroke:#000}\
     .strong-name{fill:#000;font-weight:700}text{fill:currentColor}\
@@ -85,8 +91,7 @@ pub fn plots(chapter: &Chapter, strong: &str) -> Vec<Plot> {
         plot("ttft-mean", "mean TTFT, s", true, &mean(|it| it.ttft_mean, 1e-3)),
         plot("ttft-p99", "p99 TTFT, s", true, &mean(|it| it.ttft_p99, 1e-3)),
         plot("attainment", "attainment", false, &mean(|it| it.attainment, 1.0)),
-        // Below -1 a policy is so much worse than round robin that how much would only squeeze the others.
-        plot("gap", "gap closed", false, &|sheet, it| sheet.gap_closed(it).map(|gap| gap.max(-1.0))),
+        plot("gap", GAP_TITLE, false, &|sheet, it| sheet.gap_closed(it).map(|gap| gap.max(LOWEST_GAP))),
     ];
     all.into_iter().filter(|plot| !plot.lines.is_empty()).collect()
 }
@@ -319,6 +324,21 @@ mod tests {
             assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("href"));
             assert!(svg.contains("prefers-color-scheme:dark"));
         }
+    }
+
+    #[test]
+    fn what_is_far_below_round_robin_is_drawn_at_the_edge_and_the_title_says_so() {
+        let standing = |policy, ttft_mean| Standing { policy, runs: vec![Stats { ttft_mean, ..Stats::default() }] };
+        let sheet = Sheet {
+            rate: Rate::PerSecond(1.0),
+            standings: vec![standing("round-robin", 200.0), standing("gie", 900.0)],
+            bounds: vec![standing("bound-alone", 100.0)],
+            trace: None,
+        };
+        let plots = plots(&Chapter { sheets: vec![sheet], ..Chapter::new("w", "traffic") }, "gie");
+        let gap = plots.iter().find(|plot| plot.name == "w-gap").unwrap();
+        assert_eq!(gap.lines[1].points, [(1.0, LOWEST_GAP)], "(200 - 900) / (200 - 100) is -7");
+        assert!(gap.title.ends_with("what is below -1 is drawn at -1)"), "{}", gap.title);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use rand::{Rng, RngExt as _};
 
-use super::{Rate, Unmade, origin::Text};
+use super::{
+    Rate, Unmade,
+    origin::{Extent, Text, possible, wrong},
+};
 use crate::lab::{
     draws,
     script::{Ask, Piece},
@@ -50,7 +53,8 @@ impl Trace {
         let mut rows: Vec<Row> = Vec::new();
         for (nth, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
             let why = || format!("`{line}` is not `{HEAD}`, such as `2023-11-16 18:15:46.68,374,44`");
-            let row = row(line).ok_or_else(|| Unmade::Line { path: path.clone(), line: nth + 1, why: why() })?;
+            let row = row(line).ok_or_else(|| wrong(path, nth, why()))?;
+            possible(row.at_ms, row.prompt, row.answer).map_err(|why| wrong(path, nth, why))?;
             rows.push(row);
         }
         let first = rows.iter().map(|row| row.at_ms).reduce(f64::min).ok_or_else(|| Unmade::Empty(path.clone()))?;
@@ -60,6 +64,11 @@ impl Trace {
         let last = rows.iter().map(|row| row.at_ms).fold(0.0, f64::max);
         let length_ms = (last + last / rows.len() as f64).max(SHORTEST_MS);
         Ok(Self { rows, length_ms })
+    }
+
+    /// How much there is of it.
+    pub(super) fn extent(&self) -> Extent {
+        Extent { requests: self.rows.len(), length_ms: self.length_ms }
     }
 
     pub(super) fn script(&self, arrivals: Arrivals, rate: Rate, length_ms: f64, rng: &mut impl Rng) -> Vec<Ask> {
@@ -190,5 +199,7 @@ mod tests {
         let error = parse("head\nx,1,2\n").unwrap_err().to_string();
         assert!(error.starts_with("a.csv:2: `x,1,2` is not `TIMESTAMP,ContextTokens,GeneratedTokens`"), "{error}");
         assert!(matches!(parse(HEAD), Err(Unmade::Empty(_))));
+        let error = parse("head\n2023-11-16 00:00:NaN,1,2\n").unwrap_err().to_string();
+        assert!(error.starts_with("a.csv:2: NaN is no time"), "{error}");
     }
 }

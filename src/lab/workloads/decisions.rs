@@ -6,7 +6,10 @@ use std::collections::HashMap;
 use rand::{Rng, RngExt as _};
 use serde::Deserialize;
 
-use super::{Rate, Unmade, origin::Text};
+use super::{
+    Rate, Unmade,
+    origin::{Extent, Text, possible, wrong},
+};
 use crate::{
     lab::{
         script::{Ask, Piece},
@@ -61,11 +64,11 @@ impl Log {
     pub(super) fn parse(Text { path, text }: &Text) -> Result<Self, Unmade> {
         let mut lines: Vec<Line> = Vec::new();
         for (nth, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let why = |why: serde_json::Error| {
-                let why = format!("{why}; a line has at least {EXAMPLE}");
-                Unmade::Line { path: path.clone(), line: nth + 1, why }
-            };
-            lines.push(serde_json::from_str(line).map_err(why)?);
+            let alien = |why| wrong(path, nth, format!("{why}; a line has at least {EXAMPLE}"));
+            let line: Line = serde_json::from_str(line).map_err(alien)?;
+            let output = line.output_tokens.unwrap_or(0);
+            possible(line.at_ms, line.prompt_tokens, output).map_err(|why| wrong(path, nth, why))?;
+            lines.push(line);
         }
         // Lines stand where their requests ended; what shares text must find it where it came first.
         lines.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
@@ -77,6 +80,11 @@ impl Log {
         let mut known = HashMap::new();
         let asks = lines.into_iter().map(|line| line.logged(first, &mut known)).collect();
         Ok(Self { asks, length_ms })
+    }
+
+    /// How much there is of it.
+    pub(super) fn extent(&self) -> Extent {
+        Extent { requests: self.asks.len(), length_ms: self.length_ms }
     }
 
     /// Repeated until the time is over, with other texts in each loop: nothing of a loop is cached in the next.

@@ -82,6 +82,9 @@ pub enum Unmade {
     /// The trace has no requests.
     #[error("the trace {0} has no requests")]
     Empty(PathBuf),
+    /// The trace has nothing at all.
+    #[error("the trace {0} is empty")]
+    Blank(PathBuf),
     /// The trace is of no known kind.
     #[error(
         "{0}:1: this is neither Mooncake's format, {example}, nor Azure's, whose first line is `{head}`, nor a decision log of \
@@ -93,7 +96,21 @@ pub enum Unmade {
     /// There is no trace to play.
     #[error("`trace` plays a trace of yours: give it with --trace FILE")]
     NoTrace,
+    /// A trace was given to a workload that plays none.
+    #[error("`{0}` plays no trace; leave --trace out, or play it as `trace`")]
+    PlaysNone(String),
+    /// There would be more requests than memory should hold.
+    #[error(
+        "that makes about {0:.0} requests, and at most {most:.0} are played: each takes about 200 bytes of memory; \
+         lower --rate or --minutes",
+        most = MOST_REQUESTS
+    )]
+    TooMany(f64),
 }
+
+/// Requests of one run at most. Each has about 200 bytes of script and outcome, so these take 4 GB: what a laptop can
+/// spare.
+const MOST_REQUESTS: f64 = 20e6;
 
 /// How fast requests come.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,6 +146,7 @@ pub struct Workload {
     trace: Option<PathBuf>,
 }
 
+/// Where requests come from.
 #[derive(Debug)]
 enum Source {
     Mooncake(mooncake::Trace),
@@ -204,6 +222,13 @@ impl Workload {
         if order.workload.starts_with("w13") {
             workload.rate = order.rate.times(order.pods as f64);
         }
+        if workload.trace.is_none() && order.trace.is_some() {
+            return Err(Unmade::PlaysNone(order.workload.clone()));
+        }
+        let requests = workload.per_second() * workload.length_ms / 1e3;
+        if requests > MOST_REQUESTS {
+            return Err(Unmade::TooMany(requests));
+        }
         Ok(workload)
     }
 
@@ -218,9 +243,35 @@ impl Workload {
         Ok(source)
     }
 
-    /// The trace that it plays, if it plays one: a path, or what is built in.
+    /// The trace that it plays, if it plays one: a path, or what is built in, and how much of it.
     pub fn trace(&self) -> Option<String> {
-        self.trace.as_ref().map(|path| path.display().to_string())
+        let extent = self.extent()?;
+        let told = match &self.source {
+            Source::Azure(_, arrivals) if *arrivals != azure::Arrivals::Recorded => {
+                format!("lengths drawn from its {} requests", extent.requests)
+            }
+            _ => extent.told(self.rate, self.length_ms),
+        };
+        self.trace.as_ref().map(|path| format!("{}: {told}", path.display()))
+    }
+
+    fn extent(&self) -> Option<origin::Extent> {
+        match &self.source {
+            Source::Mooncake(trace) => Some(trace.extent()),
+            Source::Azure(trace, _) => Some(trace.extent()),
+            Source::Decisions(log) => Some(log.extent()),
+            Source::B2b(_) | Source::Sessions(_) | Source::Volleys => None,
+        }
+    }
+
+    /// Roughly how many requests come; of users, as if each asked once a second, which none does for long. Volleys are
+    /// as large as they are.
+    fn per_second(&self) -> f64 {
+        match (&self.source, self.extent()) {
+            (_, Some(extent)) => extent.per_second(self.rate),
+            (Source::Volleys, None) => 0.0,
+            (_, None) => per_second(self.rate),
+        }
     }
 
     /// The traffic that `seed` draws.
@@ -321,6 +372,38 @@ mod tests {
         assert!(matches!(with_trace(decision).unwrap().source, Source::Decisions(_)));
         let error = with_trace("{\"prompt\": 7}").unwrap_err();
         assert!(error.starts_with("FILE:1: this is neither Mooncake's format"), "{error}");
+    }
+
+    #[test]
+    fn a_trace_for_a_workload_that_plays_none_is_refused() {
+        for name in ["w4", "w4-inverse", "w5", "w6", "w7", "w10-200", "w13-shared"] {
+            let order = Order { trace: Some("/dev/null".into()), ..order(name) };
+            assert!(matches!(Workload::new(&order), Err(Unmade::PlaysNone(_))), "{name}");
+        }
+        assert_eq!(with_trace(" \n").unwrap_err(), "the trace FILE is empty");
+    }
+
+    #[test]
+    fn more_requests_than_memory_should_hold_are_refused() {
+        for (name, rate, pods) in [
+            ("w2", Rate::PerSecond(333_400.0), 8),
+            ("w1", Rate::Times(1e6), 8),
+            ("w4", Rate::PerSecond(333_400.0), 8),
+            ("w13", Rate::PerSecond(83_400.0), 4),
+        ] {
+            let made = Workload::new(&Order { rate, pods, ..order(name) });
+            assert!(matches!(made, Err(Unmade::TooMany(_))), "{name}");
+        }
+        let most = Order { rate: Rate::PerSecond(333_300.0), ..order("w2") };
+        assert!(Workload::new(&most).is_ok(), "60 s of it are just below 20 million");
+    }
+
+    #[test]
+    fn what_is_played_of_a_trace_is_told() {
+        let mooncake = mooncake::EXAMPLE.trim_matches('`');
+        assert!(with_trace(mooncake).unwrap().trace().unwrap().ends_with(": 1 request over 1 s, repeated 60.0 times"));
+        let drawn = Workload::new(&order("w2")).unwrap().trace().unwrap();
+        assert!(drawn.contains(": lengths drawn from its "), "{drawn}");
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use rand::{Rng, RngExt as _};
 use serde::Deserialize;
 
-use super::{Rate, Unmade, origin::Text};
+use super::{
+    Rate, Unmade,
+    origin::{Extent, Text, possible, wrong},
+};
 use crate::lab::{
     script::{Ask, Piece},
     text::mixed,
@@ -40,11 +43,10 @@ impl Trace {
     pub(super) fn parse(Text { path, text }: &Text) -> Result<Self, Unmade> {
         let mut lines: Vec<Line> = Vec::new();
         for (nth, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let why = |why: serde_json::Error| {
-                let why = format!("{why}; a line looks like {EXAMPLE}");
-                Unmade::Line { path: path.clone(), line: nth + 1, why }
-            };
-            lines.push(serde_json::from_str(line).map_err(why)?);
+            let alien = |why| wrong(path, nth, format!("{why}; a line looks like {EXAMPLE}"));
+            let line: Line = serde_json::from_str(line).map_err(alien)?;
+            line.possible().map_err(|why| wrong(path, nth, why))?;
+            lines.push(line);
         }
         lines.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
         let times = || lines.iter().map(|line| line.timestamp);
@@ -59,6 +61,11 @@ impl Trace {
         }
         let mean_gap = (last - first) / lines.len() as f64;
         Ok(Self { step_ms, length_ms: (last - first + step_ms.max(mean_gap)).max(COARSE_MS), lines })
+    }
+
+    /// How much there is of it.
+    pub(super) fn extent(&self) -> Extent {
+        Extent { requests: self.lines.len(), length_ms: self.length_ms }
     }
 
     /// Repeated until the time is over, with other texts in each loop: nothing of a loop is cached in the next.
@@ -85,6 +92,21 @@ impl Trace {
 }
 
 impl Line {
+    /// Hashes that cover less than the prompt, or more, would make a prompt of another length of it. None at all are
+    /// taken for a prompt that shares nothing.
+    fn possible(&self) -> Result<(), String> {
+        possible(self.timestamp, self.input_length, self.output_length)?;
+        let (has, needs) = (self.hash_ids.len(), self.input_length.max(1).div_ceil(HASH_TOKENS));
+        if has == 0 || has == needs as usize {
+            return Ok(());
+        }
+        Err(format!(
+            "{} tokens need {needs} hash_ids of {HASH_TOKENS} tokens each, and there are {has}; an empty list says that \
+             nothing is shared",
+            self.input_length
+        ))
+    }
+
     fn ask(&self, at_ms: f64, salt: u64, answer: u64) -> Ask {
         let mut left = self.input_length.max(1);
         let mut prompt = Vec::with_capacity(self.hash_ids.len());
@@ -94,6 +116,9 @@ impl Line {
                 prompt.push(Piece { content: mixed(salt, *id), tokens });
             }
             left -= tokens;
+        }
+        if prompt.is_empty() {
+            prompt.push(Piece { content: !answer, tokens: left });
         }
         // The trace names no sessions. All begin with one system prompt; what follows it tells conversations apart.
         let session = self.hash_ids.get(1).or(self.hash_ids.first()).map(|id| mixed(salt, *id));
@@ -152,6 +177,22 @@ mod tests {
     fn the_built_in_beginning_is_whole() {
         let trace = Trace::parse(&crate::lab::workloads::origin::MOONCAKE.built_in()).unwrap();
         assert_eq!((trace.lines.len(), trace.step_ms > 2_900.0), (1_500, true), "{}", trace.step_ms);
+    }
+
+    #[test]
+    fn hashes_that_do_not_cover_the_prompt_are_refused_and_none_share_nothing() {
+        let line = |ids| format!(r#"{{"timestamp": 0, "input_length": 8000, "output_length": 5, "hash_ids": {ids}}}"#);
+        let parse = |text: String| Trace::parse(&Text { path: "a.jsonl".into(), text: text.into() });
+        for ids in ["[1, 2]", "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]"] {
+            let error = parse(line(ids)).unwrap_err().to_string();
+            assert!(error.starts_with("a.jsonl:1: 8000 tokens need 16 hash_ids of 512 tokens each"), "{error}");
+        }
+        let trace = parse(format!("{}\n{}", line("[]"), line("[]"))).unwrap();
+        let asks = trace.script(Rate::Times(1.0), 1_000.0, &mut StdRng::seed_from_u64(1));
+        let [one, other] = asks.as_slice() else { panic!("{asks:?}") };
+        assert_eq!((one.prompt_tokens(), other.prompt_tokens()), (8_000, 8_000));
+        assert_ne!(one.prompt, other.prompt);
+        assert!(parse(line("[]").replace("\"timestamp\": 0", "\"timestamp\": -1")).is_err());
     }
 
     #[test]

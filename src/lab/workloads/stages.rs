@@ -45,6 +45,10 @@ pub fn usual_pods(workload: &str) -> usize {
 /// # Errors
 /// If there is no profile of that name.
 pub fn stage(workload: &str, pods: &Pods, minutes: f64) -> Result<Setup, Unmade> {
+    // All of them, those too that would have their turn after the last pod.
+    if let Some(unknown) = pods.profiles.iter().find(|name| profiles::find(name).is_none()) {
+        return Err(Unmade::Profile(unknown.clone()));
+    }
     let usual = usual_profiles(workload, pods.count);
     let profiles = if pods.profiles.is_empty() { &usual } else { &pods.profiles };
     let engines: Result<Vec<_>, _> = (0..pods.count).map(|nth| engine(profiles, nth, pods)).collect();
@@ -141,6 +145,12 @@ mod tests {
         };
         assert_eq!(times(10.0), [120.0, 170.0, 420.0, 470.0]);
         assert_eq!(times(3.0), [60.0, 110.0]);
+    }
+
+    #[test]
+    fn an_unknown_profile_is_told_even_if_it_has_no_turn() {
+        let pods = Pods { profiles: ["h100-7b", "h100-70x"].map(str::to_owned).into(), ..pods(1) };
+        assert!(matches!(stage("w2", &pods, 3.0), Err(Unmade::Profile(name)) if name == "h100-70x"));
     }
 
     #[test]
