@@ -25,6 +25,12 @@ const NAME_HEIGHT: f64 = 14.0;
 /// on black; from the ninth on they come again, dashed.
 const HUES: [&str; 8] = ["#4c8bd9", "#d98a2b", "#3fa66a", "#c45fb0", "#c9564f", "#7f7fd0", "#2ea3a3", "#97903a"];
 
+/// From one rule to the next where values go up by even steps: shares, of which a fifth is a step one sees.
+const RULE: f64 = 0.2;
+
+/// No more rules than this: from -1 to 1 they are eleven.
+const MOST_RULES: u32 = 20;
+
 /// Below this a policy is so much worse than round robin that how much would only squeeze the others.
 const LOWEST_GAP: f64 = -1.0;
 
@@ -115,9 +121,10 @@ impl Frame {
         let range = |values: &mut dyn Iterator<Item = f64>| {
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), it| (low.min(it), high.max(it)))
         };
-        let x = widened(range(&mut all().map(|point| point.0)), 0.0);
+        let x = widened(range(&mut all().map(|point| point.0)));
         let y = range(&mut all().map(|point| height(point.1, plot.log)));
-        let y = if plot.log { widened((y.0.floor(), y.1.ceil()), 0.0) } else { widened(y, 0.05) };
+        let whole = |step: f64| widened(((y.0 / step).floor() * step, (y.1 / step).ceil() * step));
+        let y = whole(if plot.log { 1.0 } else { RULE });
         Self { x, y, log: plot.log }
     }
 
@@ -130,14 +137,15 @@ impl Frame {
         HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
     }
 
-    /// Where rules go: powers of ten, or five even steps.
+    /// Where rules go: powers of ten, or even steps.
     fn marks(&self) -> Vec<f64> {
         if self.log {
             #[expect(clippy::cast_possible_truncation, reason = "powers of ten of a time")]
             let (low, high) = (self.y.0 as i32, self.y.1 as i32);
             return (low..=high).map(|power| 10_f64.powi(power)).collect();
         }
-        (0..=5).map(|nth| self.y.0 + (self.y.1 - self.y.0) * f64::from(nth) / 5.0).collect()
+        let at = |nth: u32| self.y.0 + f64::from(nth) * RULE;
+        (0..=MOST_RULES).map(at).take_while(|it| *it <= self.y.1 + RULE / 2.0).collect()
     }
 }
 
@@ -146,10 +154,10 @@ fn height(y: f64, log: bool) -> f64 {
     if log { y.max(1e-6).log10() } else { y }
 }
 
-/// A range that is not a point, and a little more at both ends.
-fn widened((low, high): (f64, f64), more: f64) -> (f64, f64) {
+/// A range that is not a point.
+fn widened((low, high): (f64, f64)) -> (f64, f64) {
     let (low, high) = if low.is_finite() && high.is_finite() { (low, high) } else { (0.0, 1.0) };
-    let room = if high > low { (high - low) * more } else { 0.5 };
+    let room = if high > low { 0.0 } else { 0.5 };
     (low - room, high + room)
 }
 
