@@ -57,7 +57,7 @@ pub struct PodSnapshot {
     pub prefill_tokens: u64,
     /// Prompt tokens to be computed that we sent there in the last ten seconds or so.
     #[serde(default)]
-    pub inflow_tokens: u64,
+    pub inflow_tokens: u32,
     /// Estimated KV-cache tokens our requests hold.
     pub kv_tokens: u64,
     /// Learned speed, its pool's where it has shown nothing.
@@ -120,7 +120,7 @@ impl PodSnapshot {
             in_flight: pod.ledger.in_flight(),
             unstarted: pod.ledger.unstarted(),
             prefill_tokens: pod.ledger.prefill_tokens(),
-            inflow_tokens: pod.inflow.of_late(now).round() as u64,
+            inflow_tokens: pod.inflow.of_late(now),
             kv_tokens: pod.ledger.kv_tokens(),
             pace: pod.speed.pace(pool),
             models: pod.models().map(|models| models.to_vec()),

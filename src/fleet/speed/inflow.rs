@@ -47,8 +47,9 @@ impl Inflow {
     }
 
     /// Tokens sent in the last ten seconds or so, the older ones in part.
-    pub fn of_late(&self, now: Instant) -> f32 {
-        self.sum(&Moment::new(now, self.epoch))
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+    pub fn of_late(&self, now: Instant) -> u32 {
+        self.sum(&Moment::new(now, self.epoch)).round() as u32
     }
 
     /// Tokens a millisecond.
