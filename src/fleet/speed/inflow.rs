@@ -55,7 +55,7 @@ impl Inflow {
     /// Tokens a millisecond.
     #[inline]
     pub fn per_ms(&self, moment: &Moment) -> f32 {
-        self.sum(moment) / FADE_MS
+        self.sum(moment) * (1.0 / FADE_MS)
     }
 
     #[inline]
@@ -64,7 +64,7 @@ impl Inflow {
         #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
         let (tokens, at) = (f32::from_bits((state >> 32) as u32), state as u32);
         // Signed, because the processor has no instruction for unsigned ones; and a moment before the last is the last.
-        let passed = moment.millis(self.epoch).wrapping_sub(at).cast_signed().max(0) as f32 / FADE_MS;
+        let passed = moment.millis(self.epoch).wrapping_sub(at).cast_signed().max(0) as f32 * (1.0 / FADE_MS);
         // The beginning of the exponential's series: near it where anything is left, and a tenth of its price.
         tokens / (1.0 + passed + passed * passed / 2.0)
     }

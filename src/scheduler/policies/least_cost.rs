@@ -86,21 +86,24 @@ impl<'a> LeastCost<'a> {
         let output = f64::from(self.field.question.expected_output_tokens);
         // A pod that warms up is full at its share of what others carry.
         let share = candidate.share;
-        let streams = f64::from(belief.streams()) / share;
+        // Divisions are most of what a price takes: one by the share only while there is one, one by what is left of it.
+        let fuller = if share < 1.0 { 1.0 / share } else { 1.0 };
+        let streams = f64::from(belief.streams()) * fuller;
         let others_tokens = others_tokens(belief);
         let own_ms = uncached * pace.ms_per_token;
         // The share of its time that goes to our prefills; what is left decodes, so that much slower. To guess at other
         // gateways' by their streams was measured to do harm: all of them then flee the same pod at once.
-        let inflow = f64::from(candidate.pod.inflow.per_ms(&self.moment)) / share;
+        let inflow = f64::from(candidate.pod.inflow.per_ms(&self.moment)) * fuller;
         let busy = (inflow * pace.ms_per_token).min(MOST_BUSY);
-        let itl_ms = pace.itl_ms(streams) / (1.0 - busy);
+        let stretched = 1.0 / (1.0 - busy);
+        let itl_ms = pace.itl_ms(streams) * stretched;
         let weight = interference(itl_ms);
         Cost {
-            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) / share * pace.ms_per_token,
+            wait_ms: (f64::from(belief.prefill_tokens) + others_tokens) * fuller * pace.ms_per_token,
             prefill_ms: pace.base_ms + own_ms,
             // Whoever comes while the queue lasts waits behind it, and the queue lasts by that much longer: the
             // marginal waiting of a queue served in order.
-            later_ms: own_ms * busy / (1.0 - busy),
+            later_ms: own_ms * busy * stretched,
             delay_ms: weight * own_ms * streams,
             decode_ms: weight * OVERLAP * output * pace.stream_ms * streams,
             kv_ms: kv_ms(belief, pace.ms_per_token, others_tokens + uncached + output, output * itl_ms),
@@ -144,7 +147,10 @@ fn kv_ms(belief: &Belief, ms_per_token: f64, coming: f64, lifetime_ms: f64) -> f
     let usage = f64::from(belief.kv_usage);
     let ours = f64::from(belief.kv_since.max(belief.prefill_tokens));
     let over = (usage * capacity + ours + coming - capacity).max(0.0);
-    let full = ((usage - FULL.0) / (FULL.1 - FULL.0)).clamp(0.0, 1.0);
+    if usage <= FULL.0 {
+        return over * ms_per_token;
+    }
+    let full = ((usage - FULL.0) / (FULL.1 - FULL.0)).min(1.0);
     let queue = full * f64::from(belief.waiting) / f64::from(belief.running.max(1.0));
     over * ms_per_token + queue * lifetime_ms
 }
