@@ -66,11 +66,6 @@ impl Course {
         self.reservation.first_token();
     }
 
-    /// Whether this request is the one that tries an ejected pod again.
-    pub fn is_probe(&self) -> bool {
-        self.reservation.is_probe()
-    }
-
     /// It left for the pod.
     pub fn sent(&mut self, now: Instant) {
         self.sent = now;
