@@ -9,12 +9,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 mod check;
-mod check_models;
-mod check_pools;
-mod check_settings;
 mod defaults;
 mod file;
 mod report;
+mod settings;
 mod shape;
 mod target;
 mod tree;
@@ -22,6 +20,7 @@ mod units;
 
 pub use check::{load, load_bytes, load_file, schema};
 pub use report::{Place, Problem, Report, Severity, nearest};
+pub use settings::{Api, Limits, Log, LogFormat, Retry, Sessions, Timeouts};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 
@@ -301,100 +300,4 @@ pub enum Scorer {
     /// `lora-affinity-scorer`: the adapter is loaded there.
     #[serde(rename = "lora-affinity-scorer")]
     LoraAffinity,
-}
-
-/// Bounds, each enforced in exactly one place.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The largest request body.
-    pub body: Bytes,
-    /// All buffered request bodies together.
-    pub buffered_bodies: Bytes,
-    /// Client connections open at once, over all listeners.
-    pub connections: usize,
-    /// Header fields of one request.
-    pub header_fields: usize,
-    /// Bytes of one request's header list.
-    pub header_bytes: Bytes,
-    /// Concurrent HTTP/2 streams on one connection.
-    pub http2_streams: u32,
-}
-
-/// How long each step may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// Client sends its request headers.
-    pub header_read: Duration,
-    /// Client sends its request body.
-    pub body_read: Duration,
-    /// TCP (and TLS) connect to a pod.
-    pub connect: Duration,
-    /// Pod answers with response headers and, for a stream, its first event.
-    pub first_byte: Duration,
-    /// Between two pieces of a response body.
-    pub idle: Duration,
-    /// The whole request; `None` = no limit.
-    pub total: Option<Duration>,
-    /// Pod connections kept idle; below uvicorn's 5 s.
-    pub pool_idle: Duration,
-    /// After SIGTERM: not ready, still accepting.
-    pub drain_delay: Duration,
-    /// After that: waiting for open streams to end.
-    pub drain_grace: Duration,
-}
-
-/// When a request may be tried on another pod.
-#[derive(Clone, Copy, Debug)]
-pub struct Retry {
-    /// Further attempts after the first.
-    pub attempts: u32,
-    /// Retries as a share of requests.
-    pub budget: Ratio,
-    /// Retries a second that are always allowed.
-    pub budget_floor: u32,
-}
-
-/// Where a request's session name is looked for, first found wins.
-#[derive(Clone, Debug)]
-pub struct Sessions {
-    /// Request header (lower case), before the body's `session_id` and `user`.
-    pub header: String,
-}
-
-/// What is open and what is added.
-#[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
-pub struct Api {
-    /// Paths passed on besides the known ones, exactly as written.
-    pub extra_paths: Vec<String>,
-    /// Whether models that only pods report may be asked for.
-    pub serve_reported_models: bool,
-    /// Whether `stream_options.include_usage` is added to streams that did not ask (and its chunk removed again).
-    pub inject_usage: bool,
-    /// Whether answers carry `x-tidegate-pod` and `x-tidegate-decision`.
-    pub decision_headers: bool,
-    /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them.
-    pub index_answers: bool,
-}
-
-/// Log level and shape.
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// A tracing filter, such as `info` or `tidegate::scrape=debug`.
-    pub level: String,
-    /// JSON, pretty, or by whether stdout is a terminal.
-    pub format: LogFormat,
-}
-
-/// The shape of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Pretty on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Pretty,
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{
+use super::Sheet;
+use crate::config::{
     Api, Limits, Log, Retry, Sessions, Timeouts,
-    check::Sheet,
     defaults,
     file::{ApiFile, LimitsFile, LogFile, RetryFile, SessionsFile, TimeoutsFile},
     report::suggestion,

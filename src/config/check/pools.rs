@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
-use super::{
+use super::Sheet;
+use crate::config::{
     CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target,
-    check::Sheet,
     defaults,
     file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
     target::{metrics_page, parse_target},

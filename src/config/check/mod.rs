@@ -3,10 +3,14 @@
 //! Every check goes on after a problem, and asks what it can of what is left. It looks at the text alone: whether a
 //! token file exists or a pod answers is for those who open them.
 
+mod models;
+mod pools;
+mod settings;
+
 use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
 
 use super::{
-    Bytes, Config, Place, Problem, Report, Severity, check_models, check_pools, check_settings, defaults,
+    Bytes, Config, Place, Problem, Report, Severity, defaults,
     file::{DoorFile, File, ListenerFile},
     report::{Finding, Source},
     shape,
@@ -190,10 +194,10 @@ impl Sheet {
 fn check(file: &File, sheet: &mut Sheet) -> Config {
     let reported =
         file.api.as_ref().and_then(|api| api.serve_reported_models).unwrap_or(defaults::api().serve_reported_models);
-    let pools = check_pools::pools(&file.pools, sheet);
-    let models = check_models::models(file, reported, sheet);
-    let listeners = check_models::listeners(file, sheet);
-    check_models::unused(file, reported, sheet);
+    let pools = pools::pools(&file.pools, sheet);
+    let models = models::models(file, reported, sheet);
+    let listeners = models::listeners(file, sheet);
+    models::unused(file, reported, sheet);
     let (admin, probes) = addresses(file, sheet);
     Config {
         listeners,
@@ -202,15 +206,15 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         scheduler: file
             .scheduler
             .as_ref()
-            .map_or(defaults::SCHEDULER, |scheduler| check_models::scheduler(scheduler, sheet)),
+            .map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
         admin,
         probes,
-        limits: check_settings::limits(file.limits.as_ref(), sheet),
-        timeouts: check_settings::timeouts(file.timeouts.as_ref(), sheet),
-        retry: check_settings::retry(file.retry.as_ref(), sheet),
-        sessions: check_settings::sessions(file.sessions.as_ref(), sheet),
-        api: check_settings::api(file.api.as_ref(), sheet),
-        log: check_settings::log(file.log.as_ref(), sheet),
+        limits: settings::limits(file.limits.as_ref(), sheet),
+        timeouts: settings::timeouts(file.timeouts.as_ref(), sheet),
+        retry: settings::retry(file.retry.as_ref(), sheet),
+        sessions: settings::sessions(file.sessions.as_ref(), sheet),
+        api: settings::api(file.api.as_ref(), sheet),
+        log: settings::log(file.log.as_ref(), sheet),
     }
 }
 
@@ -296,13 +300,13 @@ mod tests {
     use super::*;
     use crate::config::{Criticality, Endpoint, Engine, Scheduler, Sticky};
 
-    const MINIMAL: &str = include_str!("../../config/minimal.yaml");
-    const EVERYTHING: &str = include_str!("../../config/everything.yaml");
+    const MINIMAL: &str = include_str!("../../../config/minimal.yaml");
+    const EVERYTHING: &str = include_str!("../../../config/everything.yaml");
     const EXAMPLES: [(&str, &str); 5] = [
         ("minimal", MINIMAL),
-        ("weighted-split", include_str!("../../config/weighted-split.yaml")),
-        ("two-listeners", include_str!("../../config/two-listeners.yaml")),
-        ("remote-https", include_str!("../../config/remote-https.yaml")),
+        ("weighted-split", include_str!("../../../config/weighted-split.yaml")),
+        ("two-listeners", include_str!("../../../config/two-listeners.yaml")),
+        ("remote-https", include_str!("../../../config/remote-https.yaml")),
         ("everything", EVERYTHING),
     ];
 
@@ -374,7 +378,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
 
     #[test]
     fn the_stored_schema_is_the_one_that_the_types_give() {
-        let stored = include_str!("../../config/schema.json");
+        let stored = include_str!("../../../config/schema.json");
         let now = serde_json::to_string_pretty(&schema()).unwrap();
         assert!(
             stored.trim_end() == now,

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{
+use super::{Sheet, address};
+use crate::config::{
     Listener, Model, Scheduler, TargetModel, WeightedScorer,
-    check::{Sheet, address},
     defaults,
     file::{File, ListenerFile, ListenerModelFile, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
     report::suggestion,
