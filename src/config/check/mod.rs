@@ -203,10 +203,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         listeners,
         pools,
         models,
-        scheduler: file
-            .scheduler
-            .as_ref()
-            .map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
+        scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
         admin,
         probes,
         limits: settings::limits(file.limits.as_ref(), sheet),

@@ -4,8 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Sheet, address};
 use crate::config::{
-    Listener, Model, Scheduler, TargetModel, WeightedScorer,
-    defaults,
+    Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
     file::{File, ListenerFile, ListenerModelFile, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
     report::suggestion,
     tree::At,

@@ -4,8 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::Sheet;
 use crate::config::{
-    CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target,
-    defaults,
+    CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target, defaults,
     file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
     target::{metrics_page, parse_target},
     tree::At,

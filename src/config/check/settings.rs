@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::Sheet;
 use crate::config::{
-    Api, Limits, Log, Retry, Sessions, Timeouts,
-    defaults,
+    Api, Limits, Log, Retry, Sessions, Timeouts, defaults,
     file::{ApiFile, LimitsFile, LogFile, RetryFile, SessionsFile, TimeoutsFile},
     report::suggestion,
     tree::At,

@@ -1,6 +1,7 @@
 //! The base-URL door: requests come as plain HTTP and their answers are relayed.
 
 mod answer;
+mod attempts;
 mod headers;
 mod relay;
 mod timer;
@@ -16,7 +17,7 @@ use self::{headers::X_REQUEST_ID, relay::Relay};
 use super::{
     CurrentPolicy, House, ListenerPolicy, Peer, Policy, body,
     decide::{Matter, Pick},
-    receipt::{Chosen, Outcome, Receipt},
+    receipt::{Outcome, Receipt},
     rejection::Rejection,
 };
 use crate::{
@@ -24,9 +25,8 @@ use crate::{
     config::Timeouts,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
-    scheduler::{NoPod, Tried},
-    telemetry::{Name, labels::PoolReasonLabels},
-    upstream::{self, Carry, Failure, Fault},
+    scheduler::NoPod,
+    upstream::{self, Carry},
 };
 
 /// Longest request id taken from a client, bytes: a UUID has 36, trace systems use up to 64.
@@ -176,68 +176,6 @@ impl Story<'_> {
         }
     }
 
-    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has come before.
-    async fn attempts(
-        &self,
-        carry: &Carry,
-        matter: &Matter,
-        receipt: &mut Receipt,
-    ) -> Result<(upstream::Answer, Pick), Rejection> {
-        let retry = &self.policy.config.retry;
-        self.house.retries.earn(retry);
-        let mut tried = Tried::none();
-        let mut failed: Option<Failure> = None;
-        loop {
-            let mut pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
-                (Ok(pick), _) => pick,
-                (Err(NoPod::AllTried), Some(failure)) => return Err(Rejection::Failed(failure)),
-                (Err(no_pod), _) => return Err(Rejection::NoPod(no_pod)),
-            };
-            receipt.chose(chosen(&pick, matter), pick.took);
-            let failure = match self.attempt(carry, &mut pick, receipt.streamed).await {
-                Ok(answer) => return Ok((answer, pick)),
-                Err(failure) => failure,
-            };
-            self.note_failure(&pick, &failure);
-            let pod = &pick.verdict.pod;
-            tried.add(pod);
-            let spent = tried.len() > retry.attempts as usize;
-            if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
-                return Err(Rejection::Failed(failure));
-            }
-            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
-            self.house.metrics.retries.get_or_create(&labels).inc();
-            failed = Some(failure);
-        }
-    }
-
-    /// One attempt. A whole answer does not show its first token, so its prefill is taken to be over when it should be;
-    /// else it would count as waiting until its last token.
-    async fn attempt(&self, carry: &Carry, pick: &mut Pick, streamed: bool) -> Result<upstream::Answer, Failure> {
-        let (pod, timeouts) = (Arc::clone(&pick.verdict.pod), self.timeouts());
-        let attempt = self.house.upstream.attempt(&pod, carry, &timeouts);
-        if streamed {
-            return attempt.await;
-        }
-        let mut attempt = std::pin::pin!(attempt);
-        tokio::select! {
-            biased;
-            answer = &mut attempt => return answer,
-            () = tokio::time::sleep(pick.course.first_token_due()) => pick.course.first_token(),
-        }
-        attempt.await
-    }
-
-    fn note_failure(&self, pick: &Pick, failure: &Failure) {
-        let pod = &pick.verdict.pod;
-        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
-        self.house.metrics.failures.get_or_create(&labels).inc();
-        tracing::debug!(pod = %pod.id, %failure, "attempt failed");
-        if failure.fault() == Fault::Pod {
-            self.house.pod_failed(pod);
-        }
-    }
-
     fn timeouts(&self) -> Timeouts {
         self.policy.config.timeouts
     }
@@ -350,18 +288,6 @@ fn carry(head: &request::Parts, body: Bytes, request_id: &HeaderValue, forward_a
         path: head.uri.path_and_query().map_or("/", |it| it.as_str()).into(),
         headers: headers::to_pod(&head.headers, request_id, forward_authorization),
         body,
-    }
-}
-
-fn chosen(pick: &Pick, matter: &Matter) -> Chosen {
-    let verdict = &pick.verdict;
-    Chosen {
-        pool: Name::from(&verdict.pod.pool),
-        pod: verdict.pod.address(),
-        served_model: Name::from(&matter.route.served_model),
-        policy: verdict.policy,
-        sight: verdict.sight.name(),
-        cost_ms: verdict.price.total(),
     }
 }
 
