@@ -71,6 +71,11 @@ impl Course {
         self.sent = now;
     }
 
+    /// When it left for the pod.
+    pub fn sent_at(&self) -> Instant {
+        self.sent
+    }
+
     /// When its first token is due after it was sent, by the speed that the pod has shown.
     pub fn first_token_due(&self) -> Duration {
         let pace = self.pod().speed.pace(self.pool.pace());
@@ -84,6 +89,7 @@ impl Course {
         }
         if self.tokens == 0 {
             self.reservation.first_token();
+            self.pod().health.accepted(self.sent);
             let ttft_ms = millis(now.saturating_duration_since(self.sent));
             self.pool.speed.learn(&self.pod().speed, Of::Prefill, (self.tokens_ahead, ttft_ms), now);
             self.lesson = Some(self.new_lesson(now));
@@ -105,6 +111,7 @@ impl Course {
             self.learn_decoding(now);
         }
         self.lesson = None;
+        self.pod().health.accepted(self.sent);
         if let Some(tokens) = output.or(Some(self.tokens)).filter(|tokens| *tokens > 0) {
             self.pool.learn_output_tokens(tokens);
         }
@@ -189,6 +196,21 @@ mod tests {
         }
         let itl_ms = pod.speed.pace(pool.speed.pace()).itl_ms(2.0);
         assert!((9.5..11.5).contains(&itl_ms), "{itl_ms}");
+    }
+
+    #[test]
+    fn a_first_token_takes_a_no_back_unless_it_was_sent_before() {
+        let start = crate::clock::now();
+        let (pool, pod) = alone(start);
+        let mut early = sent(&pool, &pod, 100, start);
+        let refused = start + Duration::from_millis(10);
+        pod.health.pushed_back(None, start, refused);
+        early.tokens(1, start + Duration::from_millis(20));
+        assert!(pod.health.pushback(refused) > Duration::ZERO, "it was taken before there was no room");
+        let later = start + Duration::from_millis(30);
+        let mut late = sent(&pool, &pod, 100, later);
+        late.tokens(1, later);
+        assert_eq!(pod.health.pushback(later), Duration::ZERO);
     }
 
     #[test]

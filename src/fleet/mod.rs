@@ -19,7 +19,7 @@ mod speed;
 
 pub use course::Course;
 pub use glance::{AdapterState, Glance, Moment, Name};
-pub use health::{Admission, Condition, Evidence, Health};
+pub use health::{Admission, Condition, Ejection, Evidence, Health};
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};
 pub use pod::{Pod, PodId, ReportedModel, Serving, View};

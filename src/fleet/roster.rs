@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::{Evidence, Health, Moment, Pace, Pod, PodId, PoolSpeed, View};
+use super::{Condition, Ejection, Evidence, Health, Moment, Pace, Pod, PodId, PoolSpeed, View};
 use crate::config::{Pool, Target};
 
 /// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
@@ -37,6 +37,10 @@ const OUTPUT_TOKENS: f32 = 250.0;
 /// A pool that is this young takes every pod as present from the start: all its caches are equally cold, so there is
 /// nobody to shield from.
 const YOUTH: Duration = Duration::from_secs(10);
+
+/// The share of a pool's pods that traffic's word alone may eject: the pool keeps at least half, as in Envoy's panic
+/// threshold. (Envoy's own `max_ejection_percent` is 10, of services with hundreds of hosts.)
+const MOST_SUSPECTS: usize = 2;
 
 /// All pods of all pools.
 #[derive(Debug)]
@@ -172,6 +176,28 @@ impl PoolState {
         &self.config.name
     }
 
+    /// A request failed by `pod`'s fault. Returns the pod's new condition if it changed.
+    ///
+    /// What fails on every pod is not the pods' fault but the requests' or the model's, and to eject all of them would
+    /// help nobody: at most half of a pool is ejected on the word of its traffic alone. Pods where nobody listens, and
+    /// those that say themselves that they are unwell or asleep, are not suspected but known to be out: they neither fill
+    /// that half nor count among those it is a half of.
+    pub fn failed(&self, pod: &Pod, now: Instant) -> Option<Condition> {
+        let _gate = self.gate();
+        pod.health.note(Evidence::RequestFailed { spare: self.can_spare(pod, now) }, now)
+    }
+
+    fn can_spare(&self, pod: &Pod, now: Instant) -> bool {
+        let (mut suspects, mut there) = (0, 0);
+        for it in self.pods.load().iter() {
+            let suspect = it.slot == pod.slot || it.health.ejection().is_some_and(Ejection::is_suspicion);
+            let out = matches!(it.condition(now), Condition::Ejected | Condition::Asleep | Condition::Draining);
+            suspects += usize::from(suspect);
+            there += usize::from(suspect || !out);
+        }
+        suspects <= there / MOST_SUSPECTS
+    }
+
     /// The pods as they are now.
     pub fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
         self.pods.load_full()
@@ -279,6 +305,40 @@ mod tests {
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
         assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));
+    }
+
+    fn fail(state: &PoolState, pod: &Pod, now: Instant) -> bool {
+        (0..9).filter_map(|_| state.failed(pod, now)).any(|it| it == Condition::Ejected)
+    }
+
+    #[test]
+    fn traffic_ejects_at_most_half_of_a_pool_and_the_gone_do_not_count() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool("pool")], now);
+        fleet.set("pool", &["a", "b", "c", "d", "e", "f"].map(target), now);
+        let state = fleet.pool("pool").unwrap();
+        let pods = state.pods();
+        // Nobody listens at two of them: four are left, and two of those may be ejected.
+        for pod in &pods[..2] {
+            (0..2).for_each(|_| _ = pod.health.note(Evidence::ScrapeRefused, now));
+        }
+        let ejected: Vec<bool> = pods[2..].iter().map(|pod| fail(state, pod, now)).collect();
+        assert_eq!(ejected, [true, true, false, false]);
+        // One of the two is found to be gone: three are left, of which one is ejected, and that is all.
+        pods[2].health.note(Evidence::ScrapeRefused, now);
+        assert!(!fail(state, &pods[4], now));
+        // One comes back: of four, two may be out.
+        pods[0].health.note(Evidence::ScrapeOk { asleep: false }, now);
+        assert!(fail(state, &pods[4], now));
+    }
+
+    #[test]
+    fn a_pool_of_one_keeps_it() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool("pool")], now);
+        fleet.set("pool", &[target("a")], now);
+        let state = fleet.pool("pool").unwrap();
+        assert!(!fail(state, &state.pods()[0], now));
     }
 
     #[test]

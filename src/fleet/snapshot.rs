@@ -7,7 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send};
+use super::{
+    Condition, Ejection, Evidence, Fleet, Pace, Pod, PodLoad, PoolState, Reading, ReportedModel, Reservation, Send,
+};
 use crate::config::Target;
 
 /// Every pool and pod at one moment.
@@ -39,6 +41,12 @@ pub struct PodSnapshot {
     pub url: String,
     /// May it be used.
     pub condition: Condition,
+    /// Why it is ejected, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection: Option<Ejection>,
+    /// For how many milliseconds it still looks slow because it said no; absent if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushback_ms: Option<u64>,
     /// What it last said; absent if it was never read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reading: Option<Reading>,
@@ -113,8 +121,10 @@ impl PodSnapshot {
             id: pod.id.to_string(),
             url: format!("{}://{}{}", origin.scheme(), origin.authority(), pod.target.base_path),
             condition: pod.condition(now),
+            ejection: pod.health.ejection(),
+            pushback_ms: Some(millis(pod.health.pushback(now))).filter(|ms| *ms > 0),
             reading: load.as_deref().map(|load| load.reading.clone()),
-            age_ms: load.as_deref().map(|load| u64::try_from(load.age(now).as_millis()).unwrap_or(u64::MAX)),
+            age_ms: load.as_deref().map(|load| millis(load.age(now))),
             sent_since: since(pod.ledger.sent(), |load| load.sent_mark),
             ended_since: since(pod.ledger.ended(), |load| load.ended_mark),
             in_flight: pod.ledger.in_flight(),
@@ -142,12 +152,13 @@ impl PodSnapshot {
             Condition::Unknown => None,
             Condition::Ready | Condition::Warming => Some(Evidence::ScrapeOk { asleep: false }),
             Condition::Asleep => Some(Evidence::ScrapeOk { asleep: true }),
-            Condition::Ejected => Some(Evidence::HealthBad),
+            Condition::Ejected => self.ejection.is_none().then_some(Evidence::HealthBad),
             Condition::Draining => Some(Evidence::Gone),
         };
         if let Some(evidence) = evidence {
             pod.health.note(evidence, now);
         }
+        pod.health.assume(self.ejection, Duration::from_millis(self.pushback_ms.unwrap_or(0)), now);
         pod.inflow.assume(self.inflow_tokens as f32, now);
         if let Some(models) = &self.models {
             pod.store_models(models.clone());
@@ -186,6 +197,10 @@ impl PodSnapshot {
     }
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,12 +220,16 @@ mod tests {
         let reading = Reading { running: Some(3), waiting: Some(1), kv_usage: Some(0.5), ..Reading::default() };
         pods[0].store_load(PodLoad { began: now, sent_mark: 1, ended_mark: 0, reading });
         pods[0].health.note(Evidence::ScrapeOk { asleep: false }, now);
+        pods[0].health.pushed_back(None, now, now);
+        (0..5).for_each(|_| _ = one.pool("pool").unwrap().failed(&pods[1], now));
         let late: Vec<_> = (0..3)
             .map(|_| Reservation::new(Arc::clone(&pods[0]), Send { prompt_tokens: 101, uncached_tokens: 67 }))
             .collect();
         drop(early);
 
         let taken = FleetSnapshot::take(&one, now);
+        let [loaded, out] = &*taken.pools[0].pods else { panic!("{taken:?}") };
+        assert_eq!((loaded.pushback_ms, out.ejection), (Some(1_000), Some(Ejection::FailuresInARow)));
         let two = fleet(now);
         let held = taken.restore(&two, now);
         let again = FleetSnapshot::take(&two, now);

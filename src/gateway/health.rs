@@ -1,11 +1,14 @@
 //! What the desk saw of a pod's health; and how a turn of its condition is told, by the desk and by the senses alike.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use super::House;
 use crate::{
     clock,
-    fleet::{Condition, Evidence, Pod},
+    fleet::{Condition, Ejection, Evidence, Pod},
     prefix,
     telemetry::{Metrics, Name, labels::PoolReasonLabels},
 };
@@ -13,17 +16,25 @@ use crate::{
 impl House {
     /// A request was answered by `pod`.
     pub(super) fn pod_answered(&self, pod: &Pod) {
-        self.note(pod, Evidence::RequestOk);
+        self.told(pod, pod.health.note(Evidence::RequestOk, clock::now()));
     }
 
     /// A request failed by the pod's fault: noted, and the pod is asked how it is.
     pub(super) fn pod_failed(&self, pod: &Pod) {
-        self.note(pod, Evidence::RequestFailed);
+        let pool = self.fleet.pool(&pod.pool);
+        self.told(pod, pool.and_then(|pool| pool.failed(pod, clock::now())));
         (self.doubt)(&pod.id);
     }
 
-    fn note(&self, pod: &Pod, evidence: Evidence) {
-        if let Some(condition) = pod.health.note(evidence, clock::now()) {
+    /// `pod` said no to a request that was sent at `sent`, for this `reason`, and asked to be left alone for so long.
+    pub(super) fn pod_refused(&self, pod: &Pod, reason: &'static str, asked: Option<Duration>, sent: Instant) {
+        pod.health.pushed_back(asked, sent, clock::now());
+        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason };
+        self.metrics.refusals.get_or_create(&labels).inc();
+    }
+
+    fn told(&self, pod: &Pod, turned: Option<Condition>) {
+        if let Some(condition) = turned {
             tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
         }
     }
@@ -42,7 +53,10 @@ pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicB
     let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: condition.name() };
     metrics.conditions.get_or_create(&labels).inc();
     match condition {
-        Condition::Ejected => tracing::warn!(pod = %pod.id, "pod ejected: it failed, or nobody answers there"),
+        Condition::Ejected => {
+            let why = pod.health.ejection().map_or("ejected", Ejection::told);
+            tracing::warn!(pod = %pod.id, "pod {why}");
+        }
         other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
     }
 }

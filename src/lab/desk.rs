@@ -252,7 +252,8 @@ impl Desk {
 
     /// An attempt failed by its pod's fault, or an answer broke off.
     pub(super) fn failed(&self, sent: &Sent, now_ms: f64) {
-        self.note(sent.course.pod(), Evidence::RequestFailed, self.instant(now_ms));
+        let (pod, now) = (sent.course.pod(), self.instant(now_ms));
+        self.turned(pod, self.pool.failed(pod, now));
     }
 
     /// So that the next attempt goes elsewhere.
@@ -269,7 +270,11 @@ impl Desk {
 
     /// A pod that was away has likely lost its cache.
     fn note(&self, pod: &Pod, evidence: Evidence, now: Instant) {
-        if pod.health.note(evidence, now) == Some(Condition::Warming) {
+        self.turned(pod, pod.health.note(evidence, now));
+    }
+
+    fn turned(&self, pod: &Pod, condition: Option<Condition>) {
+        if condition == Some(Condition::Warming) {
             self.index.forget(pod.slot);
         }
     }

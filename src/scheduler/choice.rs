@@ -20,7 +20,7 @@ pub fn pick(
     tried: &Tried,
     rng: &mut impl Rng,
 ) -> Result<Verdict, NoPod> {
-    let field = Field::gather(scene, question, tried)?;
+    let field = Field::gather(policy, scene, question, tried)?;
     let turn = || scene.pool.turn.fetch_add(1, Relaxed);
     let judge = Judge::new(policy, &field, &turn, rng);
     choose(policy, &field, &judge, &turn, rng)

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     NoPod, Question, Scene, Sight, Term, Tried, choice,
-    filters::{Field, Standing, standing},
+    filters::{Field, Reason, Standing, standing},
     policies::Judge,
 };
 use crate::{config::Scheduler, fleet::Pod};
@@ -46,6 +46,9 @@ pub struct Candidate {
     pub condition: Cow<'static, str>,
     /// Why it could not be chosen.
     pub excluded: Option<Cow<'static, str>>,
+    /// For how many milliseconds it still looks slow because it said no; absent if it does not.
+    #[serde(default)]
+    pub pushback_ms: Option<u64>,
     /// Age of its last reading; absent if it was never read.
     pub reading_age_ms: Option<u64>,
     /// How much that reading counts, 0 to 1.
@@ -85,7 +88,7 @@ pub fn explain(
         verdict: None,
         refusal: None,
     };
-    let judged = Field::gather(scene, question, tried).and_then(|field| told.judge(policy, &field, rng));
+    let judged = Field::gather(policy, scene, question, tried).and_then(|field| told.judge(policy, &field, rng));
     if let Err(refusal) = judged {
         told.refusal = Some(refusal.to_string());
     }
@@ -97,6 +100,9 @@ impl Explanation {
         let turn = || field.scene.pool.turn.load(Relaxed);
         let judge = Judge::new(policy, field, &turn, rng);
         self.failed_open = field.failed_open;
+        let passed_over = self.candidates.iter_mut().filter(|it| it.excluded.is_none() && it.pushback_ms.is_some());
+        // Who is a candidate all the same is told so below.
+        passed_over.for_each(|it| it.excluded = Some("said no lately".into()));
         for (place, candidate) in field.candidates.iter().enumerate() {
             let Some(told) = self.candidates.get_mut(candidate.at) else {
                 continue;
@@ -120,14 +126,18 @@ impl Candidate {
     fn of(pod: &Pod, scene: &Scene<'_>, question: &Question<'_>, tried: &Tried) -> Self {
         let load = pod.load();
         let age = load.as_deref().map(|load| load.age(scene.now));
+        let pushback = pod.health.pushback(scene.now);
+        let excluded = match standing(pod, scene, question, tried) {
+            Standing::In { .. } => None,
+            Standing::Out(Reason::Ejected) => pod.health.ejection().map(|why| why.told().into()),
+            Standing::Out(reason) => Some(reason.name().into()),
+        };
         let trust = load.as_deref().map(|load| load.trust(scene.now, pod.view.interval));
         Self {
             pod: pod.id.to_string(),
             condition: pod.condition(scene.now).name().into(),
-            excluded: match standing(pod, scene, question, tried) {
-                Standing::In { .. } => None,
-                Standing::Out(reason) => Some(reason.name().into()),
-            },
+            excluded,
+            pushback_ms: Some(millis(pushback)).filter(|ms| *ms > 0),
             reading_age_ms: age.map(millis),
             reading_trust: trust.unwrap_or(0.0),
             in_flight: pod.ledger.in_flight(),

@@ -3,11 +3,17 @@
 //! What nobody knows excludes nobody: a pod that was never asked what it serves is taken to serve everything. If no pod
 //! is left, ejected ones are taken after all, because a likely failure is better than a certain one; a pod that sleeps
 //! or leaves never is.
+//!
+//! A pod that lately said no is slow, not out. `least-cost` prices that; the other policies have no such number, so for
+//! them it is passed over while there are others.
 
 use std::sync::Arc;
 
 use super::{NoPod, Outs, Question, Scene, Tried};
-use crate::fleet::{Admission, Condition, Pod, Serving};
+use crate::{
+    config::Scheduler,
+    fleet::{Admission, Condition, Pod, Serving},
+};
 
 /// A pod that may be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +117,12 @@ fn stands(pod: &Pod, scene: &Scene<'_>, serving: Serving, tried: &Tried) -> Stan
 }
 
 impl<'a> Field<'a> {
-    pub(super) fn gather(scene: &'a Scene<'a>, question: &'a Question<'a>, tried: &Tried) -> Result<Self, NoPod> {
+    pub(super) fn gather(
+        policy: &Scheduler,
+        scene: &'a Scene<'a>,
+        question: &'a Question<'a>,
+        tried: &Tried,
+    ) -> Result<Self, NoPod> {
         let mut field = Self {
             scene,
             question,
@@ -131,7 +142,20 @@ impl<'a> Field<'a> {
         if field.candidates.is_empty() {
             field.fail_open(tried)?;
         }
+        if !matches!(policy, Scheduler::LeastCost) {
+            field.pass_over_who_said_no();
+        }
         Ok(field)
+    }
+
+    /// If all of them did, all of them stay, and the policy finds the least bad one by its own measure.
+    fn pass_over_who_said_no(&mut self) {
+        let now = self.scene.now;
+        let said_no = |candidate: &Candidate<'_>| !candidate.pod.health.pushback(now).is_zero();
+        let many = self.candidates.iter().filter(|it| said_no(it)).count();
+        if (1..self.candidates.len()).contains(&many) {
+            self.candidates.retain(|it| !said_no(it));
+        }
     }
 
     fn fail_open(&mut self, tried: &Tried) -> Result<(), NoPod> {

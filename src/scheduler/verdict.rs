@@ -117,7 +117,7 @@ impl Price {
     }
 
     /// Its parts.
-    pub fn terms(&self) -> SmallVec<[Term; 8]> {
+    pub fn terms(&self) -> SmallVec<[Term; 9]> {
         let term = |(name, value): (&'static str, f64)| Term { name: name.into(), value };
         match self {
             Self::Cost(cost) => cost.terms().into_iter().map(term).collect(),
@@ -144,6 +144,8 @@ pub struct Cost {
     pub kv_ms: f64,
     /// Loading its adapter.
     pub adapter_ms: f64,
+    /// What is left of the time for which it looks slow because it said no.
+    pub pushback_ms: f64,
     /// The pod's share of load while it warms up; what it has before it was divided by it.
     pub share: f64,
 }
@@ -158,16 +160,17 @@ impl Cost {
         decode_ms: 0.0,
         kv_ms: 0.0,
         adapter_ms: 0.0,
+        pushback_ms: 0.0,
         share: 1.0,
     };
 
     /// The whole price.
     pub fn total_ms(&self) -> f64 {
         let own = self.wait_ms + self.prefill_ms + self.kv_ms + self.adapter_ms;
-        own + self.later_ms + self.delay_ms + self.decode_ms
+        own + self.later_ms + self.delay_ms + self.decode_ms + self.pushback_ms
     }
 
-    fn terms(&self) -> [(&'static str, f64); 8] {
+    fn terms(&self) -> [(&'static str, f64); 9] {
         [
             ("wait", self.wait_ms),
             ("prefill", self.prefill_ms),
@@ -176,6 +179,7 @@ impl Cost {
             ("decode", self.decode_ms),
             ("kv", self.kv_ms),
             ("adapter", self.adapter_ms),
+            ("pushback", self.pushback_ms),
             ("share", self.share),
         ]
     }

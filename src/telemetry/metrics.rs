@@ -128,6 +128,10 @@ pub struct Metrics {
     pub decisions: Family<DecisionLabels, Counter>,
     /// Further attempts, by what went wrong before.
     pub retries: Family<PoolReasonLabels, Counter>,
+    /// Further attempts that were allowed but for the budget, by what had gone wrong.
+    pub retries_denied: Family<PoolReasonLabels, Counter>,
+    /// Pods' noes, by what they meant.
+    pub refusals: Family<PoolReasonLabels, Counter>,
     /// Attempts that failed, by how.
     pub failures: Family<PoolReasonLabels, Counter>,
     /// Answers that broke off after they had begun, by how.
@@ -175,6 +179,8 @@ impl Metrics {
             arms: Family::default(),
             decisions: Family::default(),
             retries: Family::default(),
+            retries_denied: Family::default(),
+            refusals: Family::default(),
             failures: Family::default(),
             cuts: Family::default(),
             aborts: Family::default(),
@@ -228,6 +234,9 @@ impl Metrics {
     fn register_attempts(&mut self) {
         let r = &mut self.registry;
         r.register("retries", "Further attempts on another pod, by what had gone wrong", self.retries.clone());
+        let denied = "Further attempts that only the retry budget forbade, by what had gone wrong";
+        r.register("retries_denied", denied, self.retries_denied.clone());
+        r.register("pod_refusals", "Requests that pods said no to, by what it meant", self.refusals.clone());
         r.register("attempt_failures", "Attempts that failed before any answer", self.failures.clone());
         r.register("cuts", "Answers that broke off after they had begun", self.cuts.clone());
         r.register("scrapes", "Reads of pods' metrics, by outcome", self.scrapes.clone());

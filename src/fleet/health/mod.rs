@@ -1,7 +1,13 @@
 //! Whether a pod may be used, from what the scrape and the traffic saw of it.
 //!
 //! Evidence goes in, a condition comes out; the numbers below decide. A pod that says "too busy" (429, 503) is loaded,
-//! not sick, and never reaches this file. Timeouts of `/metrics` alone are no evidence either: the reading just ages.
+//! not sick: it looks slow for a while (`pushback`) and is never ejected for it. Timeouts of `/metrics` alone are no
+//! evidence either: the reading just ages.
+//!
+//! All of it belongs to the pod, so what one model or listener finds out holds for every other.
+
+mod pushback;
+mod window;
 
 use std::{
     sync::{
@@ -12,6 +18,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use self::{pushback::Pushback, window::Window};
 
 /// Failed requests in a row that eject a pod (Envoy's `consecutive_5xx` default).
 const REQUEST_FAILURES: u32 = 5;
@@ -46,7 +54,10 @@ pub enum Evidence {
     /// A request was answered (also with an error that is the client's own).
     RequestOk,
     /// A request failed by the pod's fault.
-    RequestFailed,
+    RequestFailed {
+        /// Whether the pool can do without it: traffic's word alone does not empty a pool.
+        spare: bool,
+    },
     /// It says of itself that it is well (`/health` 200).
     HealthOk,
     /// It says of itself that it is not (`/health` 503), or not even that, long silent as it was.
@@ -108,13 +119,55 @@ pub enum Admission {
     No(Condition),
 }
 
+/// Why a pod is ejected, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Ejection {
+    /// So many of its requests failed one after the other.
+    FailuresInARow,
+    /// So large a share of its requests of late failed.
+    FailureShare,
+    /// It says itself that it is not well, or not even that.
+    OwnWord,
+    /// Nobody listens at its address.
+    Unreachable,
+}
+
+impl Ejection {
+    const ALL: [Self; 4] = [Self::FailuresInARow, Self::FailureShare, Self::OwnWord, Self::Unreachable];
+
+    /// The words, for people.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::FailuresInARow => "ejected: failures in a row",
+            Self::FailureShare => "ejected: too many failures of late",
+            Self::OwnWord => "ejected: not well by its own word",
+            Self::Unreachable => "ejected: nobody listens there",
+        }
+    }
+
+    /// Whether only its traffic says so.
+    pub fn is_suspicion(self) -> bool {
+        matches!(self, Self::FailuresInARow | Self::FailureShare)
+    }
+
+    fn of(value: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| *it as u8 == value)
+    }
+}
+
 /// One pod's health. Evidence is rare and takes a lock; the question whether it may be used reads atomics only.
 /// (In this order in memory; see [`super::Pod`].)
 #[derive(Debug)]
 #[repr(C)]
 pub struct Health {
     record: Mutex<Record>,
+    /// Why it is ejected, as long as it is.
+    ejection: AtomicU8,
     epoch: Instant,
+    /// Until when it looks slow because it said no; 0 once it took a request again.
+    pushed_until_ms: AtomicU64,
     turns_at_ms: AtomicU64,
     probing: AtomicBool,
     condition: AtomicU8,
@@ -126,9 +179,10 @@ struct Record {
     refused: u32,
     ejections: u32,
     ejected_at: Option<Instant>,
-    unreachable: bool,
     /// Its own word was the last to say that it is not well.
     self_reported: bool,
+    window: Window,
+    pushback: Pushback,
 }
 
 impl Health {
@@ -149,6 +203,8 @@ impl Health {
         Self {
             epoch,
             record: Mutex::default(),
+            ejection: AtomicU8::default(),
+            pushed_until_ms: AtomicU64::new(0),
             condition: AtomicU8::new(condition as u8),
             turns_at_ms: AtomicU64::new(0),
             probing: AtomicBool::new(false),
@@ -180,6 +236,56 @@ impl Health {
                 if over && !self.probing.load(Relaxed) { Admission::Probe } else { Admission::No(Condition::Ejected) }
             }
             out @ (Condition::Asleep | Condition::Draining) => Admission::No(out),
+        }
+    }
+
+    /// Why it is ejected, if it is.
+    pub fn ejection(&self) -> Option<Ejection> {
+        let ejected = Condition::of(self.condition.load(Relaxed)) == Condition::Ejected;
+        ejected.then(|| Ejection::of(self.ejection.load(Relaxed))).flatten()
+    }
+
+    /// Whether it is on its way out: no longer listed, or the scrape finds nobody there any more.
+    pub fn is_leaving(&self) -> bool {
+        let draining = Condition::of(self.condition.load(Relaxed)) == Condition::Draining;
+        draining || self.ejection() == Some(Ejection::Unreachable) || self.record().refused > 0
+    }
+
+    /// It said no to a request that was sent at `sent`, and `asked` to be left alone for so long. It looks slow from now
+    /// on, for a while; its condition stays.
+    pub fn pushed_back(&self, asked: Option<Duration>, sent: Instant, now: Instant) {
+        let pause = self.record().pushback.refused(asked, sent, now);
+        self.push_back(pause, now);
+    }
+
+    /// It took a request that was sent at `sent`: what it said before no longer holds. Cheap while it said nothing.
+    #[inline]
+    pub fn accepted(&self, sent: Instant) {
+        if self.pushed_until_ms.load(Relaxed) != 0 && self.record().pushback.accepted(sent) {
+            self.pushed_until_ms.store(0, Relaxed);
+        }
+    }
+
+    /// For how long it still looks slow because it said no; mostly nothing.
+    #[inline]
+    pub fn pushback(&self, now: Instant) -> Duration {
+        match self.pushed_until_ms.load(Relaxed) {
+            0 => Duration::ZERO,
+            until => Duration::from_millis(until.saturating_sub(self.millis(now))),
+        }
+    }
+
+    fn push_back(&self, pause: Duration, now: Instant) {
+        self.pushed_until_ms.fetch_max(self.millis(now + pause), Relaxed);
+    }
+
+    /// Takes over from elsewhere (a saved state) why it is ejected and for how long it still looks slow.
+    pub(super) fn assume(&self, ejection: Option<Ejection>, pushback: Duration, now: Instant) {
+        if let Some(why) = ejection {
+            self.eject(&mut self.record(), now, why);
+        }
+        if !pushback.is_zero() {
+            self.push_back(pushback, now);
         }
     }
 
@@ -215,12 +321,13 @@ impl Health {
                     Condition::Unknown => self.set(Condition::Ready, now),
                     Condition::Asleep => self.warm_up(now),
                     // Nobody listened there and now somebody does: it was restarted.
-                    Condition::Ejected if record.unreachable => self.readmit(record, now),
+                    Condition::Ejected if self.is_unreachable() => self.readmit(record, now),
                     _ => before,
                 }
             }
             Evidence::RequestOk => {
                 record.failures = 0;
+                record.window.note(false, now);
                 match before {
                     Condition::Unknown => self.set(Condition::Ready, now),
                     Condition::Ejected => self.readmit(record, now),
@@ -230,7 +337,7 @@ impl Health {
             Evidence::HealthOk => {
                 // It takes back its own word: let one request find out now. A pod whose requests fail sits out its
                 // time, however well it says it is.
-                if std::mem::take(&mut record.self_reported) && before == Condition::Ejected && !record.unreachable {
+                if std::mem::take(&mut record.self_reported) && before == Condition::Ejected && !self.is_unreachable() {
                     self.turns_at_ms.store(self.millis(now), Relaxed);
                 }
                 before
@@ -243,28 +350,44 @@ impl Health {
                     self.turns_at_ms.fetch_max(self.millis(now + EJECTION), Relaxed);
                     return before;
                 }
-                self.eject(record, now, false)
+                self.eject(record, now, Ejection::OwnWord)
             }
-            Evidence::RequestFailed => {
-                record.failures += 1;
-                let failed_probe = before == Condition::Ejected && self.probing.load(Relaxed);
-                if failed_probe || (before != Condition::Ejected && record.failures >= REQUEST_FAILURES) {
-                    return self.eject(record, now, false);
-                }
-                before
-            }
+            Evidence::RequestFailed { spare } => self.failed(record, before, spare, now),
             Evidence::ScrapeRefused => {
                 record.refused += 1;
                 if record.refused >= REFUSED_SCRAPES && before != Condition::Ejected {
-                    return self.eject(record, now, true);
+                    return self.eject(record, now, Ejection::Unreachable);
                 }
-                record.unreachable |= before == Condition::Ejected;
+                if before == Condition::Ejected {
+                    self.ejection.store(Ejection::Unreachable as u8, Relaxed);
+                }
                 before
             }
         }
     }
 
-    fn eject(&self, record: &mut Record, now: Instant, unreachable: bool) -> Condition {
+    /// A request failed: its speed of failing must not make the pod look fast, and too many of them eject it.
+    fn failed(&self, record: &mut Record, before: Condition, spare: bool, now: Instant) -> Condition {
+        record.failures += 1;
+        record.window.note(true, now);
+        self.push_back(record.pushback.failed(record.failures, now), now);
+        if before == Condition::Ejected {
+            let probed = self.probing.load(Relaxed);
+            return if probed { self.eject(record, now, Ejection::FailuresInARow) } else { before };
+        }
+        let why = if record.failures >= REQUEST_FAILURES {
+            Some(Ejection::FailuresInARow)
+        } else {
+            record.window.is_bad().then_some(Ejection::FailureShare)
+        };
+        why.filter(|_| spare).map_or(before, |why| self.eject(record, now, why))
+    }
+
+    fn is_unreachable(&self) -> bool {
+        self.ejection() == Some(Ejection::Unreachable)
+    }
+
+    fn eject(&self, record: &mut Record, now: Instant, why: Ejection) -> Condition {
         let long_ago = |at: Instant| now.saturating_duration_since(at) > EJECTION_MAX * 2;
         if record.ejected_at.is_none_or(long_ago) {
             record.ejections = 0;
@@ -272,15 +395,18 @@ impl Health {
         let doubled = EJECTION.saturating_mul(1 << record.ejections.min(8));
         record.ejections += 1;
         record.ejected_at = Some(now);
-        record.unreachable |= unreachable;
+        // Who failed a probe where nobody listened is still taken back by its first page.
+        if !self.is_unreachable() {
+            self.ejection.store(why as u8, Relaxed);
+        }
         self.set(Condition::Ejected, now + doubled.min(EJECTION_MAX))
     }
 
     fn readmit(&self, record: &mut Record, now: Instant) -> Condition {
         record.failures = 0;
         record.refused = 0;
-        record.unreachable = false;
         record.self_reported = false;
+        record.window = Window::default();
         self.warm_up(now)
     }
 
@@ -328,13 +454,13 @@ mod tests {
         let t = crate::clock::now();
         let health = ready(t);
         for _ in 0..4 {
-            assert_eq!(health.note(Evidence::RequestFailed, t), None);
+            assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), None);
         }
         health.note(Evidence::RequestOk, t);
         for _ in 0..4 {
-            assert_eq!(health.note(Evidence::RequestFailed, t), None);
+            assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), None);
         }
-        assert_eq!(health.note(Evidence::RequestFailed, t), Some(Condition::Ejected));
+        assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), Some(Condition::Ejected));
         assert_eq!(health.admits(t + seconds(9)), Admission::No(Condition::Ejected));
     }
 
@@ -363,7 +489,7 @@ mod tests {
         health.note(Evidence::HealthBad, t);
         let probe = t + seconds(10);
         assert!(health.begin_probe());
-        health.note(Evidence::RequestFailed, probe);
+        health.note(Evidence::RequestFailed { spare: true }, probe);
         health.end_probe();
         assert_eq!(health.admits(probe + seconds(19)), Admission::No(Condition::Ejected));
         assert_eq!(health.admits(probe + seconds(20)), Admission::Probe);
@@ -410,11 +536,63 @@ mod tests {
         let t = crate::clock::now();
         let health = ready(t);
         for _ in 0..5 {
-            health.note(Evidence::RequestFailed, t);
+            health.note(Evidence::RequestFailed { spare: true }, t);
         }
         health.note(Evidence::HealthOk, t + seconds(1));
         assert_eq!(health.admits(t + seconds(1)), Admission::No(Condition::Ejected));
         assert_eq!(health.admits(t + seconds(10)), Admission::Probe);
+    }
+
+    #[test]
+    fn a_pod_that_fails_every_other_request_is_ejected_by_its_share() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        let turns = (0..20u64).map(|n| {
+            let evidence = if n % 2 == 0 { Evidence::RequestOk } else { Evidence::RequestFailed { spare: true } };
+            health.note(evidence, t + Duration::from_millis(n * 100))
+        });
+        let turned: Vec<_> = turns.collect();
+        assert_eq!(turned.iter().position(|it| it == &Some(Condition::Ejected)), Some(19), "{turned:?}");
+        assert_eq!(health.ejection(), Some(Ejection::FailureShare));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_spared_stays_until_it_can() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for _ in 0..30 {
+            assert_eq!(health.note(Evidence::RequestFailed { spare: false }, t), None);
+        }
+        assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), Some(Condition::Ejected));
+        assert_eq!(health.ejection(), Some(Ejection::FailuresInARow));
+        assert_eq!(health.note(Evidence::ScrapeRefused, t), None);
+        assert_eq!(health.ejection(), Some(Ejection::Unreachable), "it is gone, not suspect");
+    }
+
+    #[test]
+    fn a_no_makes_it_look_slow_for_a_while_and_ejects_nobody() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for n in 0..100 {
+            health.pushed_back(None, t + seconds(n), t + seconds(n));
+        }
+        assert_eq!(health.admits(t + seconds(99)), Admission::Yes);
+        assert_eq!(health.pushback(t + seconds(99)), seconds(16));
+        assert_eq!(health.pushback(t + seconds(111)), seconds(4));
+        health.accepted(t + seconds(98));
+        assert_eq!(health.pushback(t + seconds(111)), seconds(4));
+        health.accepted(t + seconds(100));
+        assert_eq!(health.pushback(t + seconds(100)), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_fails_at_once_does_not_look_fast() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        health.note(Evidence::RequestFailed { spare: true }, t);
+        assert_eq!(health.pushback(t), Duration::from_millis(250));
+        health.note(Evidence::RequestFailed { spare: true }, t);
+        assert_eq!(health.pushback(t), Duration::from_millis(500));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! the request's own decoding: it takes about as long everywhere, and where it does not, pods would be told apart by
 //! noise times a thousand tokens.
 
+use std::time::Instant;
+
 use crate::{
     fleet::{AdapterState, Moment, Pace},
     scheduler::{
@@ -108,9 +110,18 @@ impl<'a> LeastCost<'a> {
             decode_ms: weight * OVERLAP * output * pace.stream_ms * streams,
             kv_ms: kv_ms(belief, pace.ms_per_token, others_tokens + uncached + output, output * itl_ms),
             adapter_ms: if self.adapter { adapter_ms(belief.adapter, output * itl_ms) } else { 0.0 },
+            pushback_ms: pushback_ms(candidate, self.field.scene.now),
             share,
         }
     }
+}
+
+/// It said no, so its queue is at least as long as it wants to be left alone. Without this the pod that refuses fastest
+/// is always the emptiest and gets everything.
+#[inline]
+fn pushback_ms(candidate: &Candidate<'_>, now: Instant) -> f64 {
+    let left = candidate.pod.health.pushback(now);
+    if left.is_zero() { 0.0 } else { left.as_secs_f64() * 1e3 }
 }
 
 /// Within this of the best, a cost is as good.
