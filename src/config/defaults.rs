@@ -52,7 +52,8 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 
 /// Retries: two further pods at most, as a share of requests that cannot become a storm (Envoy's and linkerd's 20 %),
 /// with Envoy's floor of 3 so that a quiet gateway may retry at all.
-pub(super) const RETRY: Retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3 };
+/// Nothing that may have run: it may have cost minutes of GPU, and would again.
+pub(super) const RETRY: Retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3, on: Vec::new() };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

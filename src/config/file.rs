@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Bytes, Criticality, LogFormat, Ratio, Scorer, Sticky,
+    Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
     tree::At,
     units::{AddressText, Span, Weight},
 };
@@ -298,6 +298,9 @@ pub(super) struct RetryFile {
     pub(super) budget: Option<Ratio>,
     /// Retries a second that are always allowed. Default: 3.
     pub(super) budget_floor: Option<u32>,
+    /// What is tried again although it may have run: first_byte_timeout, connection_died, empty_answer, or a status.
+    /// Default: nothing.
+    pub(super) on: Option<Vec<RetryOn>>,
 }
 
 /// Where a request's session name is looked for.

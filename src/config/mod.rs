@@ -20,7 +20,7 @@ mod units;
 
 pub use check::{load, load_bytes, load_file, schema};
 pub use report::{Place, Problem, Report, Severity, nearest};
-pub use settings::{Api, Limits, Log, LogFormat, Retry, Sessions, Timeouts};
+pub use settings::{Api, Limits, Log, LogFormat, Retry, RetryOn, Sessions, Timeouts};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 

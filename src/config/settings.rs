@@ -49,8 +49,21 @@ pub struct Timeouts {
     pub drain_grace: Duration,
 }
 
+/// What may be tried again besides what is certain not to have run, at the operator's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryOn {
+    /// No first byte came in time.
+    FirstByteTimeout,
+    /// The connection died after the request had left.
+    ConnectionDied,
+    /// An answer without a body, where one was to be generated.
+    EmptyAnswer,
+    /// An answer with this status.
+    Status(u16),
+}
+
 /// When a request may be tried on another pod.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Retry {
     /// Further attempts after the first.
     pub attempts: u32,
@@ -58,6 +71,8 @@ pub struct Retry {
     pub budget: Ratio,
     /// Retries a second that are always allowed.
     pub budget_floor: u32,
+    /// What is tried again although it may have run.
+    pub on: Vec<RetryOn>,
 }
 
 /// Where a request's session name is looked for, first found wins.

@@ -11,7 +11,7 @@ use serde::{
     de::{Error, Visitor},
 };
 
-use super::{Bytes, Ratio};
+use super::{Bytes, Ratio, RetryOn, report::suggestion};
 
 /// A duration as written in a configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ const SHARES: &str = "write a percentage such as `20%`, or a number from 0 to 1 
 
 /// What a weight may look like, for messages.
 const WEIGHTS: &str = "write whole numbers, such as 90 and 10 for nine to one; only the proportions matter";
+
+/// The words for what may be tried again, besides statuses.
+const RETRY_WORDS: [&str; 3] = ["first_byte_timeout", "connection_died", "empty_answer"];
 
 /// The duration that a text says, or why it says none.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -102,6 +105,21 @@ pub fn ratio(text: &str) -> Result<Ratio, String> {
     }
     let number: f64 = number.parse().map_err(|_| bad())?;
     share(number / scale).ok_or_else(|| format!("`{text}` is more than the whole\n{SHARES}"))
+}
+
+fn retry_on(text: &str) -> Result<RetryOn, String> {
+    let status = || text.parse().ok().filter(|status| *status == 429 || (500..600).contains(status));
+    let word = match text {
+        "first_byte_timeout" => Some(RetryOn::FirstByteTimeout),
+        "connection_died" => Some(RetryOn::ConnectionDied),
+        "empty_answer" => Some(RetryOn::EmptyAnswer),
+        _ => status().map(RetryOn::Status),
+    };
+    word.ok_or_else(|| {
+        let remedy =
+            suggestion(text, &RETRY_WORDS, "a pod's status from 500 to 599 or 429 may stand here, and the words");
+        format!("`{text}` is nothing to try again on\n{remedy}")
+    })
 }
 
 fn share(number: f64) -> Option<Ratio> {
@@ -213,6 +231,16 @@ impl<'de> Deserialize<'de> for Weight {
     }
 }
 
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Written {
+            parse: retry_on,
+            bare: |number| retry_on(&number.to_string()),
+            what: "one of `first_byte_timeout`, `connection_died`, `empty_answer`, or a status such as 500",
+        })
+    }
+}
+
 impl JsonSchema for Span {
     fn inline_schema() -> bool {
         true
@@ -225,6 +253,23 @@ impl JsonSchema for Span {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let pattern = "^(?=.)([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$";
         json_schema!({ "type": "string", "pattern": pattern, "examples": ["250ms", "5s", "2m", "1h30m"] })
+    }
+}
+
+impl JsonSchema for RetryOn {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RetryOn".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "enum": RETRY_WORDS },
+            { "type": ["integer", "string"], "minimum": 429, "maximum": 599, "pattern": "^(429|5[0-9]{2})$", "examples": [500] },
+        ] })
     }
 }
 

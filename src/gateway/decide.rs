@@ -28,6 +28,8 @@ pub struct Matter {
     pub chain: Chain,
     /// The length of the prompt's text.
     pub prompt_bytes: usize,
+    /// Whether an answer is to be generated.
+    pub generates: bool,
     /// Whether a next turn can begin with the prompt and its answer.
     pub goes_on: bool,
     /// Which pods hold how much of it.
@@ -98,6 +100,7 @@ impl Matter {
             chain,
             prompt_bytes,
             goes_on: ask.goes_on,
+            generates: ask.endpoint.generates(),
             prompt_tokens: pool.tokens(prompt_bytes),
             expected_output_tokens: expected_output(pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
@@ -142,6 +145,11 @@ impl Matter {
             Some(pod) if self.pool.pods().iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
             _ => self.pool.pods(),
         }
+    }
+
+    /// Whether there is a pod that it was not sent to yet.
+    pub fn leaves_a_pod(&self, tried: &Tried) -> bool {
+        self.pods().iter().any(|pod| !tried.contains(pod))
     }
 
     /// Chooses a pod and reserves it in one step under the pool's gate, so that simultaneous picks see each other.

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use smallvec::SmallVec;
+
 use super::House;
 use crate::{
     clock,
@@ -78,12 +80,16 @@ pub(super) struct Receipt {
     pub(super) step: Step,
     pub(super) chosen: Option<Chosen>,
     pub(super) attempts: u32,
+    /// What went wrong before each further attempt.
+    pub(super) retried: SmallVec<[&'static str; 2]>,
     pub(super) status: Option<u16>,
     pub(super) streamed: bool,
     pub(super) body_bytes: usize,
     pub(super) tokens: u32,
     pub(super) usage: Option<Usage>,
     pub(super) outcome: Outcome,
+    /// Whom an operator should look at, if it was refused.
+    pub(super) culprit: Option<&'static str>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
     counted: Option<ModelLabels>,
@@ -110,6 +116,8 @@ impl Receipt {
             step: Step::Reading,
             chosen: None,
             attempts: 0,
+            retried: SmallVec::new(),
+            culprit: None,
             status: None,
             streamed: false,
             body_bytes: 0,
@@ -227,9 +235,11 @@ impl Receipt {
             sight = chosen.map(|it| it.sight),
             cost_ms = chosen.map(|it| rounded(it.cost_ms)),
             attempts = self.attempts,
+            retried = (!self.retried.is_empty()).then(|| self.retried.join(",")),
             status = self.code(),
             outcome,
             reason,
+            culprit = self.culprit,
             streamed = self.streamed,
             body_bytes = self.body_bytes,
             read_ms = self.ms_to(self.read),

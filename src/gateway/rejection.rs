@@ -10,7 +10,7 @@ use crate::{
     openai::{Dialect, ErrorBody, Malformed, PathProblem},
     routing::UnknownModel,
     scheduler::NoPod,
-    upstream::{Failure, FailureKind},
+    upstream::{Failure, FailureKind, Fault},
 };
 
 /// Says that Tidegate, not a pod, refused, and why.
@@ -154,6 +154,25 @@ impl Rejection {
     /// The word in metrics and logs.
     pub fn reason(&self) -> &'static str {
         self.told().reason
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Path(_)
+            | Self::LacksV1(_)
+            | Self::Malformed(_)
+            | Self::Encoded(_)
+            | Self::Upgrade
+            | Self::TooLarge { .. }
+            | Self::BodyTimeout
+            | Self::BodyBroken
+            | Self::UnknownModel(_)
+            | Self::UnknownResponse(_) => Fault::Client,
+            Self::BuffersFull | Self::Stopping => Fault::Gateway,
+            Self::NoPod(_) | Self::TotalTimeout(_) => Fault::Pod,
+            Self::Failed(failure) => failure.fault(),
+        }
     }
 
     fn retry_after(&self) -> Option<Duration> {

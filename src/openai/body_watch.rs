@@ -89,6 +89,11 @@ impl BodyWatch {
         &self.facts.end
     }
 
+    /// Whether it said why it ended; after `finish`.
+    pub fn told_its_end(&self) -> bool {
+        self.facts.told_its_end
+    }
+
     /// The answer's id; after `finish`.
     pub fn response_id(&self) -> Option<&str> {
         self.facts.response_id.as_deref()
@@ -98,6 +103,7 @@ impl BodyWatch {
     fn read_shape(&mut self, body: &[u8]) {
         if let Ok(answer) = serde_json::from_slice::<Answer<'_>>(body) {
             self.facts.response_id = answer.id.map(Cow::into_owned);
+            self.facts.told_its_end |= answer.status.is_some();
             if answer.status.as_deref() == Some("cancelled") {
                 self.facts.cut("cancelled");
             }
@@ -114,8 +120,8 @@ impl BodyWatch {
         if let Some(raw) = Word::new("\"usage\"").find(part, |value| value.starts_with(b"{")) {
             self.facts.take_usage(raw);
         }
-        if Word::new("\"finish_reason\"").any(part, |value| value.starts_with(b"\"abort\"")) {
-            self.facts.cut("abort");
+        for key in ["\"finish_reason\"", "\"stop_reason\""].map(Word::new) {
+            self.facts.take_reason(&key, part);
         }
     }
 }

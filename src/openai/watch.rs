@@ -49,6 +49,8 @@ pub(super) struct Facts {
     pub(super) usage: Option<Usage>,
     pub(super) end: End,
     pub(super) response_id: Option<String>,
+    /// A reason to finish was given, or the end was said to be one.
+    pub(super) told_its_end: bool,
 }
 
 impl Facts {
@@ -56,6 +58,16 @@ impl Facts {
     pub(super) fn close(&mut self, end: End) {
         if self.end == End::Running {
             self.end = end;
+        }
+    }
+
+    /// Takes the reasons to finish that `part` gives under this key; null is none.
+    pub(super) fn take_reason(&mut self, key: &Word, part: &[u8]) {
+        if key.any(part, |value| value.starts_with(b"\"")) {
+            self.told_its_end = true;
+            if key.any(part, |value| value.starts_with(b"\"abort\"")) {
+                self.cut("abort");
+            }
         }
     }
 
@@ -137,6 +149,11 @@ impl StreamWatch {
         &self.reader.facts.end
     }
 
+    /// Whether it said why it ended. An answer that has no token and does not say so is none.
+    pub fn told_its_end(&self) -> bool {
+        self.reader.facts.told_its_end
+    }
+
     /// The id under which a Responses answer is known, so that a later request can go to the pod that made it.
     pub fn response_id(&self) -> Option<&str> {
         self.reader.facts.response_id.as_deref()
@@ -197,9 +214,7 @@ impl Reader {
             self.fail_if_told(data, event.event.is_some());
         }
         self.usage(data);
-        if self.words.finish_reason.any(data, |value| value.starts_with(b"\"abort\"")) {
-            self.facts.cut("abort");
-        }
+        self.facts.take_reason(&self.words.finish_reason, data);
         self.words.openai_content.iter().any(|word| word.any(data, has_content))
     }
 
@@ -211,9 +226,7 @@ impl Reader {
             "message_start" => self.usage(data),
             "message_delta" => {
                 self.usage(data);
-                if self.words.stop_reason.any(data, |value| value.starts_with(b"\"abort\"")) {
-                    self.facts.cut("abort");
-                }
+                self.facts.take_reason(&self.words.stop_reason, data);
             }
             "message_stop" => self.facts.close(End::Done),
             "error" => self.fail_if_told(data, true),
@@ -228,6 +241,7 @@ impl Reader {
             "response.completed" | "response.incomplete" => {
                 self.response_id(data);
                 self.usage(data);
+                self.facts.told_its_end = true;
                 self.facts.close(End::Done);
             }
             "response.failed" | "error" => {

@@ -18,16 +18,20 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 /// How soon again if it could not be asked.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// How soon again if what it serves is doubted, however often that is.
+const DOUBTED_AFTER: Duration = Duration::from_secs(1);
+
 /// When one pod's models are asked for.
 #[derive(Debug)]
 pub(super) struct ModelsTurn {
     due: Instant,
+    asked: Option<Instant>,
     out: bool,
 }
 
 impl ModelsTurn {
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: now, out: false }
+        Self { due: now, asked: None, out: false }
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -39,8 +43,14 @@ impl ModelsTurn {
         self.due = now;
     }
 
+    /// What it serves is not what it said it does.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        self.due = self.due.min(self.asked.map_or(now, |asked| asked + DOUBTED_AFTER));
+    }
+
     pub(super) fn left(&mut self, now: Instant, rng: &mut impl Rng) {
         self.due = now + jittered(ASK_EVERY, rng);
+        self.asked = Some(now);
         self.out = true;
     }
 
@@ -88,6 +98,18 @@ mod tests {
         let expected = vec![model("tiny", None), model("ad0", Some("tiny")), model("plain", None)];
         assert_eq!(parse(body), Some(expected));
         assert_eq!(parse(br#"{"detail":"Not Found"}"#), None);
+    }
+
+    #[test]
+    fn a_doubt_is_looked_into_after_a_second_and_a_hundred_are_one() {
+        let now = crate::clock::now();
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut turn = ModelsTurn::new(now);
+        turn.left(now, &mut rng);
+        turn.returned(true, now, &mut rng);
+        (0..100).for_each(|_| turn.doubt(now + Duration::from_millis(10)));
+        assert!(!turn.is_due(now + Duration::from_millis(999)));
+        assert!(turn.is_due(now + DOUBTED_AFTER));
     }
 
     #[test]

@@ -77,7 +77,9 @@ impl Watch {
 
     /// The desk has reason to doubt.
     pub(super) fn doubt(&self) {
-        self.turns().health.doubt();
+        let mut turns = self.turns();
+        turns.health.doubt();
+        turns.models.doubt(clock::now());
     }
 
     /// What is due now, marked as under way: run each with [`Watch::run`].

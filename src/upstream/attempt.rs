@@ -1,20 +1,20 @@
 //! One attempt at one pod, timed.
 
 use std::{
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header, response};
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::{Connector, Failure, FailureKind, connect::Live, credentials::Credentials, idle::IdleConnections};
+use super::{
+    Connector, Failure, FailureKind, PodBody, body::Home, connect::Live, credentials::Credentials,
+    idle::IdleConnections,
+};
 use crate::{
     clock,
     config::Timeouts,
@@ -137,9 +137,7 @@ impl Upstream {
     fn answer(&self, pod: &Pod, live: Live, response: Response<Incoming>, sent: Instant) -> Answer {
         let (head, incoming) = response.into_parts();
         let home = Home { live, pod: pod.id.clone(), idle: Arc::clone(&self.idle) };
-        let mut body = PodBody { incoming, home: Some(home) };
-        body.go_home_if_over();
-        Answer { head, body, sent }
+        Answer { head, body: PodBody::new(incoming, home), sent }
     }
 }
 
@@ -151,57 +149,4 @@ fn blame(error: &hyper::Error, unsent: bool, reused: bool, after: Duration) -> F
         () => FailureKind::Died,
     };
     Failure::new(kind, error)
-}
-
-/// The body of an answer. Read to its end, its connection is kept; dropped before, its connection is closed.
-#[derive(Debug)]
-pub struct PodBody {
-    incoming: Incoming,
-    home: Option<Home>,
-}
-
-#[derive(Debug)]
-struct Home {
-    live: Live,
-    pod: PodId,
-    idle: Arc<IdleConnections>,
-}
-
-impl PodBody {
-    fn go_home_if_over(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.go_home();
-        }
-    }
-
-    fn go_home(&mut self) {
-        if let Some(home) = self.home.take() {
-            home.idle.keep(&home.pod, home.live, clock::now());
-        }
-    }
-}
-
-impl Body for PodBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        match &frame {
-            // Nothing comes after trailers.
-            Some(Ok(frame)) if frame.is_trailers() => self.go_home(),
-            Some(Ok(_)) => self.go_home_if_over(),
-            Some(Err(_)) => self.home = None,
-            None => self.go_home(),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
 }

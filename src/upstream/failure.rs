@@ -2,15 +2,32 @@
 
 use std::{fmt, time::Duration};
 
+use crate::config::RetryOn;
+
 /// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// The client.
+    Client,
     /// The pod, or the way to it.
     Pod,
+    /// Nobody: the pod has no room for it, or not that model.
+    Refusal,
     /// Nobody: a kept connection was closed by the pod just as we used it.
     Race,
     /// This gateway.
     Gateway,
+}
+
+impl Fault {
+    /// Whom an operator should look at.
+    pub fn culprit(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Gateway => "gateway",
+            Self::Pod | Self::Refusal | Self::Race => "pod",
+        }
+    }
 }
 
 /// How an attempt failed before any byte of an answer.
@@ -36,6 +53,18 @@ pub enum FailureKind {
     NotHttp,
     /// The request could not be built (a token file that cannot be read).
     Unbuildable,
+    /// The pod said that its queue is full: nothing ran.
+    QueueFull,
+    /// The pod said that it is still loading: nothing ran.
+    NotReady,
+    /// The pod said that it has no such model: nothing ran.
+    ModelUnknown,
+    /// A bad gateway before a pod that is on its way out.
+    Leaving,
+    /// An answer without a body, where one was to be generated.
+    EmptyAnswer,
+    /// An answer with this status, which may be tried again at the operator's word.
+    Status(u16),
 }
 
 impl FailureKind {
@@ -52,6 +81,12 @@ impl FailureKind {
             Self::FirstByteTimeout => "first_byte_timeout",
             Self::NotHttp => "not_http",
             Self::Unbuildable => "unbuildable",
+            Self::QueueFull => "queue_full",
+            Self::NotReady => "not_ready",
+            Self::ModelUnknown => "model_unknown",
+            Self::Leaving => "leaving",
+            Self::EmptyAnswer => "empty_answer",
+            Self::Status(_) => "status",
         }
     }
 }
@@ -81,26 +116,38 @@ impl Failure {
         match self.kind {
             FailureKind::Unsent | FailureKind::ReuseRace => Fault::Race,
             FailureKind::Unbuildable => Fault::Gateway,
+            FailureKind::QueueFull | FailureKind::NotReady | FailureKind::ModelUnknown => Fault::Refusal,
+            // The operator lists what may be tried again; that a 429 or 503 is load stays true.
+            FailureKind::Status(429 | 503) => Fault::Refusal,
             _ => Fault::Pod,
         }
     }
 
     /// Whether any byte of the request may have reached the pod.
     pub fn bytes_left(&self) -> bool {
-        matches!(
-            self.kind,
-            FailureKind::ReuseRace | FailureKind::Died | FailureKind::FirstByteTimeout | FailureKind::NotHttp
-        )
+        use FailureKind::{Connect, ConnectTimeout, Refused, Tls, Unbuildable, Unsent};
+        !matches!(self.kind, Refused | Connect | ConnectTimeout | Tls | Unsent | Unbuildable)
     }
 
-    /// Whether another pod may be tried: nothing ran (no byte left), or the pod closed a kept connection in the race
-    /// that idle timers lose. A pod that died on the request or is slow with it may have spent minutes of GPU on it,
-    /// and the next one would too.
-    pub fn may_retry(&self) -> bool {
+    /// Whether the pod may have died of it: the request had left, and then the connection died. That the pod's idle
+    /// timer was the cause, as it most often is on a kept connection, cannot be told from here.
+    pub fn may_have_killed(&self) -> bool {
+        matches!(self.kind, FailureKind::Died | FailureKind::ReuseRace)
+    }
+
+    /// Whether another pod may be tried: nothing ran (no byte left, or the pod said so), or the pod closed a kept
+    /// connection in the race that idle timers lose. A pod that died on the request or is slow with it may have spent
+    /// minutes of GPU on it, and the next one would too; that is tried only `on` what the operator said.
+    pub fn may_retry(&self, on: &[RetryOn]) -> bool {
+        use FailureKind as K;
         match self.kind {
-            FailureKind::Unbuildable => false,
-            FailureKind::ReuseRace => true,
-            _ => !self.bytes_left(),
+            K::Unbuildable | K::NotHttp => false,
+            K::ReuseRace | K::QueueFull | K::NotReady | K::ModelUnknown | K::Leaving => true,
+            K::FirstByteTimeout => on.contains(&RetryOn::FirstByteTimeout),
+            K::Died => on.contains(&RetryOn::ConnectionDied),
+            K::EmptyAnswer => on.contains(&RetryOn::EmptyAnswer),
+            K::Status(status) => on.contains(&RetryOn::Status(status)),
+            K::Refused | K::Connect | K::ConnectTimeout | K::Tls | K::Unsent => true,
         }
     }
 }
@@ -119,12 +166,46 @@ mod tests {
 
     #[test]
     fn only_what_cannot_have_run_is_tried_again() {
-        let may = |kind| Failure::new(kind, "").may_retry();
-        for kind in [FailureKind::Refused, FailureKind::ConnectTimeout, FailureKind::Unsent, FailureKind::ReuseRace] {
+        use FailureKind as K;
+        let may = |kind| Failure::new(kind, "").may_retry(&[]);
+        let refusals = [K::QueueFull, K::NotReady, K::ModelUnknown, K::Leaving];
+        for kind in
+            [K::Refused, K::Connect, K::ConnectTimeout, K::Tls, K::Unsent, K::ReuseRace].into_iter().chain(refusals)
+        {
             assert!(may(kind), "{}", kind.name());
         }
-        for kind in [FailureKind::Died, FailureKind::FirstByteTimeout, FailureKind::NotHttp, FailureKind::Unbuildable] {
+        for kind in [K::Died, K::FirstByteTimeout, K::NotHttp, K::Unbuildable, K::EmptyAnswer, K::Status(500)] {
             assert!(!may(kind), "{}", kind.name());
         }
+    }
+
+    #[test]
+    fn what_may_have_run_is_tried_again_at_the_operators_word_and_no_other() {
+        use FailureKind as K;
+        let words = [RetryOn::FirstByteTimeout, RetryOn::ConnectionDied, RetryOn::EmptyAnswer, RetryOn::Status(500)];
+        let kinds = [K::FirstByteTimeout, K::Died, K::EmptyAnswer, K::Status(500)];
+        for (nth, kind) in kinds.into_iter().enumerate() {
+            let allowed = words.map(|word| Failure::new(kind, "").may_retry(&[word]));
+            assert_eq!(allowed.iter().position(|it| *it), Some(nth));
+            assert_eq!(allowed.iter().filter(|it| **it).count(), 1);
+        }
+        let all = [&words[..], &[RetryOn::Status(502)]].concat();
+        assert!(!Failure::new(K::NotHttp, "").may_retry(&all) && !Failure::new(K::Status(501), "").may_retry(&all));
+    }
+
+    #[test]
+    fn who_is_to_blame_and_whether_anything_left_is_known() {
+        use FailureKind as K;
+        let told = |kind| {
+            let failure = Failure::new(kind, "");
+            (failure.fault().culprit(), failure.bytes_left(), failure.may_have_killed())
+        };
+        assert_eq!(told(K::Refused), ("pod", false, false));
+        assert_eq!(told(K::Unbuildable), ("gateway", false, false));
+        assert_eq!(told(K::Died), ("pod", true, true));
+        assert_eq!(told(K::ReuseRace), ("pod", true, true));
+        assert_eq!(told(K::QueueFull), ("pod", true, false));
+        assert_eq!(Failure::new(K::QueueFull, "").fault(), Fault::Refusal);
+        assert_eq!(Failure::new(K::Status(500), "").fault(), Fault::Pod);
     }
 }

@@ -6,13 +6,16 @@
 //! by itself.
 
 mod attempt;
+mod body;
 mod connect;
 mod credentials;
 mod failure;
 mod idle;
+mod refusals;
 mod retry;
 
-pub use attempt::{Answer, Carry, PodBody, Upstream};
+pub use attempt::{Answer, Carry, Upstream};
+pub use body::PodBody;
 pub use connect::{Connector, client_tls};
 pub use failure::{Failure, FailureKind, Fault};
 pub use retry::RetryBudget;

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_sick_fleet_gets_its_share_and_the_floor_and_no_more() {
-        let retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3 };
+        let retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3, on: Vec::new() };
         let now = crate::clock::now();
         let budget = RetryBudget::new(&retry, now);
         for _ in 0..100 {

@@ -596,6 +596,14 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:18 `120%` is more than the whole -> write a percentage such as `20%`, or a number from 0 to 1 such as `0.2`",
             ],
         ),
+        (
+            "retry: { on: [conection_died, 404] }",
+            &[
+                "3:15 `conection_died` is nothing to try again on -> did you mean `connection_died`? a pod's status from 500 to 599 or 429 may stand here, and the words: first_byte_timeout, connection_died, empty_answer",
+                "3:31 `404` is nothing to try again on -> a pod's status from 500 to 599 or 429 may stand here, and the words: first_byte_timeout, connection_died, empty_answer",
+            ],
+        ),
+        ("retry: { on: [first_byte_timeout, \"500\", 429] }", &[]),
         ("retry: { attempts: 11 }", &["3:20 11 further attempts are too many -> write at most 10"]),
         ("sessions: { header: \"x y\" }", &["3:21 `x y` is not a header's name -> write one such as `x-session-id`"]),
         ("sessions: {}", &["3:11 `header` is missing -> add `header: ...` here"]),

@@ -85,6 +85,7 @@ pub(super) fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
         attempts: given.attempts.as_ref().map_or(default.attempts, |at| at.value),
         budget: given.budget.unwrap_or(default.budget),
         budget_floor: given.budget_floor.unwrap_or(default.budget_floor),
+        on: given.on.clone().unwrap_or(default.on),
     }
 }
 

@@ -4,6 +4,9 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
+use http_body::Body as _;
+
 use super::Story;
 use crate::{
     clock,
@@ -12,13 +15,26 @@ use crate::{
         receipt::{Chosen, Receipt},
         rejection::Rejection,
     },
-    scheduler::{NoPod, Tried},
+    scheduler::Tried,
     telemetry::{Name, labels::PoolReasonLabels},
-    upstream::{self, Carry, Failure, Fault},
+    upstream::{self, Carry, Failure, FailureKind, Fault},
 };
 
+/// An attempt that is to be followed by another one, if there may be one.
+struct Spent {
+    failure: Failure,
+    /// What the pod said, if it said something: the client's, if nobody says better.
+    answer: Option<upstream::Answer>,
+}
+
+impl From<Failure> for Spent {
+    fn from(failure: Failure) -> Self {
+        Self { failure, answer: None }
+    }
+}
+
 impl Story<'_> {
-    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has come before.
+    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has gone out before.
     pub(super) async fn attempts(
         &self,
         carry: &Carry,
@@ -28,29 +44,86 @@ impl Story<'_> {
         let retry = &self.policy.config.retry;
         self.house.retries.earn(retry);
         let mut tried = Tried::none();
-        let mut failed: Option<Failure> = None;
+        let mut left = retry.attempts;
+        let mut pick = matter.reserve(self.house, self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
-            let mut pick = match (matter.reserve(self.house, self.listener, &tried), failed) {
-                (Ok(pick), _) => pick,
-                (Err(NoPod::AllTried), Some(failure)) => return Err(Rejection::Failed(failure)),
-                (Err(no_pod), _) => return Err(Rejection::NoPod(no_pod)),
-            };
             receipt.chose(chosen(&pick, matter), pick.took);
-            let failure = match self.attempt(carry, &mut pick, receipt.streamed).await {
-                Ok(answer) => return Ok((answer, pick)),
-                Err(failure) => failure,
+            let attempt = self.attempt(carry, &mut pick, receipt.streamed).await;
+            let spent = match attempt {
+                Ok(answer) => match self.weigh(answer, &pick, matter).await {
+                    Ok(answer) => return Ok((answer, pick)),
+                    Err(spent) => spent,
+                },
+                Err(failure) => Spent::from(failure),
             };
-            self.note_failure(&pick, &failure);
-            let pod = &pick.verdict.pod;
-            tried.add(pod);
-            let spent = tried.len() > retry.attempts as usize;
-            if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
-                return Err(Rejection::Failed(failure));
+            if spent.failure.may_have_killed() {
+                // A request that kills pods is tried at most once more, whatever the configuration says.
+                left = left.min(1);
             }
-            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
-            self.house.metrics.retries.get_or_create(&labels).inc();
-            failed = Some(failure);
+            tried.add(&pick.verdict.pod);
+            let next = if left > 0 { self.another(&spent.failure, matter, &tried) } else { None };
+            match (next, spent.answer) {
+                // Whoever relays it notes what it says of the pod.
+                (None, Some(answer)) => return Ok((answer, pick)),
+                (None, None) => {
+                    self.note_failure(&pick, &spent.failure);
+                    return Err(Rejection::Failed(spent.failure));
+                }
+                (Some(next), _) => {
+                    self.note_failure(&pick, &spent.failure);
+                    receipt.retried.push(spent.failure.kind.name());
+                    left -= 1;
+                    pick = next;
+                }
+            }
         }
+    }
+
+    /// Another pod, if this failure may be tried again, one is left and the budget allows it.
+    fn another(&self, failure: &Failure, matter: &Matter, tried: &Tried) -> Option<Pick> {
+        let retry = &self.policy.config.retry;
+        if !failure.may_retry(&retry.on) || !matter.leaves_a_pod(tried) {
+            return None;
+        }
+        let metrics = &self.house.metrics;
+        let labels = PoolReasonLabels { pool: Name::from(matter.pool.name()), reason: failure.kind.name() };
+        if !self.house.retries.spend(retry, clock::now()) {
+            metrics.retries_denied.get_or_create(&labels).inc();
+            return None;
+        }
+        let next = matter.reserve(self.house, self.listener, tried).ok()?;
+        metrics.retries.get_or_create(&labels).inc();
+        Some(next)
+    }
+
+    /// Whether an answer is one for the client, or one of those after which another pod may be asked.
+    async fn weigh(
+        &self,
+        mut answer: upstream::Answer,
+        pick: &Pick,
+        matter: &Matter,
+    ) -> Result<upstream::Answer, Spent> {
+        let status = answer.head.status;
+        if status.is_success() && !(matter.generates && answer.body.is_end_stream()) {
+            return Ok(answer);
+        }
+        let pod = &pick.verdict.pod;
+        let known = match status.is_success() {
+            true => Some(FailureKind::EmptyAnswer),
+            false => answer.refusal(pod.health.is_leaving()).await,
+        };
+        let kind = known.unwrap_or(FailureKind::Status(status.as_u16()));
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            self.house.pod_refused(pod, kind.name(), answer.retry_after(), answer.sent);
+        } else if kind == FailureKind::ModelUnknown {
+            self.house.pod_refused(pod, kind.name(), None, answer.sent);
+            (self.house.doubt)(&pod.id);
+        }
+        let failure = Failure::new(kind, status);
+        if failure.may_retry(&self.policy.config.retry.on) {
+            return Err(Spent { failure, answer: Some(answer) });
+        }
+        Ok(answer)
     }
 
     /// One attempt. A whole answer does not show its first token, so its prefill is taken to be over when it should be;

@@ -106,7 +106,9 @@ impl Desk {
                 answer::json(body, &receipt.request_id)
             }
             Err(rejection) => {
-                let response = answer::refusal(&rejection, dialect, &receipt.request_id);
+                let mut response = answer::refusal(&rejection, dialect, &receipt.request_id);
+                tell_attempts(response.headers_mut(), receipt.attempts);
+                receipt.culprit = Some(rejection.fault().culprit());
                 receipt.status = Some(response.status().as_u16());
                 receipt.outcome = Outcome::Refused(rejection.reason());
                 response
@@ -151,11 +153,13 @@ impl Story<'_> {
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         let forward = matter.pool.config.forward_authorization;
         let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
-        let total = config.timeouts.total;
+        let (total, received) = (config.timeouts.total, receipt.received);
         let answered = self.attempts(&carry, &matter, receipt);
         let (answer, pick) = match total {
             Some(limit) => {
-                tokio::time::timeout(limit, answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
+                // Counted from the request's head, as it is while the answer is relayed.
+                let until = received + limit;
+                tokio::time::timeout_at(until.into(), answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
             }
             None => answered.await?,
         };
@@ -210,9 +214,7 @@ impl Story<'_> {
             headers.insert(X_TIDEGATE_POD, text(&pod));
             headers.insert(X_TIDEGATE_DECISION, text(&decision));
         }
-        if attempts > 1 {
-            headers.insert(X_TIDEGATE_ATTEMPTS, HeaderValue::from(attempts));
-        }
+        tell_attempts(headers, attempts);
         response.map(|()| Answer::relay(relay))
     }
 
@@ -247,6 +249,12 @@ impl Story<'_> {
             let served = self.house.served_names(self.listener);
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
+    }
+}
+
+fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {
+    if attempts > 1 {
+        headers.insert(X_TIDEGATE_ATTEMPTS, HeaderValue::from(attempts));
     }
 }
 

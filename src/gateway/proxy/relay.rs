@@ -60,6 +60,9 @@ enum State {
     Over,
 }
 
+/// A pod's no that comes as the only event of a stream: SGLang's way when its queue is full.
+const REFUSED: &str = "refused_in_stream";
+
 /// What reads along.
 enum Watch {
     Stream(Box<StreamWatch>),
@@ -289,10 +292,17 @@ impl Relay {
         let pod = &self.pick.verdict.pod;
         let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
         self.house.metrics.cuts.get_or_create(&labels).inc();
+        if why == REFUSED {
+            return self.house.pod_refused(pod, why, None, self.pick.course.sent_at());
+        }
         // What we cut ourselves is not the pod's fault.
         if why != STOPPING && why != TOTAL_TIMEOUT {
             self.house.pod_failed(pod);
         }
+    }
+
+    fn generates(&self) -> bool {
+        self.matter.as_ref().is_some_and(|matter| matter.generates)
     }
 
     /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
@@ -305,10 +315,19 @@ impl Relay {
             Watch::Stream(watch) => (watch.usage(), watch.end(), watch.response_id()),
             Watch::Whole(watch) => (watch.usage(), watch.end(), watch.response_id()),
         };
+        let told_its_end = match &self.watch {
+            Watch::Stream(watch) => watch.told_its_end(),
+            Watch::Whole(watch) => watch.told_its_end(),
+        };
         let came_to_its_end =
             self.state != State::Flowing || self.body.is_end_stream() || (!self.is_whole() && *end == End::Done);
+        let nothing_came = self.receipt.tokens == 0 && self.status.is_success();
         let bad_end = match end {
+            End::Error { code: Some(code), .. } if nothing_came && (code == "503" || code == "429") => Some(REFUSED),
             End::Error { .. } if self.status.is_success() => Some("error_event"),
+            End::Running | End::Done if nothing_came && usage.is_none() && !told_its_end && self.generates() => {
+                Some("empty_answer")
+            }
             End::Cut { .. } => Some("aborted_by_pod"),
             _ => None,
         };
@@ -333,6 +352,7 @@ impl Relay {
         }
         let pod = &self.pick.verdict.pod;
         match self.status {
+            // Noted when its head came.
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
             status if status.is_server_error() => self.house.pod_failed(pod),
             _ => self.house.pod_answered(pod),
