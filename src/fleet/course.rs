@@ -47,6 +47,7 @@ impl Course {
     pub fn begin(pool: &Arc<PoolState>, pod: &Arc<Pod>, send: Send, now: Instant) -> Self {
         let tokens_ahead = pod.ledger.prefill_tokens() as f64 + f64::from(send.uncached_tokens);
         pod.inflow.add(send.uncached_tokens, now);
+        pool.count(pod, now);
         let reservation = Reservation::new(Arc::clone(pod), send);
         Self { pool: Arc::clone(pool), reservation, tokens_ahead, sent: now, lesson: None, tokens: 0 }
     }

@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use super::{Condition, Ejection, Evidence, Health, Moment, Pace, Pod, PodId, PoolSpeed, View};
+use super::{Admission, Condition, Ejection, Evidence, Health, Moment, Pace, Pod, PodId, PoolSpeed, View};
 use crate::config::{Pool, Target};
 
 /// Bytes of request text a token before a pool has told better (the rule of thumb for English text and BPE
@@ -59,6 +59,8 @@ pub struct PoolState {
     pub speed: PoolSpeed,
     /// The turn of round robin.
     pub turn: AtomicU64,
+    /// Requests that its pods were sent.
+    sent: AtomicU64,
     pods: ArcSwap<Vec<Arc<Pod>>>,
     gate: Mutex<()>,
     bytes_per_token: AtomicU32,
@@ -163,6 +165,7 @@ impl PoolState {
             config,
             speed: PoolSpeed::default(),
             turn: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             pods: ArcSwap::from_pointee(Vec::new()),
             gate: Mutex::new(()),
             bytes_per_token: AtomicU32::new(BYTES_PER_TOKEN.to_bits()),
@@ -196,6 +199,19 @@ impl PoolState {
             there += usize::from(suspect || !out);
         }
         suspects <= there / MOST_SUSPECTS
+    }
+
+    /// Requests that its pods were sent: the place of the next one.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// A request is sent to `pod`. Call it under the gate.
+    pub(super) fn count(&self, pod: &Pod, now: Instant) {
+        let nth = self.sent.fetch_add(1, Relaxed);
+        if matches!(pod.admits(now), Admission::Warming(_)) {
+            pod.health.use_allowance(nth, self.pods.load().len());
+        }
     }
 
     /// The pods as they are now.

@@ -243,7 +243,7 @@ mod tests {
                 drain_delay: second,
                 drain_grace: second,
             },
-            retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0 },
+            retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),

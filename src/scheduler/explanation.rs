@@ -100,9 +100,12 @@ impl Explanation {
         let turn = || field.scene.pool.turn.load(Relaxed);
         let judge = Judge::new(policy, field, &turn, rng);
         self.failed_open = field.failed_open;
-        let passed_over = self.candidates.iter_mut().filter(|it| it.excluded.is_none() && it.pushback_ms.is_some());
         // Who is a candidate all the same is told so below.
-        passed_over.for_each(|it| it.excluded = Some("said no lately".into()));
+        for passed_over in self.candidates.iter_mut().filter(|it| it.excluded.is_none()) {
+            let why =
+                if passed_over.pushback_ms.is_some() { "said no lately" } else { "warming: has had its part of late" };
+            passed_over.excluded = Some(why.into());
+        }
         for (place, candidate) in field.candidates.iter().enumerate() {
             let Some(told) = self.candidates.get_mut(candidate.at) else {
                 continue;

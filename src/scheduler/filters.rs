@@ -5,7 +5,7 @@
 //! or leaves never is.
 //!
 //! A pod that lately said no is slow, not out. `least-cost` prices that; the other policies have no such number, so for
-//! them it is passed over while there are others.
+//! them it is passed over while there are others. So is a pod that warms up and has had its part of late.
 
 use std::sync::Arc;
 
@@ -131,10 +131,12 @@ impl<'a> Field<'a> {
             base: false,
             failed_open: false,
         };
+        let mut warming = false;
         let mut menus = Menus { model: question.served_model, last: None };
         for (at, pod) in scene.pods.iter().enumerate() {
             if let Standing::In { share, serving } = stands(pod, scene, menus.serving(pod), tried) {
                 field.candidates.push(Candidate { at, pod, share });
+                warming |= share < 1.0;
                 field.adapter |= serving == Serving::Adapter;
                 field.base |= serving == Serving::Base;
             }
@@ -143,18 +145,21 @@ impl<'a> Field<'a> {
             field.fail_open(tried)?;
         }
         if !matches!(policy, Scheduler::LeastCost) {
-            field.pass_over_who_said_no();
+            let now = scene.now;
+            field.pass_over(|it| !it.pod.health.pushback(now).is_zero());
+        }
+        if warming {
+            let (nth, pods) = (scene.pool.sent(), scene.pods.len());
+            field.pass_over(|it| it.share < 1.0 && !it.pod.health.has_allowance(nth, pods));
         }
         Ok(field)
     }
 
-    /// If all of them did, all of them stay, and the policy finds the least bad one by its own measure.
-    fn pass_over_who_said_no(&mut self) {
-        let now = self.scene.now;
-        let said_no = |candidate: &Candidate<'_>| !candidate.pod.health.pushback(now).is_zero();
-        let many = self.candidates.iter().filter(|it| said_no(it)).count();
+    /// If it holds for all of them, all of them stay, and the policy finds the least bad one by its own measure.
+    fn pass_over(&mut self, for_now: impl Fn(&Candidate<'_>) -> bool) {
+        let many = self.candidates.iter().filter(|it| for_now(it)).count();
         if (1..self.candidates.len()).contains(&many) {
-            self.candidates.retain(|it| !said_no(it));
+            self.candidates.retain(|it| !for_now(it));
         }
     }
 

@@ -6,6 +6,8 @@
 //!
 //! All of it belongs to the pod, so what one model or listener finds out holds for every other.
 
+mod allowance;
+mod condition;
 mod pushback;
 mod window;
 
@@ -17,9 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
-use self::{pushback::Pushback, window::Window};
+pub use self::condition::{Admission, Condition, Ejection, Evidence};
+use self::{allowance::Allowance, pushback::Pushback, window::Window};
 
 /// Failed requests in a row that eject a pod (Envoy's `consecutive_5xx` default).
 const REQUEST_FAILURES: u32 = 5;
@@ -41,122 +42,6 @@ const WARM_UP: Duration = Duration::from_secs(30);
 /// The share a pod starts with (Envoy's `min_weight_percent` default).
 const WARM_UP_SHARE: f64 = 0.1;
 
-/// What was seen of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evidence {
-    /// Its page of metrics was read; the engine says whether it sleeps.
-    ScrapeOk {
-        /// The engine has put itself to sleep.
-        asleep: bool,
-    },
-    /// Nobody listens at its address.
-    ScrapeRefused,
-    /// A request was answered (also with an error that is the client's own).
-    RequestOk,
-    /// A request failed by the pod's fault.
-    RequestFailed {
-        /// Whether the pool can do without it: traffic's word alone does not empty a pool.
-        spare: bool,
-    },
-    /// It says of itself that it is well (`/health` 200).
-    HealthOk,
-    /// It says of itself that it is not (`/health` 503), or not even that, long silent as it was.
-    HealthBad,
-    /// Discovery no longer lists it: no new requests, those in flight may end.
-    Gone,
-}
-
-/// What a pod is, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum Condition {
-    /// Nothing was heard of it yet.
-    Unknown,
-    /// In use.
-    Ready,
-    /// In use, with a growing share.
-    Warming,
-    /// Out of use for a while, then tried with one request.
-    Ejected,
-    /// Sleeping by its own account.
-    Asleep,
-    /// No longer listed.
-    Draining,
-}
-
-impl Condition {
-    /// The word, for labels and tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Ready => "ready",
-            Self::Warming => "warming",
-            Self::Ejected => "ejected",
-            Self::Asleep => "asleep",
-            Self::Draining => "draining",
-        }
-    }
-
-    /// Every condition, for metric families with one series each.
-    pub const ALL: [Self; 6] = [Self::Unknown, Self::Ready, Self::Warming, Self::Ejected, Self::Asleep, Self::Draining];
-
-    fn of(code: u8) -> Self {
-        Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Unknown)
-    }
-}
-
-/// Whether a request may go to a pod now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Admission {
-    /// Yes.
-    Yes,
-    /// Yes, with this share (0 to 1) of what a warm pod would get.
-    Warming(f64),
-    /// One request may find out whether it is well again.
-    Probe,
-    /// No.
-    No(Condition),
-}
-
-/// Why a pod is ejected, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(u8)]
-pub enum Ejection {
-    /// So many of its requests failed one after the other.
-    FailuresInARow,
-    /// So large a share of its requests of late failed.
-    FailureShare,
-    /// It says itself that it is not well, or not even that.
-    OwnWord,
-    /// Nobody listens at its address.
-    Unreachable,
-}
-
-impl Ejection {
-    const ALL: [Self; 4] = [Self::FailuresInARow, Self::FailureShare, Self::OwnWord, Self::Unreachable];
-
-    /// The words, for people.
-    pub fn told(self) -> &'static str {
-        match self {
-            Self::FailuresInARow => "ejected: failures in a row",
-            Self::FailureShare => "ejected: too many failures of late",
-            Self::OwnWord => "ejected: not well by its own word",
-            Self::Unreachable => "ejected: nobody listens there",
-        }
-    }
-
-    /// Whether only its traffic says so.
-    pub fn is_suspicion(self) -> bool {
-        matches!(self, Self::FailuresInARow | Self::FailureShare)
-    }
-
-    fn of(value: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|it| *it as u8 == value)
-    }
-}
-
 /// One pod's health. Evidence is rare and takes a lock; the question whether it may be used reads atomics only.
 /// (In this order in memory; see [`super::Pod`].)
 #[derive(Debug)]
@@ -165,6 +50,7 @@ pub struct Health {
     record: Mutex<Record>,
     /// Why it is ejected, as long as it is.
     ejection: AtomicU8,
+    allowance: Allowance,
     epoch: Instant,
     /// Until when it looks slow because it said no; 0 once it took a request again.
     pushed_until_ms: AtomicU64,
@@ -204,6 +90,7 @@ impl Health {
             epoch,
             record: Mutex::default(),
             ejection: AtomicU8::default(),
+            allowance: Allowance::default(),
             pushed_until_ms: AtomicU64::new(0),
             condition: AtomicU8::new(condition as u8),
             turns_at_ms: AtomicU64::new(0),
@@ -273,6 +160,17 @@ impl Health {
             0 => Duration::ZERO,
             until => Duration::from_millis(until.saturating_sub(self.millis(now))),
         }
+    }
+
+    /// Whether a pod that warms up has a request left of what it may be sent, as the `nth` of those that its pool of so
+    /// many `pods` was sent.
+    pub fn has_allowance(&self, nth: u64, pods: usize) -> bool {
+        self.allowance.is_left(nth, pods)
+    }
+
+    /// It was sent the `nth` request of its pool of so many `pods`.
+    pub(super) fn use_allowance(&self, nth: u64, pods: usize) {
+        self.allowance.take(nth, pods);
     }
 
     fn push_back(&self, pause: Duration, now: Instant) {

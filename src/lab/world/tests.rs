@@ -255,3 +255,32 @@ fn least_cost_sends_a_request_where_its_adapter_is_in_use() {
         assert_eq!(told.pod, run.told[nth % 2].pod, "{nth}");
     }
 }
+
+/// Requests of a fixed size, evenly spread, so that every second has as many.
+fn steady(a_second: u32, seconds: u32, tokens: u32) -> Script {
+    let gap_ms = 1_000.0 / f64::from(a_second);
+    let one = |nth: u32| ask(f64::from(nth) * gap_ms, 1_000 + u64::from(nth), tokens, 60 + nth % 80);
+    script((0..a_second * seconds).map(one).collect())
+}
+
+#[test]
+fn a_cold_pod_gets_no_burst_however_full_the_others_are() {
+    // Three pods that are full at 60 requests a second, and a fourth that joins them.
+    const A_SECOND: u32 = 80;
+    let mut setup = Setup::new(vec![h100(); 4]);
+    setup.faults = vec![fault(15_000.0, 3, Mishap::Joins)];
+    let traffic = steady(A_SECOND, 50, 1_500);
+    for policy in crate::lab::rivals::OURS.map(policy) {
+        let run = run(&setup, &traffic, &policy, 1).unwrap();
+        let mut most = [0.0f64; 2];
+        for second in 15..49 {
+            let within = |told: &&Told| (second as f64 * 1e3..(second + 1) as f64 * 1e3).contains(&told.at_ms);
+            let there = run.told.iter().filter(within).filter(|told| told.pod == 3).count() as f64;
+            let fair = f64::from(A_SECOND) / 4.0;
+            let part = &mut most[usize::from(second >= 20)];
+            *part = part.max(there / fair);
+        }
+        let stats = Stats::of(&run, 1, &Slo::HEADLINE);
+        println!("{} {most:?} {:?}", policy.name(), stats.attainment);
+    }
+}
