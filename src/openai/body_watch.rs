@@ -24,6 +24,8 @@ pub struct BodyWatch {
     tail: Vec<u8>,
     /// Whether bytes between the two were let go.
     gap: bool,
+    /// Whether nothing is kept any more.
+    blind: bool,
     facts: Facts,
     text: Option<AnswerText>,
     balance: Option<Balance>,
@@ -57,6 +59,11 @@ impl BodyWatch {
         self.head.capacity() + self.tail.capacity()
     }
 
+    /// Gives up understanding the body, and with it the bytes held of it.
+    pub fn let_go(&mut self) {
+        (self.head, self.tail, self.blind) = (Vec::new(), Vec::new(), true);
+    }
+
     /// The text, if it is read at all; after `finish`.
     pub fn text(&self) -> Option<&AnswerText> {
         self.text.as_ref()
@@ -66,6 +73,9 @@ impl BodyWatch {
     pub fn feed(&mut self, chunk: &[u8]) {
         if let Some(balance) = &mut self.balance {
             balance.feed(chunk);
+        }
+        if self.blind {
+            return;
         }
         let room = KEPT_END.saturating_sub(self.head.len()).min(chunk.len());
         let (head, rest) = chunk.split_at_checked(room).unwrap_or((chunk, &[]));

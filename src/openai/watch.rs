@@ -135,14 +135,17 @@ impl StreamWatch {
         self.seen(seen)
     }
 
-    /// The bytes held of an event that is not complete.
+    /// The bytes held of an event that is not complete, and of text that was not taken yet.
     pub fn held(&self) -> usize {
-        self.frames.held()
+        self.frames.held() + self.text.as_ref().map_or(0, |text| text.held())
     }
 
     /// Gives up looking into the present event, and with it the bytes held of it.
     pub fn let_go(&mut self) {
         self.frames.let_go();
+        if let Some(text) = &mut self.text {
+            text.let_go();
+        }
     }
 
     /// No more of the text is wanted.

@@ -67,6 +67,16 @@ impl AnswerText {
         self.text.clear();
     }
 
+    /// The bytes held of it.
+    pub(in crate::openai) fn held(&self) -> usize {
+        self.text.capacity()
+    }
+
+    /// What was read has been taken, and its place is not kept.
+    pub(in crate::openai) fn let_go(&mut self) {
+        self.text = Vec::new();
+    }
+
     /// No more of it is wanted.
     pub(in crate::openai) fn stop(&mut self) {
         self.closed = true;
