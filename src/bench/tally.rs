@@ -182,7 +182,7 @@ impl Drop for Open {
 mod tests {
     use super::*;
 
-    const FIRST: openai::Seen = openai::Seen { tokens: 1, first: true };
+    const FIRST: openai::Seen = openai::Seen { tokens: 1, first: true, moved: true };
 
     #[tokio::test(start_paused = true)]
     async fn every_request_ends_in_exactly_one_way() {

@@ -38,6 +38,8 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(2),
     // What the OpenAI SDKs wait: giving up earlier turns a long queue into errors.
     first_byte: Duration::from_secs(600),
+    // The same: the SDKs' own clocks start again with every comment, so only the gateway can see that no token comes.
+    first_token: Duration::from_secs(600),
     // Long enough for a preempted request to be prefilled again, short enough to notice a pod that is gone.
     idle: Duration::from_secs(120),
     // A long generation is no fault.
@@ -96,7 +98,7 @@ pub(super) fn sessions() -> Sessions {
 
 /// Known paths only; what pods report may be asked for, so that a file without `models` works; nothing is added to
 /// requests or answers that the client did not ask for. Answers are indexed: reading one along costs less than a
-/// microsecond a token and saves the next turn their prefill.
+/// microsecond a token and saves the next turn their prefill. No heartbeat: it gives away the status.
 pub(super) fn api() -> Api {
     Api {
         extra_paths: Vec::new(),
@@ -104,6 +106,7 @@ pub(super) fn api() -> Api {
         inject_usage: false,
         decision_headers: false,
         index_answers: true,
+        heartbeat: None,
     }
 }
 

@@ -224,6 +224,22 @@ pub(super) struct ModelFile {
     pub(super) sticky: Option<Sticky>,
     /// Whether answers carry the client's name for the model instead of the target's. Default: false.
     pub(super) rewrite_response_model: Option<bool>,
+    /// What its requests may take, where the common `timeouts` do not fit it.
+    pub(super) timeouts: Option<ModelTimeoutsFile>,
+}
+
+/// The timeouts that a model may have of its own. Default, for each: the common one.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ first_token: 5m }`")]
+pub(super) struct ModelTimeoutsFile {
+    /// The pod answers with headers; for a whole answer that is when it is complete.
+    pub(super) first_byte: Option<At<Span>>,
+    /// The pod sends a stream's first token.
+    pub(super) first_token: Option<At<Span>>,
+    /// Between two pieces of a response body.
+    pub(super) idle: Option<At<Span>>,
+    /// The whole request.
+    pub(super) total: Option<At<Span>>,
 }
 
 /// One arm of a split.
@@ -252,7 +268,7 @@ pub(super) struct DoorFile {
 pub(super) struct LimitsFile {
     /// The largest request body. Default: 32MiB.
     pub(super) body: Option<At<Bytes>>,
-    /// All buffered request bodies together. Default: 1GiB.
+    /// All buffered request bodies together, and what is held back of answers. Default: 1GiB.
     pub(super) buffered_bodies: Option<At<Bytes>>,
     /// Client connections open at once, over all listeners. Default: 65536.
     pub(super) connections: Option<At<u32>>,
@@ -274,9 +290,11 @@ pub(super) struct TimeoutsFile {
     pub(super) body_read: Option<At<Span>>,
     /// TCP (and TLS) connect to a pod. Default: 2s.
     pub(super) connect: Option<At<Span>>,
-    /// The pod answers with headers and, for a stream, its first event. Default: 10m, as the OpenAI SDKs.
+    /// The pod answers with headers; for a whole answer that is when it is complete. Default: 10m, as the OpenAI SDKs.
     pub(super) first_byte: Option<At<Span>>,
-    /// Between two pieces of a response body. Default: 2m.
+    /// The pod sends a stream's first token; comments and events without content do not count. Default: 10m.
+    pub(super) first_token: Option<At<Span>>,
+    /// Between two pieces of a response body; comments do not count. Default: 2m.
     pub(super) idle: Option<At<Span>>,
     /// The whole request. Default: no limit.
     pub(super) total: Option<At<Span>>,
@@ -325,6 +343,9 @@ pub(super) struct ApiFile {
     pub(super) decision_headers: Option<bool>,
     /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them. Default: true.
     pub(super) index_answers: Option<bool>,
+    /// After how much silence a stream whose pod has sent nothing yet gets a comment, so that nobody on the way takes it
+    /// for dead. The first one commits status 200: what fails later is told in the stream. Default: never.
+    pub(super) heartbeat: Option<At<Span>>,
 }
 
 /// Log level and shape.

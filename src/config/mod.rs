@@ -20,7 +20,7 @@ mod units;
 
 pub use check::{load, load_bytes, load_file, schema};
 pub use report::{Place, Problem, Report, Severity, nearest};
-pub use settings::{Api, Limits, Log, LogFormat, Retry, RetryOn, Sessions, Timeouts};
+pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 
@@ -203,6 +203,8 @@ pub struct Model {
     pub sticky: Sticky,
     /// Whether answers carry the client's name for the model instead of the target's.
     pub rewrite_response_model: bool,
+    /// What its requests may take.
+    pub timeouts: ModelTimeouts,
 }
 
 /// One arm of a split.

@@ -14,7 +14,7 @@ use super::{Bytes, Ratio};
 pub struct Limits {
     /// The largest request body.
     pub body: Bytes,
-    /// All buffered request bodies together.
+    /// All buffered request bodies together, and what is held back of answers.
     pub buffered_bodies: Bytes,
     /// Client connections open at once, over all listeners.
     pub connections: usize,
@@ -35,9 +35,11 @@ pub struct Timeouts {
     pub body_read: Duration,
     /// TCP (and TLS) connect to a pod.
     pub connect: Duration,
-    /// Pod answers with response headers and, for a stream, its first event.
+    /// Pod answers with response headers; for a whole answer that is when it is complete.
     pub first_byte: Duration,
-    /// Between two pieces of a response body.
+    /// Pod sends a stream's first token. Comments and events without content do not count.
+    pub first_token: Duration,
+    /// Between two pieces of a response body. Comments do not count.
     pub idle: Duration,
     /// The whole request; `None` = no limit.
     pub total: Option<Duration>,
@@ -47,6 +49,33 @@ pub struct Timeouts {
     pub drain_delay: Duration,
     /// After that: waiting for open streams to end.
     pub drain_grace: Duration,
+}
+
+impl Timeouts {
+    /// The same for a model that has some of its own.
+    #[must_use]
+    pub fn with(self, own: &ModelTimeouts) -> Self {
+        Self {
+            first_byte: own.first_byte.unwrap_or(self.first_byte),
+            first_token: own.first_token.unwrap_or(self.first_token),
+            idle: own.idle.unwrap_or(self.idle),
+            total: own.total.or(self.total),
+            ..self
+        }
+    }
+}
+
+/// What one model's requests may take; `None` = as the common [`Timeouts`] say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ModelTimeouts {
+    /// See [`Timeouts::first_byte`].
+    pub first_byte: Option<Duration>,
+    /// See [`Timeouts::first_token`].
+    pub first_token: Option<Duration>,
+    /// See [`Timeouts::idle`].
+    pub idle: Option<Duration>,
+    /// See [`Timeouts::total`].
+    pub total: Option<Duration>,
 }
 
 /// What may be tried again besides what is certain not to have run, at the operator's word.
@@ -96,6 +125,8 @@ pub struct Api {
     pub decision_headers: bool,
     /// Whether answers are read along, so that a conversation's next turn finds the pod that holds them.
     pub index_answers: bool,
+    /// After how much silence a stream whose pod has sent nothing yet gets a comment; `None` = never.
+    pub heartbeat: Option<Duration>,
 }
 
 /// Log level and shape.

@@ -1,4 +1,7 @@
 //! Reading a request body whole, under three bounds: its own size, all bodies together, and time.
+//!
+//! A body carries its share of the budget with it: the last of its clones to go, be it a retry's or the one that the
+//! connection to the pod still writes from, gives the share back. What answers hold back counts in the same budget.
 
 use std::{
     sync::{
@@ -8,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -40,38 +43,67 @@ impl BodyBudget {
     fn has_room_for(&self, bytes: u64) -> bool {
         self.held().saturating_add(bytes) <= self.limit
     }
+
+    /// A share that holds nothing yet.
+    pub(super) fn share(self: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(self), bytes: 0 }
+    }
+
+    /// `bytes` with their share, if there is room for them.
+    pub(super) fn keep(self: &Arc<Self>, bytes: Bytes) -> Result<Bytes, Rejection> {
+        let mut share = self.share();
+        if share.hold(bytes.len() as u64) { Ok(share.with(bytes)) } else { Err(Rejection::BuffersFull) }
+    }
 }
 
 /// A share of the budget, given back when dropped.
 #[derive(Debug)]
-struct Share {
+pub(super) struct Share {
     budget: Arc<BodyBudget>,
     bytes: u64,
 }
 
 impl Share {
-    fn grow(&mut self, bytes: u64) -> Result<(), Rejection> {
+    /// Holds so many bytes from now on. `false` if there is no room for them: then it holds what it held.
+    pub(super) fn hold(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
-        let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= budget.limit);
-        budget.held.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Rejection::BuffersFull)?;
-        self.bytes += bytes;
-        budget.shown.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
-        Ok(())
+        if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
+            let fits = |held: u64| held.checked_add(more).filter(|held| *held <= budget.limit);
+            if budget.held.fetch_update(Relaxed, Relaxed, fits).is_err() {
+                return false;
+            }
+            budget.shown.inc_by(i64::try_from(more).unwrap_or(i64::MAX));
+        } else if bytes < self.bytes {
+            let less = self.bytes - bytes;
+            budget.held.fetch_sub(less, Relaxed);
+            budget.shown.dec_by(i64::try_from(less).unwrap_or(i64::MAX));
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    /// `bytes`, with which the share goes when the last clone of them does.
+    fn with(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Held { bytes, _share: self })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Relaxed);
-        self.budget.shown.dec_by(i64::try_from(self.bytes).unwrap_or(i64::MAX));
+        self.hold(0);
     }
 }
 
 /// A body and its share of the budget.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) bytes: Bytes,
+struct Held {
+    bytes: Bytes,
     _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Reads `body` to its end.
@@ -80,7 +112,7 @@ pub(super) async fn read(
     limits: &Limits,
     within: Duration,
     budget: &Arc<BodyBudget>,
-) -> Result<Held, Rejection> {
+) -> Result<Bytes, Rejection> {
     let limit = limits.body.0;
     let announced = body.size_hint().exact();
     if announced.is_some_and(|bytes| bytes > limit) {
@@ -91,16 +123,15 @@ pub(super) async fn read(
     }
     // What is announced is looked at, not held: else a few clients that announce much and send nothing would keep
     // everybody else out.
-    let mut share = Share { budget: Arc::clone(budget), bytes: 0 };
-    timeout(within, collect(body, &mut share, limit))
-        .await
-        .map_err(|_| Rejection::BodyTimeout)?
-        .map(|bytes| Held { bytes, _share: share })
+    let mut share = budget.share();
+    let bytes = timeout(within, collect(body, &mut share, limit)).await.map_err(|_| Rejection::BodyTimeout)??;
+    Ok(share.with(bytes))
 }
 
 async fn collect(mut body: Incoming, share: &mut Share, limit: u64) -> Result<Bytes, Rejection> {
+    let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
     let mut first: Option<Bytes> = None;
-    let mut more = BytesMut::new();
+    let mut more: Vec<u8> = Vec::new();
     let mut total = 0_u64;
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Rejection::BodyBroken)?.into_data() else {
@@ -110,18 +141,52 @@ async fn collect(mut body: Incoming, share: &mut Share, limit: u64) -> Result<By
         if total > limit {
             return Err(Rejection::TooLarge { limit });
         }
-        if total > share.bytes {
-            share.grow(total - share.bytes)?;
+        if !share.hold(total) {
+            return Err(Rejection::BuffersFull);
         }
         // One piece, as most bodies are, is kept as it came.
         match first.take() {
             None if more.is_empty() => first = Some(data),
             Some(one) => {
+                // As large as it will be and no larger: what is counted is what is taken. Memory that is never
+                // written to costs nothing, so an empty promise does not either.
+                more.reserve_exact(announced.max(one.len() + data.len()));
                 more.extend_from_slice(&one);
                 more.extend_from_slice(&data);
             }
             None => more.extend_from_slice(&data),
         }
     }
-    Ok(first.unwrap_or_else(|| more.freeze()))
+    Ok(first.unwrap_or_else(|| more.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_follows_what_is_held_and_never_beyond_the_limit() {
+        let budget = Arc::new(BodyBudget::new(100, Gauge::default()));
+        let (mut one, mut two) = (budget.share(), budget.share());
+        assert!(one.hold(60) && two.hold(40));
+        assert!(!one.hold(61), "full");
+        assert!(two.hold(10) && one.hold(90));
+        assert_eq!((budget.held(), budget.shown.get()), (100, 100));
+        drop(two);
+        assert_eq!((budget.held(), budget.shown.get()), (90, 90));
+        drop(one);
+        assert_eq!((budget.held(), budget.shown.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_body_gives_its_share_back_when_its_last_clone_goes() {
+        let budget = Arc::new(BodyBudget::new(10, Gauge::default()));
+        let body = budget.keep(Bytes::from_static(b"12345678")).unwrap();
+        let part = body.slice(2..3);
+        drop(body);
+        assert_eq!(budget.held(), 8, "a part of it is in use");
+        assert!(budget.keep(Bytes::from_static(b"123")).is_err());
+        drop(part);
+        assert_eq!(budget.held(), 0);
+    }
 }

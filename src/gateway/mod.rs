@@ -32,7 +32,7 @@ pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
 
 use crate::{
-    config::{Config, Scheduler},
+    config::{Config, Listener, Scheduler},
     fleet::{Fleet, Pod, PodId},
     prefix,
     routing::Table,
@@ -98,7 +98,7 @@ pub struct Policy {
     /// The configuration itself.
     pub config: Arc<Config>,
     /// Each listener's view, in the configuration's order.
-    pub listeners: Vec<ListenerPolicy>,
+    pub listeners: Vec<Arc<ListenerPolicy>>,
 }
 
 /// One listener's view.
@@ -115,11 +115,12 @@ pub struct ListenerPolicy {
 impl Policy {
     /// Everything that requests need of `config`.
     pub fn new(config: Arc<Config>) -> Self {
-        let listeners = config.listeners.iter().map(|listener| ListenerPolicy {
+        let view = |listener: &Listener| ListenerPolicy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
-        });
+        };
+        let listeners = config.listeners.iter().map(view).map(Arc::new);
         Self { listeners: listeners.collect(), config }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::House;
+use super::{House, rejection::Rejection};
 use crate::{
     clock,
     openai::Usage,
@@ -135,6 +135,14 @@ impl Receipt {
         self.house.metrics.requests_open.get_or_create(&labels).inc();
         self.counted = Some(labels);
         self.model = Some(model);
+    }
+
+    /// We said no. That we failed ourselves, somebody should look into.
+    pub(super) fn refused(&mut self, rejection: &Rejection) {
+        self.outcome = Outcome::Refused(rejection.reason());
+        if let Rejection::Panicked(what) = rejection {
+            tracing::error!(request_id = self.request_id.to_str().unwrap_or_default(), what, "a request panicked");
+        }
     }
 
     /// A pod was chosen within `took`.

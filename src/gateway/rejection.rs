@@ -73,6 +73,9 @@ pub enum Rejection {
     /// The gateway stops, and its grace is over.
     #[error("the gateway is stopping; try again")]
     Stopping,
+    /// This gateway failed. What it said is for the log alone.
+    #[error("the gateway failed on this request")]
+    Panicked(String),
     /// The whole request took too long.
     #[error("the request took longer than the {0:?} it may")]
     TotalTimeout(Duration),
@@ -142,6 +145,7 @@ impl Rejection {
                 _ => told_as(S::SERVICE_UNAVAILABLE, SERVER, "upstream_unreachable", "upstream_unreachable"),
             },
             Self::Stopping => told_as(S::SERVICE_UNAVAILABLE, SERVER, "stopping", "stopping"),
+            Self::Panicked(_) => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "internal_error", PANIC),
             Self::TotalTimeout(_) => told_as(S::GATEWAY_TIMEOUT, SERVER, "request_timeout", "total_timeout"),
         }
     }
@@ -169,7 +173,7 @@ impl Rejection {
             | Self::BodyBroken
             | Self::UnknownModel(_)
             | Self::UnknownResponse(_) => Fault::Client,
-            Self::BuffersFull | Self::Stopping => Fault::Gateway,
+            Self::BuffersFull | Self::Stopping | Self::Panicked(_) => Fault::Gateway,
             Self::NoPod(_) | Self::TotalTimeout(_) => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }
@@ -181,6 +185,13 @@ impl Rejection {
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }
+    }
+
+    /// The event that ends a stream of which nothing but comments was sent, in the client's dialect.
+    pub fn to_event(&self, dialect: Dialect) -> Bytes {
+        let Told { kind, code, .. } = self.told();
+        let message = self.to_string();
+        ErrorBody { message: &message, kind, param: None, code: Some(code) }.to_sse_event(dialect)
     }
 
     /// The answer, in the client's dialect.
@@ -212,15 +223,22 @@ impl Rejection {
     }
 }
 
-/// The events that tell a stream's client that its answer was cut, in its dialect.
-pub(super) fn cut_event(dialect: Dialect, why: &'static str) -> Bytes {
+/// What a stream's client is told when its answer is cut.
+pub(super) fn cut_error(why: &'static str) -> ErrorBody<'static> {
     let message = match why {
         STOPPING => "the gateway stopped before the answer was complete",
         TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
+        FIRST_TOKEN_TIMEOUT => "the model server did not begin its answer in time",
+        IDLE_TIMEOUT => "the model server fell silent before the answer was complete",
+        PANIC => "the gateway failed before the answer was complete",
         _ => "the model server stopped before the answer was complete",
     };
-    let error = ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") };
-    error.to_sse_event(dialect)
+    ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") }
+}
+
+/// Whether an answer cut for this reason was cut by us and not by the pod's fault.
+pub(super) fn is_our_doing(why: &'static str) -> bool {
+    matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
 }
 
 /// Why an answer is cut when the gateway stops and its grace is over.
@@ -228,6 +246,15 @@ pub(super) const STOPPING: &str = "stopping";
 
 /// Why one is cut that took longer than the operator allows.
 pub(super) const TOTAL_TIMEOUT: &str = "total_timeout";
+
+/// Why one is cut whose pod sends no token.
+pub(super) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
+
+/// Why one is cut whose pod fell silent.
+pub(super) const IDLE_TIMEOUT: &str = "idle_timeout";
+
+/// Why one is cut in which this gateway failed.
+pub(super) const PANIC: &str = "panic";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
 use serde::Deserialize;
 
 use super::{
@@ -23,8 +24,11 @@ pub struct BodyWatch {
     tail: Vec<u8>,
     /// Whether bytes between the two were let go.
     gap: bool,
+    /// Whether nothing is kept any more.
+    blind: bool,
     facts: Facts,
     text: Option<AnswerText>,
+    balance: Option<Balance>,
 }
 
 impl BodyWatch {
@@ -39,6 +43,27 @@ impl BodyWatch {
         Self { text: Some(AnswerText::new(endpoint)), ..self }
     }
 
+    /// The same, also following whether the JSON that passes is complete: for bodies of which nothing else says so.
+    #[must_use]
+    pub fn with_balance(self) -> Self {
+        Self { balance: Some(Balance::default()), ..self }
+    }
+
+    /// Whether the body, if it ended here, would be half a JSON value. Known only if it was to be followed.
+    pub fn is_half(&self) -> bool {
+        self.balance.as_ref().is_some_and(|balance| !balance.is_complete())
+    }
+
+    /// The bytes held of the body.
+    pub fn held(&self) -> usize {
+        self.head.capacity() + self.tail.capacity()
+    }
+
+    /// Gives up understanding the body, and with it the bytes held of it.
+    pub fn let_go(&mut self) {
+        (self.head, self.tail, self.blind) = (Vec::new(), Vec::new(), true);
+    }
+
     /// The text, if it is read at all; after `finish`.
     pub fn text(&self) -> Option<&AnswerText> {
         self.text.as_ref()
@@ -46,6 +71,12 @@ impl BodyWatch {
 
     /// Reads the next bytes along.
     pub fn feed(&mut self, chunk: &[u8]) {
+        if let Some(balance) = &mut self.balance {
+            balance.feed(chunk);
+        }
+        if self.blind {
+            return;
+        }
         let room = KEPT_END.saturating_sub(self.head.len()).min(chunk.len());
         let (head, rest) = chunk.split_at_checked(room).unwrap_or((chunk, &[]));
         self.head.extend_from_slice(head);
@@ -126,6 +157,49 @@ impl BodyWatch {
     }
 }
 
+/// Whether every bracket that was opened is closed again. It follows well-formed JSON and judges nothing else of it.
+#[derive(Debug, Default)]
+struct Balance {
+    depth: usize,
+    in_string: bool,
+    /// Whether the next byte belongs to a backslash before it.
+    escaped: bool,
+    begun: bool,
+}
+
+impl Balance {
+    fn feed(&mut self, chunk: &[u8]) {
+        let mut rest = chunk;
+        while let Some((byte, behind)) = rest.split_first() {
+            if std::mem::take(&mut self.escaped) {
+                rest = behind;
+            } else if self.in_string {
+                let Some(at) = memchr2(b'"', b'\\', rest) else { return };
+                self.escaped = rest.get(at) == Some(&b'\\');
+                self.in_string = self.escaped;
+                rest = rest.get(at + 1..).unwrap_or_default();
+            } else {
+                self.between(*byte);
+                rest = behind;
+            }
+        }
+    }
+
+    fn between(&mut self, byte: u8) {
+        self.begun |= !byte.is_ascii_whitespace();
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.begun && self.depth == 0 && !self.in_string
+    }
+}
+
 #[derive(Deserialize)]
 struct Answer<'a> {
     #[serde(borrow)]
@@ -177,6 +251,22 @@ mod tests {
                 assert_eq!(watch.end(), &End::Cut { reason: "abort".to_owned() });
             }
         }
+    }
+
+    #[test]
+    fn half_a_body_is_told_from_a_whole_one_at_every_byte_and_in_any_chunking() {
+        let body = r#" {"a":["}\"]\\",{"b":[]}],"c":"é\\\""} "#.as_bytes();
+        let end = body.len() - 1;
+        for length in [1, 2, 3, 7, body.len()] {
+            for cut in 0..=body.len() {
+                let mut watch = BodyWatch::new().with_balance();
+                body[..cut].chunks(length).for_each(|chunk| watch.feed(chunk));
+                assert_eq!(watch.is_half(), cut < end, "{:?}", String::from_utf8_lossy(&body[..cut]));
+            }
+        }
+        let mut unfollowed = BodyWatch::new();
+        unfollowed.feed(b"{");
+        assert!(!unfollowed.is_half(), "where HTTP says the end, nobody else needs to");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Dialect;
 
@@ -57,13 +57,26 @@ impl ErrorBody<'_> {
         Bytes::from(body.to_string())
     }
 
-    /// The events that end a stream with this error. They must begin where an event may begin.
+    /// The event that ends a stream with this error. It must begin where an event may begin. No `[DONE]` follows: the
+    /// clients that look for it take it for a clean end, and those that know errors stop at the error.
     pub fn to_sse_event(&self, dialect: Dialect) -> Bytes {
         Bytes::from(match dialect {
-            Dialect::OpenAi => format!("data: {}\n\ndata: [DONE]\n\n", json!({ "error": self.openai() })),
+            Dialect::OpenAi => format!("data: {}\n\n", json!({ "error": self.openai() })),
             Dialect::Anthropic => format!("event: error\ndata: {}\n\n", self.anthropic()),
-            Dialect::Responses => format!("event: error\ndata: {}\n\n", self.responses()),
+            Dialect::Responses => return self.to_response_failed(None, 0),
         })
+    }
+
+    /// The same of the Responses dialect, for a stream that had told so much: its response, as it was first shown,
+    /// and how many events it had numbered. A typed client finds every field that it asks of a response.
+    pub fn to_response_failed(&self, shown: Option<&[u8]>, sequence_number: u64) -> Bytes {
+        let shown = shown.and_then(|shown| serde_json::from_slice::<Map<String, Value>>(shown).ok());
+        let mut response = shown.unwrap_or_else(unseen_response);
+        // The codes that a response may name are few; the message says the rest.
+        response.insert("error".to_owned(), json!({ "code": "server_error", "message": self.message }));
+        response.insert("status".to_owned(), json!("failed"));
+        let event = json!({ "type": "response.failed", "sequence_number": sequence_number, "response": response });
+        Bytes::from(format!("event: response.failed\ndata: {event}\n\n"))
     }
 
     fn openai(&self) -> OpenAi<'_> {
@@ -79,17 +92,27 @@ impl ErrorBody<'_> {
         };
         json!({ "type": "error", "error": { "type": kind, "message": self.message } })
     }
+}
 
-    /// OpenAI's typed event has the message at its top; SDKs raise on an `error` inside, so it has both.
-    fn responses(&self) -> Value {
-        json!({
-            "type": "error",
-            "code": self.code,
-            "message": self.message,
-            "param": self.param,
-            "error": self.openai(),
-        })
-    }
+/// What the Responses dialect requires of every response, for one of which nothing was shown.
+fn unseen_response() -> Map<String, Value> {
+    let fields = [
+        ("id", json!("")),
+        ("object", json!("response")),
+        ("created_at", json!(0)),
+        ("incomplete_details", Value::Null),
+        ("instructions", Value::Null),
+        ("metadata", json!({})),
+        ("model", json!("")),
+        ("output", json!([])),
+        ("parallel_tool_calls", json!(true)),
+        ("temperature", Value::Null),
+        ("tool_choice", json!("auto")),
+        ("tools", json!([])),
+        ("top_p", Value::Null),
+        ("usage", Value::Null),
+    ];
+    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// What an engine said of an error.
@@ -233,17 +256,39 @@ mod tests {
         assert_eq!(body, json!({"type": "error", "error": {"type": "api_error", "message": "m"}}));
     }
 
+    /// The data of the one event that `stream` is, and its name.
+    fn only_event(stream: &Bytes) -> (Option<String>, Value) {
+        let (mut frames, mut seen) = (crate::openai::Frames::new(), Vec::new());
+        frames.feed(stream, |event| {
+            seen.push((event.event.map(str::to_owned), serde_json::from_slice(event.data).unwrap()));
+        });
+        assert!(stream.ends_with(b"\n\n"), "nothing is left open");
+        assert_eq!(seen.len(), 1, "{}", text(stream));
+        seen.remove(0)
+    }
+
     #[test]
-    fn each_stream_ends_in_its_own_way() {
-        let openai = FULL.to_sse_event(Dialect::OpenAi);
-        assert!(text(&openai).starts_with("data: {\"error\":{"));
-        assert!(text(&openai).ends_with("}\n\ndata: [DONE]\n\n"));
-        for dialect in [Dialect::Anthropic, Dialect::Responses] {
-            let event = FULL.to_sse_event(dialect);
-            assert!(text(&event).starts_with("event: error\ndata: {"));
-            assert!(text(&event).ends_with("}\n\n"));
-            assert_eq!(text(&event).lines().count(), 3);
-        }
+    fn each_stream_ends_in_its_own_way_and_never_as_if_it_were_done() {
+        let (name, data) = only_event(&FULL.to_sse_event(Dialect::OpenAi));
+        assert_eq!((name, &data["error"]["code"]), (None, &json!("model_not_found")));
+        let (name, data) = only_event(&FULL.to_sse_event(Dialect::Anthropic));
+        assert_eq!((name.as_deref(), &data["type"]), (Some("error"), &json!("error")));
+        let (name, data) = only_event(&FULL.to_sse_event(Dialect::Responses));
+        assert_eq!((name.as_deref(), &data["type"]), (Some("response.failed"), &json!("response.failed")));
+        assert_eq!((&data["sequence_number"], &data["response"]["status"]), (&json!(0), &json!("failed")));
+    }
+
+    #[test]
+    fn a_failed_response_is_the_one_that_was_shown() {
+        let shown = br#"{"id":"resp_1","status":"in_progress","error":null,"model":"m","tools":[{"type":"x"}]}"#;
+        let (_, data) = only_event(&FULL.to_response_failed(Some(shown), 7));
+        let expected = json!({
+            "id": "resp_1", "status": "failed", "model": "m", "tools": [{"type": "x"}],
+            "error": {"code": "server_error", "message": "No \"x\"\n"},
+        });
+        assert_eq!((&data["sequence_number"], &data["response"]), (&json!(7), &expected));
+        let (_, data) = only_event(&FULL.to_response_failed(Some(b"oops"), 1));
+        assert_eq!(data["response"]["object"], "response", "what cannot be read was not shown");
     }
 
     #[test]

@@ -9,6 +9,10 @@ use memchr::memchr2;
 /// chunks with 20 logprobs a token; both stay far below. A larger one is skipped and counted.
 pub(super) const MAX_EVENT: usize = 1024 * 1024;
 
+/// What a buffer may keep of its size once it is empty: every ordinary event fits, and a stream that had one large
+/// event does not hold its megabyte to the end.
+pub(super) const KEPT_BUFFER: usize = 16 * 1024;
+
 /// One event: what a client would be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -64,6 +68,22 @@ impl Frames {
         self.skipped
     }
 
+    /// The bytes held until their event is complete.
+    pub fn held(&self) -> usize {
+        self.partial.capacity() + self.joined.capacity()
+    }
+
+    /// Gives up looking into the present event, and with it the bytes held of it.
+    pub fn let_go(&mut self) {
+        self.too_large |= !self.partial.is_empty();
+        self.partial = Vec::new();
+    }
+
+    /// Whether the last bytes are the beginning of an event; a comment is none.
+    pub fn in_event(&self) -> bool {
+        self.too_large || self.partial.first().is_some_and(|first| *first != b':')
+    }
+
     fn hold(&mut self, block: &[u8]) {
         // One more than the bound: the LF of a CR LF does not count, and may or may not be here.
         self.too_large |= self.partial.len() + block.len() > MAX_EVENT + 1;
@@ -80,8 +100,10 @@ impl Frames {
         } else {
             let mut block = std::mem::take(&mut self.partial);
             self.give(&block, each);
-            block.clear();
-            self.partial = block;
+            if block.capacity() <= KEPT_BUFFER {
+                block.clear();
+                self.partial = block;
+            }
         }
     }
 
@@ -91,6 +113,9 @@ impl Frames {
             self.skipped += 1;
         } else if let Some(event) = read(block, &mut self.joined) {
             each(event);
+            if self.joined.capacity() > KEPT_BUFFER {
+                self.joined = Vec::new();
+            }
         }
     }
 }
@@ -252,6 +277,33 @@ mod tests {
                 assert_eq!((frames.skipped(), last.as_slice()), (skipped, b"b".as_slice()), "{size} {end:?} {length}");
             }
         }
+    }
+
+    #[test]
+    fn a_large_event_is_not_held_once_it_was_given() {
+        let line = format!("data: {}\n", "x".repeat(MAX_EVENT / 4));
+        let event = line.repeat(3) + "\n";
+        let (mut frames, mut given) = (Frames::new(), 0);
+        for chunk in event.as_bytes().chunks(5_000) {
+            frames.feed(chunk, |_| given += 1);
+        }
+        assert_eq!(given, 1);
+        assert!(frames.held() <= 2 * KEPT_BUFFER, "{}", frames.held());
+    }
+
+    #[test]
+    fn an_event_that_is_let_go_is_skipped_and_the_next_is_read() {
+        let (mut frames, mut seen) = (Frames::new(), Vec::new());
+        frames.let_go();
+        for chunk in ["data: a", "", "b\n\ndata: c\n\n"] {
+            frames.feed(chunk.as_bytes(), |event| seen.push(event.data.to_vec()));
+            if chunk.is_empty() {
+                assert!(frames.in_event());
+                frames.let_go();
+                assert_eq!((frames.held(), frames.in_event()), (0, true));
+            }
+        }
+        assert_eq!((seen, frames.skipped()), (vec![b"c".to_vec()], 1));
     }
 
     proptest! {

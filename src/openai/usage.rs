@@ -11,7 +11,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::sse::{self, Boundary, MAX_EVENT};
+use super::sse::{self, Boundary, KEPT_BUFFER, MAX_EVENT};
 
 /// Token counts of one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -127,7 +127,18 @@ impl UsageStripper {
 
     /// The stream is over: what was held back.
     pub fn finish(&mut self) -> Bytes {
-        self.held.split().freeze()
+        std::mem::take(&mut self.held).freeze()
+    }
+
+    /// How many bytes it holds back now.
+    pub fn held(&self) -> usize {
+        self.held.capacity()
+    }
+
+    /// What was held back, to be sent now: the rest of the present event passes as it comes.
+    pub fn let_go(&mut self) -> Bytes {
+        self.passing |= !self.held.is_empty();
+        self.finish()
     }
 
     /// Whether the event that ends with `block` is the usage chunk.
@@ -171,6 +182,9 @@ impl<'a> Kept<'a> {
     fn release(&mut self, held: &mut BytesMut, send: bool) {
         if send && !held.is_empty() {
             self.copy().extend_from_slice(held);
+        }
+        if held.capacity() > KEPT_BUFFER {
+            *held = BytesMut::new();
         }
         held.clear();
     }
@@ -300,6 +314,25 @@ mod tests {
         assert_eq!(stripper.push(half.clone()).len(), 2 * MAX_EVENT);
         assert_eq!(stripper.push(half), vec![b'x'; MAX_EVENT]);
         assert_eq!(stripper.push(Bytes::from_static(b"\n\ndata: y\n\n")), "\n\ndata: y\n\n");
+    }
+
+    #[test]
+    fn what_is_let_go_is_sent_and_its_event_with_it_whatever_it_tells() {
+        let (mut stripper, event) = (UsageStripper::new(), TOLD.to_owned() + "\n\n");
+        let (half, rest) = event.split_at(40);
+        assert_eq!(stripper.let_go(), "");
+        assert_eq!(stripper.push(Bytes::from(half.to_owned())), "");
+        assert_eq!((stripper.let_go(), stripper.held()), (Bytes::from(half.to_owned()), 0));
+        assert_eq!(stripper.push(Bytes::from(rest.to_owned() + &event)), rest, "the next one is taken out again");
+    }
+
+    #[test]
+    fn a_large_event_is_not_held_once_it_was_sent() {
+        let mut stripper = UsageStripper::new();
+        assert_eq!(stripper.push(Bytes::from(vec![b'x'; MAX_EVENT / 2])), "");
+        assert!(stripper.held() >= MAX_EVENT / 2);
+        assert_eq!(stripper.push(Bytes::from_static(b"\n\ndata: a")).len(), MAX_EVENT / 2 + 2);
+        assert!(stripper.held() <= KEPT_BUFFER, "{}", stripper.held());
     }
 
     proptest::proptest! {

@@ -6,11 +6,16 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{AnswerText, Dialect, Endpoint, Event, Frames, Reported, Usage};
+use super::{AnswerText, Dialect, Endpoint, ErrorBody, Event, Frames, Reported, Usage};
+
+/// The largest response of a first Responses event that is kept, to be shown again if the stream fails. It repeats the
+/// request's instructions and tools, which seldom take more.
+const KEPT_RESPONSE: usize = 64 * 1024;
 
 /// How an answer ended, as far as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -41,6 +46,9 @@ pub struct Seen {
     pub tokens: u32,
     /// Whether the first of the answer is among them.
     pub first: bool,
+    /// Whether anything of the answer came: an event or a part of one, but not a comment or a ping, by which a server
+    /// says no more than that it is there.
+    pub moved: bool,
 }
 
 /// What was learnt of an answer so far.
@@ -51,6 +59,10 @@ pub(super) struct Facts {
     pub(super) response_id: Option<String>,
     /// A reason to finish was given, or the end was said to be one.
     pub(super) told_its_end: bool,
+    /// The response as a Responses stream showed it first.
+    shown: Option<Box<[u8]>>,
+    /// The number that its next event would have.
+    next_number: u64,
 }
 
 impl Facts {
@@ -114,24 +126,57 @@ impl StreamWatch {
 
     /// Reads the next bytes along.
     pub fn feed(&mut self, chunk: &[u8]) -> Seen {
-        let mut tokens = 0;
+        let mut seen = Seen::default();
         let Self { frames, reader, text, .. } = self;
         if let Some(text) = text {
             text.clear();
         }
-        frames.feed(chunk, |event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
-        self.seen(tokens)
+        frames.feed(chunk, |event| seen.count(&event, reader.heed(&event, text.as_deref_mut())));
+        seen.moved |= frames.in_event() && !chunk.is_empty();
+        self.seen(seen)
     }
 
     /// The stream is over: reads a last event that lacks its blank line.
     pub fn finish(&mut self) -> Seen {
-        let mut tokens = 0;
+        let mut seen = Seen::default();
         let Self { frames, reader, text, .. } = self;
         if let Some(text) = text {
             text.clear();
         }
-        frames.finish(|event| tokens += u32::from(reader.heed(&event, text.as_deref_mut())));
-        self.seen(tokens)
+        frames.finish(|event| seen.count(&event, reader.heed(&event, text.as_deref_mut())));
+        self.seen(seen)
+    }
+
+    /// The bytes held of an event that is not complete, and of text that was not taken yet.
+    pub fn held(&self) -> usize {
+        self.frames.held() + self.text.as_ref().map_or(0, |text| text.held())
+    }
+
+    /// Gives up looking into the present event, and with it the bytes held of it.
+    pub fn let_go(&mut self) {
+        self.frames.let_go();
+        if let Some(text) = &mut self.text {
+            text.let_go();
+        }
+    }
+
+    /// No more of the text is wanted.
+    pub fn stop_reading_text(&mut self) {
+        if let Some(text) = &mut self.text {
+            text.stop();
+        }
+    }
+
+    /// The event that tells the stream's client of this error and ends it, in its dialect. It must begin where an event
+    /// may begin.
+    pub fn last_event(&self, error: &ErrorBody<'_>) -> Bytes {
+        match self.reader.dialect {
+            Dialect::Responses => {
+                let facts = &self.reader.facts;
+                error.to_response_failed(facts.shown.as_deref(), facts.next_number)
+            }
+            dialect => error.to_sse_event(dialect),
+        }
     }
 
     /// The text, of which [`AnswerText::text`] is what the last bytes brought; if it is read at all.
@@ -164,10 +209,17 @@ impl StreamWatch {
         self.frames.skipped()
     }
 
-    fn seen(&mut self, tokens: u32) -> Seen {
-        let first = tokens > 0 && !self.generated;
-        self.generated |= first;
-        Seen { tokens, first }
+    fn seen(&mut self, mut seen: Seen) -> Seen {
+        seen.first = seen.tokens > 0 && !self.generated;
+        self.generated |= seen.first;
+        seen
+    }
+}
+
+impl Seen {
+    fn count(&mut self, event: &Event<'_>, generated: bool) {
+        self.tokens += u32::from(generated);
+        self.moved |= event.event != Some("ping");
     }
 }
 
@@ -236,10 +288,11 @@ impl Reader {
     }
 
     fn responses(&mut self, name: &str, data: &[u8]) -> bool {
+        self.facts.next_number = self.number(data).unwrap_or(self.facts.next_number).saturating_add(1);
         match name {
-            "response.created" | "response.queued" | "response.in_progress" => self.response_id(data),
+            "response.created" | "response.queued" | "response.in_progress" => self.response(data),
             "response.completed" | "response.incomplete" => {
-                self.response_id(data);
+                self.response(data);
                 self.usage(data);
                 self.facts.told_its_end = true;
                 self.facts.close(End::Done);
@@ -261,16 +314,27 @@ impl Reader {
         }
     }
 
-    fn response_id(&mut self, data: &[u8]) {
+    /// The event's own number.
+    fn number(&self, data: &[u8]) -> Option<u64> {
+        let raw = self.words.number.find(data, |value| value.first().is_some_and(u8::is_ascii_digit))?;
+        let digits = raw.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        str::from_utf8(raw.get(..digits)?).ok()?.parse().ok()
+    }
+
+    fn response(&mut self, data: &[u8]) {
         #[derive(Deserialize)]
         struct Carrier<'a> {
             #[serde(borrow)]
-            response: Identified<'a>,
+            response: &'a RawValue,
         }
-        if self.facts.response_id.is_none()
-            && let Ok(carrier) = serde_json::from_slice::<Carrier<'_>>(data)
-        {
-            self.facts.response_id = carrier.response.id.map(Cow::into_owned);
+        if self.facts.response_id.is_some() {
+            return;
+        }
+        let Ok(carrier) = serde_json::from_slice::<Carrier<'_>>(data) else { return };
+        let response = carrier.response.get();
+        if let Ok(identified) = serde_json::from_str::<Identified<'_>>(response) {
+            self.facts.response_id = identified.id.map(Cow::into_owned);
+            self.facts.shown = (response.len() <= KEPT_RESPONSE).then(|| response.as_bytes().into());
         }
     }
 
@@ -318,6 +382,7 @@ struct Words {
     finish_reason: Word,
     stop_reason: Word,
     delta: Word,
+    number: Word,
     openai_content: [Word; 5],
     anthropic_content: [Word; 3],
 }
@@ -330,6 +395,7 @@ impl Words {
             finish_reason: Word::new("\"finish_reason\""),
             stop_reason: Word::new("\"stop_reason\""),
             delta: Word::new("\"delta\""),
+            number: Word::new("\"sequence_number\""),
             openai_content: [
                 Word::new("\"content\""),
                 Word::new("\"text\""),
@@ -454,8 +520,46 @@ mod tests {
     }
 
     #[test]
-    fn a_keep_alive_is_no_token() {
+    fn a_keep_alive_is_no_token_and_moves_nothing() {
         assert_eq!(StreamWatch::new(Dialect::OpenAi).feed(b": keep-alive\n\n: keep-alive\n\n"), Seen::default());
+        let mut watch = StreamWatch::new(Dialect::OpenAi);
+        for piece in [": kee", "p-al", "ive\n", "\n", ""] {
+            assert_eq!(watch.feed(piece.as_bytes()), Seen::default(), "{piece:?}");
+        }
+        let ping = b"event: ping\ndata: {\"type\":\"ping\"}\n\n";
+        assert_eq!(StreamWatch::new(Dialect::Anthropic).feed(ping), Seen::default());
+    }
+
+    #[test]
+    fn an_event_moves_the_stream_from_its_first_byte_on_without_being_a_token() {
+        let mut watch = StreamWatch::new(Dialect::OpenAi);
+        for piece in ["d", "ata: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}]}", "\n\n"] {
+            assert_eq!(watch.feed(piece.as_bytes()), Seen { moved: true, ..Seen::default() }, "{piece:?}");
+        }
+    }
+
+    const ERROR: ErrorBody<'_> = ErrorBody { message: "gone", kind: "server_error", param: None, code: Some("x") };
+
+    #[test]
+    fn a_cut_responses_stream_fails_the_response_that_it_showed_with_the_next_number() {
+        let failed = |stream: &str| -> Value {
+            let mut watch = StreamWatch::new(Dialect::Responses);
+            watch.feed(stream.as_bytes());
+            let event = watch.last_event(&ERROR);
+            let data = str::from_utf8(&event).unwrap().strip_prefix("event: response.failed\ndata: ").unwrap();
+            serde_json::from_str(data).unwrap()
+        };
+        let created = "data: {\"type\":\"response.created\",\"sequence_number\":0,\"response\":{\"id\":\"r\",\"model\":\"m\"}}\n\n";
+        let delta = "data: {\"type\":\"response.output_text.delta\",\"delta\":\"x\",\"sequence_number\":41}\n\n";
+        let event = failed(&[created, delta].concat());
+        assert_eq!((&event["sequence_number"], &event["response"]["id"]), (&Value::from(42), &Value::from("r")));
+        assert_eq!(event["response"]["status"], "failed");
+        let half = failed(&[created, "data: {\"sequence_number\":7,"].concat());
+        assert_eq!(half["sequence_number"], 1, "half an event has no number");
+        let nothing = failed("");
+        assert_eq!((&nothing["sequence_number"], &nothing["response"]["id"]), (&Value::from(0), &Value::from("")));
+        let large = created.replace("\"m\"", &format!("\"{}\"", "m".repeat(KEPT_RESPONSE)));
+        assert_eq!(failed(&large)["response"]["id"], "", "too large to be kept");
     }
 
     #[test]
@@ -485,9 +589,8 @@ mod tests {
 
     #[test]
     fn our_own_error_events_are_understood() {
-        let body = crate::openai::ErrorBody { message: "gone", kind: "server_error", param: None, code: Some("x") };
         for dialect in [Dialect::OpenAi, Dialect::Anthropic, Dialect::Responses] {
-            let event = body.to_sse_event(dialect);
+            let event = ERROR.to_sse_event(dialect);
             let End::Error { message, .. } = watch(dialect, &[&event]).3 else { panic!("{dialect:?}") };
             assert_eq!(message, "gone");
         }

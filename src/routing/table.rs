@@ -8,7 +8,7 @@ use std::{
 use rand::Rng;
 
 use super::split::{Split, StickyKey, key_of};
-use crate::config::{Config, Criticality, Listener, Model, Sticky};
+use crate::config::{Config, Criticality, Listener, Model, ModelTimeouts, Sticky};
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Route {
     pub rewrite_response_model: bool,
     /// How much it matters when not all can be served.
     pub criticality: Criticality,
+    /// What its requests may take.
+    pub timeouts: ModelTimeouts,
 }
 
 /// Nobody here serves that model.
@@ -54,6 +56,7 @@ struct Entry {
     sticky: Sticky,
     rewrite_response_model: bool,
     criticality: Criticality,
+    timeouts: ModelTimeouts,
 }
 
 impl Table {
@@ -130,6 +133,7 @@ impl Table {
             arm: 0,
             rewrite_response_model: false,
             criticality: first.criticality,
+            timeouts: first.timeouts,
         })
     }
 
@@ -146,6 +150,7 @@ impl Table {
             arm: 0,
             rewrite_response_model: false,
             criticality: Criticality::default(),
+            timeouts: ModelTimeouts::default(),
         })
     }
 }
@@ -159,6 +164,7 @@ impl Entry {
             sticky: model.sticky,
             rewrite_response_model: model.rewrite_response_model,
             criticality: model.criticality,
+            timeouts: model.timeouts,
         }
     }
 
@@ -177,6 +183,7 @@ impl Entry {
             arm,
             rewrite_response_model: self.rewrite_response_model,
             criticality: self.criticality,
+            timeouts: self.timeouts,
         })
     }
 }
@@ -199,6 +206,7 @@ mod tests {
             targets: arms.iter().map(target).collect(),
             sticky,
             rewrite_response_model: true,
+            timeouts: ModelTimeouts::default(),
         }
     }
 
@@ -237,6 +245,7 @@ mod tests {
                 body_read: second,
                 connect: second,
                 first_byte: second,
+                first_token: second,
                 idle: second,
                 total: None,
                 pool_idle: second,
@@ -251,6 +260,7 @@ mod tests {
                 inject_usage: false,
                 decision_headers: false,
                 index_answers: true,
+                heartbeat: None,
             },
             log: Log { level: String::new(), format: LogFormat::Auto },
         }
@@ -384,6 +394,7 @@ mod tests {
             arm: 0,
             rewrite_response_model: true,
             criticality: Criticality::Critical,
+            timeouts: ModelTimeouts::default(),
         };
         assert_eq!(route, expected);
     }

@@ -71,7 +71,7 @@ impl Upstream {
     ///
     /// # Errors
     /// A [`Failure`] if no head of an answer came.
-    pub async fn attempt(&self, pod: &Pod, carry: &Carry, timeouts: &Timeouts) -> Result<Answer, Failure> {
+    pub async fn attempt(&self, pod: &Pod, carry: Carry, timeouts: &Timeouts) -> Result<Answer, Failure> {
         let request = self.request(pod, carry).await?;
         let (mut live, reused) = match self.idle.take(&pod.id, clock::now(), timeouts.pool_idle) {
             Some(live) => (live, true),
@@ -111,7 +111,7 @@ impl Upstream {
         }
     }
 
-    async fn request(&self, pod: &Pod, carry: &Carry) -> Result<Request<Full<Bytes>>, Failure> {
+    async fn request(&self, pod: &Pod, carry: Carry) -> Result<Request<Full<Bytes>>, Failure> {
         let unbuildable = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unbuildable, what);
         let target = &pod.target;
         let uri = if target.base_path.is_empty() {
@@ -119,10 +119,10 @@ impl Upstream {
         } else {
             Uri::try_from(format!("{}{}", target.base_path, carry.path))
         };
-        let mut request = Request::new(Full::new(carry.body.clone()));
-        *request.method_mut() = carry.method.clone();
+        let mut request = Request::new(Full::new(carry.body));
+        *request.method_mut() = carry.method;
         *request.uri_mut() = uri.map_err(|error| unbuildable(&error))?;
-        let mut headers = carry.headers.clone();
+        let mut headers = carry.headers;
         let host = HeaderValue::try_from(target.origin.authority()).map_err(|error| unbuildable(&error))?;
         headers.insert(header::HOST, host);
         if let Some(file) = &target.token_file {

@@ -433,6 +433,13 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         let weights = config.models[0].targets.iter().map(|target| target.weight);
         assert_eq!(weights.collect::<Vec<_>>(), [90, 10]);
         assert_eq!(config.timeouts.total, Some(Duration::from_secs(3600)));
+        assert_eq!(config.api.heartbeat, Some(Duration::from_secs(15)));
+        let own = config.timeouts.with(&config.models[0].timeouts);
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        assert_eq!((own.first_byte, own.first_token, own.idle), (minutes(5), minutes(5), minutes(1)));
+        assert_eq!((own.total, own.connect), (Some(minutes(30)), Duration::from_secs(2)));
+        let other = config.timeouts.with(&config.models[1].timeouts);
+        assert_eq!((other.first_token, other.total), (minutes(10), Some(minutes(60))));
         assert_eq!(config.probes.unwrap().port(), 9091);
     }
 
@@ -590,6 +597,10 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         ),
         ("timeouts: { drain_delay: 0s }", &[]),
         ("timeouts:", &[]),
+        (
+            "models: [{ modelName: m, poolRef: vllm, timeouts: { first_token: 0s } }]",
+            &["3:66 this cannot be zero -> a limit of zero would end everything at once; leave it out for the default"],
+        ),
         (
             "retry: { budget: 120% }",
             &[

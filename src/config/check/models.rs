@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Sheet, address};
+use super::{Sheet, address, settings};
 use crate::config::{
     Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
     file::{File, ListenerFile, ListenerModelFile, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
@@ -41,6 +41,7 @@ fn model(model: &ModelFile, file: &File, sheet: &mut Sheet) -> Model {
         targets,
         sticky: model.sticky.unwrap_or_default(),
         rewrite_response_model: model.rewrite_response_model.unwrap_or(false),
+        timeouts: settings::model_timeouts(model.timeouts.as_ref(), sheet),
     }
 }
 

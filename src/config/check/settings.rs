@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Sheet;
 use crate::config::{
-    Api, Limits, Log, Retry, Sessions, Timeouts, defaults,
-    file::{ApiFile, LimitsFile, LogFile, RetryFile, SessionsFile, TimeoutsFile},
+    Api, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, defaults,
+    file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
     report::suggestion,
     tree::At,
     units::Span,
@@ -50,8 +50,9 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
         body_read: sheet.span(given.body_read.as_ref(), default.body_read),
         connect: sheet.span(given.connect.as_ref(), default.connect),
         first_byte: sheet.span(given.first_byte.as_ref(), default.first_byte),
+        first_token: sheet.span(given.first_token.as_ref(), default.first_token),
         idle: sheet.span(given.idle.as_ref(), default.idle),
-        total: given.total.as_ref().map(|total| sheet.span(Some(total), total.value.0)),
+        total: given_span(given.total.as_ref(), sheet),
         // These three may be zero: keep nothing, wait for nothing.
         pool_idle: plain(given.pool_idle.as_ref(), default.pool_idle),
         drain_delay: plain(given.drain_delay.as_ref(), default.drain_delay),
@@ -67,6 +68,23 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
         );
     }
     timeouts
+}
+
+/// A time that has no default, if it is given.
+fn given_span(value: Option<&At<Span>>, sheet: &mut Sheet) -> Option<Duration> {
+    value.map(|at| sheet.span(Some(at), at.value.0))
+}
+
+/// A model's own timeouts.
+pub(super) fn model_timeouts(file: Option<&ModelTimeoutsFile>, sheet: &mut Sheet) -> ModelTimeouts {
+    let empty = ModelTimeoutsFile::default();
+    let given = file.unwrap_or(&empty);
+    ModelTimeouts {
+        first_byte: given_span(given.first_byte.as_ref(), sheet),
+        first_token: given_span(given.first_token.as_ref(), sheet),
+        idle: given_span(given.idle.as_ref(), sheet),
+        total: given_span(given.total.as_ref(), sheet),
+    }
 }
 
 /// The retries, with defaults.
@@ -126,6 +144,7 @@ pub(super) fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
         inject_usage: given.inject_usage.unwrap_or(default.inject_usage),
         decision_headers: given.decision_headers.unwrap_or(default.decision_headers),
         index_answers: given.index_answers.unwrap_or(default.index_answers),
+        heartbeat: given_span(given.heartbeat.as_ref(), sheet),
     }
 }
 

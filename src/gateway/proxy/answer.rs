@@ -1,15 +1,21 @@
 //! What we answer with: bytes of our own, or a pod's answer as it comes.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
 
-use super::{headers::X_REQUEST_ID, relay::Relay};
+use super::{
+    headers::X_REQUEST_ID,
+    heartbeat::{Early, Late, Next},
+    relay::Relay,
+    said,
+};
 use crate::{gateway::rejection::Rejection, openai::Dialect};
 
 /// The body of an answer.
@@ -20,6 +26,7 @@ pub struct Answer(Kind);
 enum Kind {
     Own(Option<Bytes>),
     Relay(Box<Relay>),
+    Early(Early),
 }
 
 /// The pod's answer broke off, and the client must not take it for complete: its connection is cut.
@@ -31,6 +38,41 @@ impl Answer {
     pub(super) fn relay(relay: Relay) -> Self {
         Self(Kind::Relay(Box::new(relay)))
     }
+
+    pub(super) fn early(early: Early) -> Self {
+        Self(Kind::Early(early))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
+        loop {
+            match &mut self.0 {
+                Kind::Own(bytes) => {
+                    return Poll::Ready(bytes.take().filter(|it| !it.is_empty()).map(|it| Ok(Frame::data(it))));
+                }
+                Kind::Relay(relay) => return relay.poll_frame(cx),
+                Kind::Early(early) => match ready!(early.poll(cx)) {
+                    Next::Comment(comment) => return Poll::Ready(Some(Ok(Frame::data(comment)))),
+                    Next::Late(Late::Event(event)) => self.0 = Kind::Own(Some(event)),
+                    Next::Late(Late::Relay(relay)) => self.0 = Kind::Relay(relay),
+                },
+            }
+        }
+    }
+
+    /// This gateway failed while it answered: what the client is told instead of the rest.
+    fn panicked(&mut self, what: &str) -> Result<Bytes, BrokeOff> {
+        match &mut self.0 {
+            Kind::Own(_) => Err(BrokeOff),
+            Kind::Relay(relay) => relay.panicked(what),
+            Kind::Early(early) => {
+                let request_id = early.request_id.to_str().unwrap_or_default();
+                tracing::error!(request_id, what, "a request panicked");
+                let event = Rejection::Panicked(what.to_owned()).to_event(early.dialect);
+                self.0 = Kind::Own(None);
+                Ok(event)
+            }
+        }
+    }
 }
 
 impl Body for Answer {
@@ -38,16 +80,16 @@ impl Body for Answer {
     type Error = BrokeOff;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
-        match &mut self.0 {
-            Kind::Own(bytes) => Poll::Ready(bytes.take().filter(|it| !it.is_empty()).map(|it| Ok(Frame::data(it)))),
-            Kind::Relay(relay) => relay.poll_frame(cx),
-        }
+        // A panic would take the connection with it, in HTTP/2 everybody's on it.
+        catch_unwind(AssertUnwindSafe(|| self.poll(cx)))
+            .unwrap_or_else(|panic| Poll::Ready(Some(self.panicked(&said(&*panic)).map(Frame::data))))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Own(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Kind::Relay(relay) => relay.is_end_stream(),
+            Kind::Early(_) => false,
         }
     }
 
@@ -55,6 +97,7 @@ impl Body for Answer {
         match &self.0 {
             Kind::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64)),
             Kind::Relay(relay) => relay.size_hint(),
+            Kind::Early(_) => SizeHint::default(),
         }
     }
 }

@@ -2,14 +2,17 @@
 //!
 //! Whose fault a failure is and whether it may be tried again, `upstream` says; how many, the operator.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use http_body::Body as _;
+use tokio::time::sleep;
 
 use super::Story;
 use crate::{
     clock,
+    config::Timeouts,
+    fleet::{Pod, PoolState},
     gateway::{
         decide::{Matter, Pick},
         receipt::{Chosen, Receipt},
@@ -19,6 +22,13 @@ use crate::{
     telemetry::{Name, labels::PoolReasonLabels},
     upstream::{self, Carry, Failure, FailureKind, Fault},
 };
+
+/// How long a body is kept for another attempt while a pod has it. A pod that takes no more says so in milliseconds; one
+/// that is silent so long works on it, and what fails then is not tried again.
+const KEPT_FOR: Duration = Duration::from_secs(5);
+
+/// Smaller bodies are kept until the answer begins: not worth a timer, as large as a connection's own buffers.
+const WORTH_LETTING_GO: usize = 16 << 10;
 
 /// An attempt that is to be followed by another one, if there may be one.
 struct Spent {
@@ -33,11 +43,12 @@ impl From<Failure> for Spent {
     }
 }
 
-impl Story<'_> {
+impl Story {
     /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has gone out before.
     pub(super) async fn attempts(
         &self,
-        carry: &Carry,
+        mut carry: Carry,
+        timeouts: &Timeouts,
         matter: &Matter,
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
@@ -45,11 +56,14 @@ impl Story<'_> {
         self.house.retries.earn(retry);
         let mut tried = Tried::none();
         let mut left = retry.attempts;
-        let mut pick = matter.reserve(self.house, self.listener, &tried).map_err(Rejection::NoPod)?;
+        let mut pick = matter.reserve(&self.house, &self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
             receipt.chose(chosen(&pick, matter), pick.took);
-            let attempt = self.attempt(carry, &mut pick, receipt.streamed).await;
-            let spent = match attempt {
+            let spare = (left > 0).then(|| carry.clone());
+            let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, spare };
+            let answered = self.attempt(carry, timeouts, &mut ours).await;
+            let spare = ours.spare;
+            let spent = match answered {
                 Ok(answer) => match self.weigh(answer, &pick, matter).await {
                     Ok(answer) => return Ok((answer, pick)),
                     Err(spent) => spent,
@@ -61,7 +75,8 @@ impl Story<'_> {
                 left = left.min(1);
             }
             tried.add(&pick.verdict.pod);
-            let next = if left > 0 { self.another(&spent.failure, matter, &tried) } else { None };
+            let again = spare.filter(|_| left > 0);
+            let next = again.and_then(|again| Some((again, self.another(&spent.failure, matter, &tried)?)));
             match (next, spent.answer) {
                 // Whoever relays it notes what it says of the pod.
                 (None, Some(answer)) => return Ok((answer, pick)),
@@ -69,11 +84,11 @@ impl Story<'_> {
                     self.note_failure(&pick, &spent.failure);
                     return Err(Rejection::Failed(spent.failure));
                 }
-                (Some(next), _) => {
+                (Some((again, next)), _) => {
                     self.note_failure(&pick, &spent.failure);
                     receipt.retried.push(spent.failure.kind.name());
                     left -= 1;
-                    pick = next;
+                    (carry, pick) = (again, next);
                 }
             }
         }
@@ -91,7 +106,7 @@ impl Story<'_> {
             metrics.retries_denied.get_or_create(&labels).inc();
             return None;
         }
-        let next = matter.reserve(self.house, self.listener, tried).ok()?;
+        let next = matter.reserve(&self.house, &self.listener, tried).ok()?;
         metrics.retries.get_or_create(&labels).inc();
         Some(next)
     }
@@ -128,19 +143,53 @@ impl Story<'_> {
 
     /// One attempt. A whole answer does not show its first token, so its prefill is taken to be over when it should be;
     /// else it would count as waiting until its last token.
-    async fn attempt(&self, carry: &Carry, pick: &mut Pick, streamed: bool) -> Result<upstream::Answer, Failure> {
-        let (pod, timeouts) = (Arc::clone(&pick.verdict.pod), self.timeouts());
-        let attempt = self.house.upstream.attempt(&pod, carry, &timeouts);
-        if streamed {
+    async fn attempt(
+        &self,
+        carry: Carry,
+        timeouts: &Timeouts,
+        ours: &mut Attempt<'_>,
+    ) -> Result<upstream::Answer, Failure> {
+        let pod = Arc::clone(&ours.pick.verdict.pod);
+        // An operator who has slow failures tried again needs the body for as long as they take.
+        let large = carry.body.len() >= WORTH_LETTING_GO && self.policy.config.retry.on.is_empty();
+        let mut attempt = std::pin::pin!(self.house.upstream.attempt(&pod, carry, timeouts));
+        let (mut unstarted, mut spare) = (!ours.streamed, large && ours.spare.is_some());
+        if !unstarted && !spare {
             return attempt.await;
         }
-        let mut attempt = std::pin::pin!(attempt);
-        tokio::select! {
-            biased;
-            answer = &mut attempt => return answer,
-            () = tokio::time::sleep(pick.course.first_token_due()) => pick.course.first_token(),
+        let mut started = std::pin::pin!(sleep(ours.pick.course.first_token_due()));
+        let mut kept = std::pin::pin!(sleep(KEPT_FOR));
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut attempt => return answer,
+                () = &mut started, if unstarted => {
+                    ours.pick.course.first_token();
+                    unstarted = false;
+                }
+                () = &mut kept, if spare => {
+                    ours.spare = None;
+                    spare = false;
+                }
+            }
         }
-        attempt.await
+    }
+
+    /// The one attempt of a request that only this pod can answer.
+    pub(super) async fn only_attempt(
+        &self,
+        carry: Carry,
+        timeouts: &Timeouts,
+        (pool, pod): (&Arc<PoolState>, &Arc<Pod>),
+    ) -> Result<(upstream::Answer, Pick), Rejection> {
+        let pick = Pick::of_pod(pool, pod);
+        match self.house.upstream.attempt(pod, carry, timeouts).await {
+            Ok(answer) => Ok((answer, pick)),
+            Err(failure) => {
+                self.note_failure(&pick, &failure);
+                Err(Rejection::Failed(failure))
+            }
+        }
     }
 
     pub(super) fn note_failure(&self, pick: &Pick, failure: &Failure) {
@@ -152,6 +201,14 @@ impl Story<'_> {
             self.house.pod_failed(pod);
         }
     }
+}
+
+/// One attempt, and what another would need.
+struct Attempt<'a> {
+    pick: &'a mut Pick,
+    streamed: bool,
+    /// The request once more, while another attempt is possible.
+    spare: Option<Carry>,
 }
 
 fn chosen(pick: &Pick, matter: &Matter) -> Chosen {

@@ -2,16 +2,20 @@
 
 mod answer;
 mod attempts;
+mod ending;
 mod headers;
+mod heartbeat;
 mod relay;
 mod timer;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 pub use answer::Answer;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
+use tokio::time::timeout_at;
 
 use self::{headers::X_REQUEST_ID, relay::Relay};
 use super::{
@@ -23,6 +27,7 @@ use super::{
 use crate::{
     clock,
     config::Timeouts,
+    fleet::{Pod, PoolState},
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
     scheduler::NoPod,
@@ -50,16 +55,25 @@ pub struct Desk {
 }
 
 /// One request under one policy.
-struct Story<'a> {
-    house: &'a Arc<House>,
-    policy: &'a Policy,
-    listener: &'a ListenerPolicy,
+#[derive(Clone)]
+struct Story {
+    house: Arc<House>,
+    policy: Arc<Policy>,
+    listener: Arc<ListenerPolicy>,
 }
 
 /// Who has the answer.
 enum Told {
-    ByPod(Box<Brought>),
+    ByPod(Box<Errand>),
     ByUs(Bytes),
+}
+
+/// What is to be carried to a pod.
+struct Errand {
+    carry: Carry,
+    sent: Sent,
+    /// The one pod that it is for, if it is for no other and no choice was made.
+    home: Option<(Arc<PoolState>, Arc<Pod>)>,
 }
 
 /// A pod's answer, the place it comes from and what was asked.
@@ -74,6 +88,9 @@ struct Sent {
     matter: Option<Matter>,
     endpoint: Endpoint,
     inject_usage: bool,
+    timeouts: Timeouts,
+    /// After how much silence of the pod's the client hears that its stream is alive.
+    heartbeat: Option<Duration>,
 }
 
 impl Desk {
@@ -86,38 +103,43 @@ impl Desk {
     pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let policy = self.policy.load_full();
         let request_id = request_id(request.headers());
-        let Some(listener) = policy.listeners.get(self.listener) else {
+        let Some(listener) = policy.listeners.get(self.listener).map(Arc::clone) else {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
         receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
-        let story = Story { house: &self.house, policy: &policy, listener };
+        let story = Story { house: self.house, policy, listener };
         let mut dialect = Dialect::OpenAi;
-        let told = tokio::select! {
-            biased;
-            told = story.tell(request, &mut receipt, &mut dialect) => told,
-            () = self.house.cut.cancelled() => Err(Rejection::Stopping),
-        };
+        let told = story.guarded(story.tell(request, &mut receipt, &mut dialect)).await;
         Ok(match told {
-            Ok(Told::ByPod(brought)) => story.relay(*brought, receipt),
+            Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
+                None => {
+                    let brought = story.guarded(story.run(*errand, &mut receipt)).await;
+                    story.answer(brought, receipt, dialect)
+                }
+                Some(every) => story.alive(errand, receipt, dialect, every).await,
+            },
             Ok(Told::ByUs(body)) => {
                 receipt.status = Some(200);
                 receipt.outcome = Outcome::Complete;
                 answer::json(body, &receipt.request_id)
             }
-            Err(rejection) => {
-                let mut response = answer::refusal(&rejection, dialect, &receipt.request_id);
-                tell_attempts(response.headers_mut(), receipt.attempts);
-                receipt.culprit = Some(rejection.fault().culprit());
-                receipt.status = Some(response.status().as_u16());
-                receipt.outcome = Outcome::Refused(rejection.reason());
-                response
-            }
+            Err(rejection) => refuse(&rejection, receipt, dialect),
         })
     }
 }
 
-impl Story<'_> {
+impl Story {
+    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other.
+    async fn guarded<T>(&self, work: impl Future<Output = Result<T, Rejection>>) -> Result<T, Rejection> {
+        tokio::select! {
+            biased;
+            done = AssertUnwindSafe(work).catch_unwind() => done.unwrap_or_else(|panic| Err(Rejection::Panicked(said(&*panic)))),
+            () = self.house.cut.cancelled() => Err(Rejection::Stopping),
+        }
+    }
+
+    /// Reads what is asked: answered by us, or what to carry to a pod.
     async fn tell(
         &self,
         request: Request<Incoming>,
@@ -134,16 +156,16 @@ impl Story<'_> {
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
-        let read = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
+        let body = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
         receipt.read = Some(clock::now());
-        receipt.body_bytes = read.bytes.len();
+        receipt.body_bytes = body.len();
         if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
-            return self.revisit(&head, read.bytes.clone(), id, receipt).await;
+            return self.revisit(&head, body, id, receipt);
         }
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(asked.endpoint, content_type, &read.bytes)?;
+        let ask = Ask::parse(asked.endpoint, content_type, &body)?;
         let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
-        let matter = Matter::new(self.house, self.listener, &ask, &read.bytes, session).inspect_err(|rejection| {
+        let matter = Matter::new(&self.house, &self.listener, &ask, &body, session).inspect_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
                 receipt.asked = Some(shortened(&ask.model));
             }
@@ -152,20 +174,36 @@ impl Story<'_> {
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         let forward = matter.pool.config.forward_authorization;
-        let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
-        let (total, received) = (config.timeouts.total, receipt.received);
-        let answered = self.attempts(&carry, &matter, receipt);
+        let carry = carry(&head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
+        let mut timeouts = config.timeouts.with(&matter.route.timeouts);
+        if ask.stream {
+            // A token cannot come before the head.
+            timeouts.first_byte = timeouts.first_byte.min(timeouts.first_token);
+        }
+        let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
+        let inject_usage = config.api.inject_usage && ask.lacks_usage();
+        let sent = Sent { matter: Some(matter), endpoint: asked.endpoint, inject_usage, timeouts, heartbeat };
+        Ok(Told::ByPod(Box::new(Errand { carry, sent, home: None })))
+    }
+
+    /// Carries it to a pod, and to another if it may.
+    async fn run(&self, errand: Errand, receipt: &mut Receipt) -> Result<Box<Brought>, Rejection> {
+        let Errand { carry, sent, home } = errand;
+        let (total, received) = (sent.timeouts.total, receipt.received);
+        let answered = async {
+            match (&sent.matter, home) {
+                (Some(matter), _) => self.attempts(carry, &sent.timeouts, matter, receipt).await,
+                (None, Some((pool, pod))) => self.only_attempt(carry, &sent.timeouts, (&pool, &pod)).await,
+                (None, None) => Err(Rejection::NoPod(NoPod::PoolEmpty)),
+            }
+        };
         let (answer, pick) = match total {
             Some(limit) => {
-                // Counted from the request's head, as it is while the answer is relayed.
-                let until = received + limit;
-                tokio::time::timeout_at(until.into(), answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
+                timeout_at((received + limit).into(), answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
             }
             None => answered.await?,
         };
-        let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let sent = Sent { matter: Some(matter), endpoint: asked.endpoint, inject_usage };
-        Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
+        Ok(Box::new(Brought { answer, pick, sent }))
     }
 
     /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
@@ -180,22 +218,29 @@ impl Story<'_> {
         }
     }
 
-    fn timeouts(&self) -> Timeouts {
-        self.policy.config.timeouts
-    }
-
-    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage.
-    fn body_for_pod(&self, body: &Bytes, ask: &Ask, matter: &Matter) -> Bytes {
+    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
+    /// is let go.
+    fn body_for_pod(&self, body: Bytes, ask: &Ask, matter: &Matter) -> Result<Bytes, Rejection> {
         let changes =
             Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
         if ask.model.is_empty() || changes.change_nothing(ask) {
-            body.clone()
+            Ok(body)
         } else {
-            openai::splice(body, ask, &changes)
+            self.house.bodies.keep(openai::splice(&body, ask, &changes))
         }
     }
 
-    fn relay(&self, brought: Brought, mut receipt: Receipt) -> Response<Answer> {
+    fn answer(&self, brought: Result<Box<Brought>, Rejection>, receipt: Receipt, dialect: Dialect) -> Response<Answer> {
+        match brought {
+            Ok(brought) => {
+                let (response, relay) = self.relay(*brought, receipt);
+                response.map(|()| Answer::relay(relay))
+            }
+            Err(rejection) => refuse(&rejection, receipt, dialect),
+        }
+    }
+
+    fn relay(&self, brought: Brought, mut receipt: Receipt) -> (Response<()>, Relay) {
         let Brought { answer, mut pick, sent } = brought;
         pick.course.sent(answer.sent);
         let status = answer.head.status;
@@ -215,38 +260,32 @@ impl Story<'_> {
             headers.insert(X_TIDEGATE_DECISION, text(&decision));
         }
         tell_attempts(headers, attempts);
-        response.map(|()| Answer::relay(relay))
+        (response, relay)
     }
 
     /// A request about a response that one pod made: to that pod or to nobody.
-    async fn revisit(
-        &self,
-        head: &request::Parts,
-        body: Bytes,
-        id: &str,
-        receipt: &mut Receipt,
-    ) -> Result<Told, Rejection> {
+    fn revisit(&self, head: &request::Parts, body: Bytes, id: &str, receipt: &Receipt) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-        let forward = pool.config.forward_authorization;
-        let carry = carry(head, body, &receipt.request_id, forward);
-        let pick = Pick::of_pod(pool, &pod);
-        let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
-        let answer = attempt.map_err(|failure| {
-            self.note_failure(&pick, &failure);
-            Rejection::Failed(failure)
-        })?;
-        let sent = Sent { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
-        Ok(Told::ByPod(Box::new(Brought { answer, pick, sent })))
+        let carry = carry(head, body, &receipt.request_id, pool.config.forward_authorization);
+        let sent = Sent {
+            matter: None,
+            endpoint: Endpoint::ResponseById,
+            inject_usage: false,
+            timeouts: self.policy.config.timeouts,
+            heartbeat: None,
+        };
+        let home = Some((Arc::clone(pool), pod));
+        Ok(Told::ByPod(Box::new(Errand { carry, sent, home })))
     }
 
     fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
         let Some(name) = asked.decoded_id() else {
-            return Ok(self.house.models(self.listener));
+            return Ok(self.house.models(&self.listener));
         };
-        self.house.model(self.listener, &name).ok_or_else(|| {
-            let served = self.house.served_names(self.listener);
+        self.house.model(&self.listener, &name).ok_or_else(|| {
+            let served = self.house.served_names(&self.listener);
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
@@ -256,6 +295,21 @@ fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {
     if attempts > 1 {
         headers.insert(X_TIDEGATE_ATTEMPTS, HeaderValue::from(attempts));
     }
+}
+
+fn refuse(rejection: &Rejection, mut receipt: Receipt, dialect: Dialect) -> Response<Answer> {
+    let mut response = answer::refusal(rejection, dialect, &receipt.request_id);
+    tell_attempts(response.headers_mut(), receipt.attempts);
+    receipt.culprit = Some(rejection.fault().culprit());
+    receipt.status = Some(response.status().as_u16());
+    receipt.refused(rejection);
+    response
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
 }
 
 /// What a client wrote, short enough for a log line.

@@ -1,12 +1,12 @@
 //! A pod's answer on its way to the client: passed on as it comes, watched, and changed only where the operator said.
 //!
 //! It holds the reservation and the receipt to the last byte. Dropped before, because the client left, it drops the
-//! pod's body, which closes the pod's connection, which makes the pod stop.
+//! pod's body, which closes the pod's connection, which makes the pod stop. How it ends is in `ending`.
 
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -14,44 +14,51 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{Sent, Story, answer::BrokeOff, timer::Timer};
+use super::{
+    Sent, Story,
+    answer::BrokeOff,
+    heartbeat::Beat,
+    timer::{Patience, Timer},
+};
 use crate::{
     clock,
+    config::Timeouts,
     gateway::{
         House,
+        body::Share,
         decide::{Matter, Pick},
-        receipt::{Outcome, Receipt, Step},
-        rejection::{STOPPING, TOTAL_TIMEOUT, cut_event},
+        receipt::{Receipt, Step},
     },
-    openai::{
-        AnswerText, BodyWatch, Dialect, End, Endpoint, Framing, ModelRenamer, Seen, StreamWatch, Usage, UsageStripper,
-    },
-    telemetry::{Name, labels::PoolReasonLabels},
+    openai::{AnswerText, BodyWatch, Endpoint, Framing, ModelRenamer, Seen, StreamWatch, UsageStripper},
     upstream::PodBody,
 };
 
 /// An answer being relayed.
 pub(super) struct Relay {
-    house: Arc<House>,
-    body: PodBody,
-    watch: Watch,
+    pub(super) house: Arc<House>,
+    pub(super) body: PodBody,
+    pub(super) watch: Watch,
     strip: Option<UsageStripper>,
     rename: Option<ModelRenamer>,
-    pick: Pick,
-    matter: Option<Matter>,
-    receipt: Receipt,
-    dialect: Dialect,
-    status: StatusCode,
+    /// What the watch and the edits hold, within the budget of all.
+    share: Share,
+    pub(super) pick: Pick,
+    pub(super) matter: Option<Matter>,
+    pub(super) receipt: Receipt,
+    pub(super) endpoint: Endpoint,
+    pub(super) status: StatusCode,
     timer: Timer,
-    between_events: bool,
+    /// Until the pod's first byte, if the operator wants that.
+    beat: Option<Beat>,
+    pub(super) between_events: bool,
     /// Whether HTTP itself says where the body ends.
-    framed: bool,
+    pub(super) framed: bool,
     trailers: Option<HeaderMap>,
-    state: State,
+    pub(super) state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// The pod's body goes on.
     Flowing,
     /// All was said; trailers, if there are any, and the end are next.
@@ -60,30 +67,43 @@ enum State {
     Over,
 }
 
-/// A pod's no that comes as the only event of a stream: SGLang's way when its queue is full.
-const REFUSED: &str = "refused_in_stream";
-
 /// What reads along.
-enum Watch {
+pub(super) enum Watch {
     Stream(Box<StreamWatch>),
     Whole(Box<BodyWatch>),
 }
 
 impl Watch {
     /// `text`: whether that is to be read as well.
-    fn new(events: bool, endpoint: Endpoint, text: bool) -> Self {
-        if events {
-            let watch = StreamWatch::new(endpoint.dialect());
-            Self::Stream(Box::new(if text { watch.with_text(endpoint) } else { watch }))
-        } else {
-            Self::Whole(Box::new(if text { BodyWatch::new().with_text(endpoint) } else { BodyWatch::new() }))
-        }
+    fn of_stream(endpoint: Endpoint, text: bool) -> Self {
+        let watch = StreamWatch::new(endpoint.dialect());
+        Self::Stream(Box::new(if text { watch.with_text(endpoint) } else { watch }))
     }
 
-    fn text(&self) -> Option<&AnswerText> {
+    /// `ends_unsaid`: whether only the body itself can tell that it is complete.
+    fn of_whole(endpoint: Endpoint, text: bool, ends_unsaid: bool) -> Self {
+        let watch = if text { BodyWatch::new().with_text(endpoint) } else { BodyWatch::new() };
+        Self::Whole(Box::new(if ends_unsaid { watch.with_balance() } else { watch }))
+    }
+
+    pub(super) fn text(&self) -> Option<&AnswerText> {
         match self {
             Self::Stream(watch) => watch.text(),
             Self::Whole(watch) => watch.text(),
+        }
+    }
+
+    fn held(&self) -> usize {
+        match self {
+            Self::Stream(watch) => watch.held(),
+            Self::Whole(watch) => watch.held(),
+        }
+    }
+
+    fn let_go(&mut self) {
+        match self {
+            Self::Stream(watch) => watch.let_go(),
+            Self::Whole(watch) => watch.let_go(),
         }
     }
 }
@@ -96,7 +116,7 @@ impl std::fmt::Debug for Relay {
 
 impl Relay {
     pub(super) fn new(
-        story: &Story<'_>,
+        story: &Story,
         answer: (PodBody, StatusCode, &HeaderMap),
         pick: Pick,
         sent: Sent,
@@ -104,10 +124,14 @@ impl Relay {
     ) -> Self {
         let (body, status, headers) = answer;
         let events = is_event_stream(headers);
-        let dialect = sent.endpoint.dialect();
         let goes_on = sent.matter.as_ref().is_some_and(|matter| matter.goes_on);
         let text = goes_on && status.is_success() && story.policy.config.api.index_answers;
-        let watch = Watch::new(events, sent.endpoint, text);
+        let framed = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
+        let watch = if events {
+            Watch::of_stream(sent.endpoint, text)
+        } else {
+            Watch::of_whole(sent.endpoint, text, !framed && is_json(headers))
+        };
         let framing = if events { Framing::Events } else { Framing::Whole };
         let rename = sent
             .matter
@@ -116,22 +140,24 @@ impl Relay {
             .map(|matter| ModelRenamer::new(&matter.route.client_model, framing));
         receipt.step = Step::Relaying;
         receipt.streamed |= events;
-        let timer = Timer::new(&story.timeouts(), receipt.received, clock::now(), &story.house.cut);
-        let strip = (events && sent.inject_usage).then(UsageStripper::new);
+        let first_token = events && status.is_success() && sent.matter.is_some() && sent.endpoint.generates();
+        let timer = Timer::new(patience(&sent.timeouts, &receipt, first_token), &story.house.cut);
         Self {
-            house: Arc::clone(story.house),
+            house: Arc::clone(&story.house),
             body,
             watch,
-            strip,
+            strip: (events && sent.inject_usage).then(UsageStripper::new),
             rename,
+            share: story.house.bodies.share(),
             pick,
             matter: sent.matter,
             receipt,
-            dialect,
+            endpoint: sent.endpoint,
             status,
             timer,
+            beat: sent.heartbeat.filter(|_| events).map(Beat::new),
             between_events: true,
-            framed: headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH),
+            framed,
             trailers: None,
             state: State::Flowing,
         }
@@ -153,25 +179,32 @@ impl Relay {
                 State::Over => return Poll::Ready(None),
             }
             let out = match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Pending => {
-                    let why = ready!(self.timer.poll(cx));
-                    return Poll::Ready(Some(self.cut(why).map(Frame::data)));
-                }
+                Poll::Pending => return self.wait(cx),
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => self.pass(data),
+                    Ok(data) => Ok(self.pass(data)),
                     // The body's end, and what the edits still hold goes before them.
                     Err(frame) => {
                         self.trailers = frame.into_trailers().ok();
                         self.end()
                     }
                 },
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(self.cut("connection_died").map(Frame::data))),
+                Poll::Ready(Some(Err(_))) => self.cut("connection_died"),
                 Poll::Ready(None) => self.end(),
             };
-            if !out.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(out))));
+            match out {
+                Ok(nothing) if nothing.is_empty() => {}
+                out => return Poll::Ready(Some(out.map(Frame::data))),
             }
         }
+    }
+
+    /// The pod has nothing to say yet.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
+        if let Poll::Ready(why) = self.timer.poll(cx) {
+            return Poll::Ready(Some(self.cut(why).map(Frame::data)));
+        }
+        let Some(beat) = &mut self.beat else { return Poll::Pending };
+        beat.poll(cx).map(|comment| Some(Ok(Frame::data(comment))))
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
@@ -183,38 +216,43 @@ impl Relay {
         if self.rewrites() || !self.is_whole() { SizeHint::default() } else { self.body.size_hint() }
     }
 
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         matches!(self.watch, Watch::Whole(_))
     }
 
     /// One piece of the pod's body: watched, edited, passed on.
     fn pass(&mut self, data: Bytes) -> Bytes {
         let now = clock::now();
-        self.timer.moved(now);
+        self.beat = None;
         self.pick.course.heard();
         let seen = match &mut self.watch {
             Watch::Stream(watch) => watch.feed(&data),
             Watch::Whole(watch) => {
                 watch.feed(&data);
-                Seen::default()
+                Seen { moved: true, ..Seen::default() }
             }
         };
+        if seen.moved {
+            self.timer.moved(seen.tokens > 0);
+        }
         self.read_along();
         self.saw(seen, now);
         self.between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
-        self.edit(data)
+        let out = self.edit(data);
+        self.keep_within_budget(out)
     }
 
-    /// Puts what was just read of the answer behind its prompt.
-    fn read_along(&mut self) {
-        if let (Some(matter), Some(text)) = (&mut self.matter, self.watch.text())
-            && !matter.chain.is_full()
-        {
+    /// Puts what was just read of the answer behind its prompt, and stops reading once nothing more counts there.
+    pub(super) fn read_along(&mut self) {
+        let (Some(matter), Some(text)) = (&mut self.matter, self.watch.text()) else { return };
+        if !matter.chain.is_full() {
             matter.chain.push(text.text());
+        } else if let Watch::Stream(watch) = &mut self.watch {
+            watch.stop_reading_text();
         }
     }
 
-    fn saw(&mut self, seen: Seen, now: Instant) {
+    pub(super) fn saw(&mut self, seen: Seen, now: Instant) {
         if seen.tokens == 0 {
             return;
         }
@@ -235,14 +273,25 @@ impl Relay {
         }
     }
 
-    /// The pod's body is complete: what the edits still hold, and the verdict on how it ended.
-    fn end(&mut self) -> Bytes {
-        let now = clock::now();
-        if let Watch::Stream(watch) = &mut self.watch {
-            let seen = watch.finish();
-            self.read_along();
-            self.saw(seen, now);
+    /// What the watch and the edits hold counts in the budget of all. If there is no room, they hold nothing: less is
+    /// learned of the answer, and an event that would have been taken out goes on, but the answer does.
+    fn keep_within_budget(&mut self, out: Bytes) -> Bytes {
+        let held = self.watch.held() + self.strip.as_ref().map_or(0, UsageStripper::held);
+        if self.share.hold(held as u64) {
+            return out;
         }
+        self.watch.let_go();
+        let held = self.strip.as_mut().map(UsageStripper::let_go).filter(|held| !held.is_empty());
+        self.share.hold(0);
+        let Some(mut held) = held else { return out };
+        if let Some(rename) = &mut self.rename {
+            held = rename.push(held);
+        }
+        [out, held].concat().into()
+    }
+
+    /// What the edits still hold at the end.
+    pub(super) fn release(&mut self) -> BytesMut {
         let mut rest = BytesMut::new();
         if let Some(strip) = &mut self.strip {
             let held = strip.finish();
@@ -254,136 +303,28 @@ impl Relay {
         if let Some(rename) = &mut self.rename {
             rest.extend_from_slice(&rename.finish());
         }
-        self.state = State::Said;
-        if self.ended_without_end() {
-            // A pod that dies behind a connection without framing looks like one that is done.
-            rest.extend_from_slice(&self.last_words("no_end"));
-            self.broke_off("no_end");
-        }
-        rest.freeze()
-    }
-
-    fn ended_without_end(&self) -> bool {
-        let Watch::Stream(watch) = &self.watch else {
-            return false;
-        };
-        !self.framed && self.status.is_success() && *watch.end() == End::Running
-    }
-
-    /// The answer broke off: a stream is told so in its own words and then ended; a whole answer must not look
-    /// complete, so its connection is cut.
-    fn cut(&mut self, why: &'static str) -> Result<Bytes, BrokeOff> {
-        self.broke_off(why);
-        if self.is_whole() {
-            self.state = State::Over;
-            return Err(BrokeOff);
-        }
-        self.state = State::Said;
-        Ok(self.last_words(why))
-    }
-
-    fn last_words(&self, why: &'static str) -> Bytes {
-        let event = cut_event(self.dialect, why);
-        if self.between_events { event } else { Bytes::from([b"\n\n", event.as_ref()].concat()) }
-    }
-
-    fn broke_off(&mut self, why: &'static str) {
-        self.receipt.outcome = Outcome::Cut(why);
-        let pod = &self.pick.verdict.pod;
-        let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
-        self.house.metrics.cuts.get_or_create(&labels).inc();
-        if why == REFUSED {
-            return self.house.pod_refused(pod, why, None, self.pick.course.sent_at());
-        }
-        // What we cut ourselves is not the pod's fault.
-        if why != STOPPING && why != TOTAL_TIMEOUT {
-            self.house.pod_failed(pod);
-        }
-    }
-
-    fn generates(&self) -> bool {
-        self.matter.as_ref().is_some_and(|matter| matter.generates)
-    }
-
-    /// Judges how it ended, and teaches what it showed. Runs once, when the relay is dropped.
-    fn settle(&mut self) {
-        if let Watch::Whole(watch) = &mut self.watch {
-            watch.finish();
-            self.read_along();
-        }
-        let (usage, end, response_id) = match &self.watch {
-            Watch::Stream(watch) => (watch.usage(), watch.end(), watch.response_id()),
-            Watch::Whole(watch) => (watch.usage(), watch.end(), watch.response_id()),
-        };
-        let told_its_end = match &self.watch {
-            Watch::Stream(watch) => watch.told_its_end(),
-            Watch::Whole(watch) => watch.told_its_end(),
-        };
-        let came_to_its_end =
-            self.state != State::Flowing || self.body.is_end_stream() || (!self.is_whole() && *end == End::Done);
-        let nothing_came = self.receipt.tokens == 0 && self.status.is_success();
-        let bad_end = match end {
-            End::Error { code: Some(code), .. } if nothing_came && (code == "503" || code == "429") => Some(REFUSED),
-            End::Error { .. } if self.status.is_success() => Some("error_event"),
-            End::Running | End::Done if nothing_came && usage.is_none() && !told_its_end && self.generates() => {
-                Some("empty_answer")
-            }
-            End::Cut { .. } => Some("aborted_by_pod"),
-            _ => None,
-        };
-        if let (Some(id), Dialect::Responses) = (response_id, self.dialect) {
-            self.house.homes.remember(id, &self.pick.verdict.pod.id);
-        }
-        self.receipt.usage = usage;
-        if self.receipt.outcome == Outcome::Open && came_to_its_end {
-            match bad_end {
-                Some(why) => self.broke_off(why),
-                None => self.receipt.outcome = Outcome::Complete,
-            }
-        }
-        self.note_health();
-        self.teach(usage);
-    }
-
-    /// What the status says of the pod. 429 and 503 are load; every other 5xx is its fault; the rest is an answer.
-    fn note_health(&self) {
-        if self.receipt.outcome != Outcome::Complete {
-            return;
-        }
-        let pod = &self.pick.verdict.pod;
-        match self.status {
-            // Noted when its head came.
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
-            status if status.is_server_error() => self.house.pod_failed(pod),
-            _ => self.house.pod_answered(pod),
-        }
-    }
-
-    fn teach(&mut self, usage: Option<Usage>) {
-        let whole = self.matter.is_some() && self.receipt.outcome == Outcome::Complete;
-        if !whole || !self.status.is_success() {
-            return;
-        }
-        let Some(matter) = &self.matter else { return };
-        let (prompt, output) = (usage.and_then(|it| it.prompt_tokens), usage.and_then(|it| it.completion_tokens));
-        self.pick.course.complete(matter.prompt_bytes, prompt, output, clock::now());
-        let pod = &self.pick.verdict.pod;
-        if let Some(sent) = self.receipt.sent {
-            matter.compare(&self.house, pod, usage, sent);
-        }
-        if self.watch.text().is_some_and(AnswerText::comes_back) {
-            self.house.prefix.insert(pod.slot, matter.chain.blocks());
-        }
+        rest
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.settle();
+fn patience(timeouts: &Timeouts, receipt: &Receipt, first_token: bool) -> Patience {
+    let now = clock::now();
+    Patience {
+        first_token: first_token.then(|| receipt.sent.unwrap_or(now) + timeouts.first_token),
+        first_piece: now + timeouts.first_byte,
+        idle: timeouts.idle,
+        total: timeouts.total.map(|limit| receipt.received + limit),
     }
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+/// Whether a stream of events was promised.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
     kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    kind.ends_with(b"/json") || kind.ends_with(b"+json")
 }

@@ -1,4 +1,4 @@
-//! How long a pod may be silent while its answer is relayed, and how long the whole may take.
+//! How long a pod may take to its first token, how long it may be silent then, and how long the whole may take.
 
 use std::{
     future::Future as _,
@@ -12,33 +12,54 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
     clock,
-    config::Timeouts,
-    gateway::rejection::{STOPPING, TOTAL_TIMEOUT},
+    gateway::rejection::{FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, STOPPING, TOTAL_TIMEOUT},
 };
 
-/// The longest silence allowed, and the end of the request's total time. Armed only while nothing comes, so that an
-/// event costs no timer.
+/// The times of one answer. Armed only while nothing comes, so that an event costs no timer.
 pub(super) struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    silent_until: Instant,
+    waits_for: WaitsFor,
     idle: Duration,
     total: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// What the pod owes.
+enum WaitsFor {
+    /// A stream's first token, by then.
+    FirstToken(Instant),
+    /// The first piece of another answer, by then.
+    FirstPiece(Instant),
+    /// The next piece. Its time begins when we look for it and find nothing: while a client is too slow to take what
+    /// there is, the pod is not silent.
+    Next(Option<Instant>),
+}
+
+/// What an answer may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// By when a stream's first token is due; `None` if the answer is none that begins with one.
+    pub(super) first_token: Option<Instant>,
+    /// By when the first piece of any other is due.
+    pub(super) first_piece: Instant,
+    /// The longest silence after that.
+    pub(super) idle: Duration,
+    /// When all of it must be over.
+    pub(super) total: Option<Instant>,
+}
+
 impl Timer {
-    pub(super) fn new(limits: &Timeouts, received: Instant, now: Instant, stop: &CancellationToken) -> Self {
-        Self {
-            sleep: None,
-            silent_until: now + limits.first_byte,
-            idle: limits.idle,
-            total: limits.total.map(|limit| received + limit),
-            stop: Box::pin(stop.clone().cancelled_owned()),
-        }
+    pub(super) fn new(patience: Patience, stop: &CancellationToken) -> Self {
+        let Patience { first_token, first_piece, idle, total } = patience;
+        let waits_for = first_token.map_or(WaitsFor::FirstPiece(first_piece), WaitsFor::FirstToken);
+        Self { waits_for, idle, total, sleep: None, stop: Box::pin(stop.clone().cancelled_owned()) }
     }
 
-    pub(super) fn moved(&mut self, now: Instant) {
-        self.silent_until = now + self.idle;
+    /// Something came; `token`: content of the answer.
+    pub(super) fn moved(&mut self, token: bool) {
+        if token || !matches!(self.waits_for, WaitsFor::FirstToken(_)) {
+            self.waits_for = WaitsFor::Next(None);
+        }
     }
 
     /// Ready with the reason once the time is up.
@@ -48,19 +69,122 @@ impl Timer {
         }
         loop {
             let now = clock::now();
+            let (due, why) = match &mut self.waits_for {
+                WaitsFor::FirstToken(due) => (*due, FIRST_TOKEN_TIMEOUT),
+                WaitsFor::FirstPiece(due) => (*due, IDLE_TIMEOUT),
+                WaitsFor::Next(since) => (*since.get_or_insert(now) + self.idle, IDLE_TIMEOUT),
+            };
             if self.total.is_some_and(|total| now >= total) {
                 return Poll::Ready(TOTAL_TIMEOUT);
             }
-            if now >= self.silent_until {
-                return Poll::Ready("idle_timeout");
+            if now >= due {
+                return Poll::Ready(why);
             }
+            let until = self.total.map_or(due, |total| total.min(due)).into();
             // An armed sleep that fires early, because something came since, is simply armed again.
-            let sleep = self.sleep.get_or_insert_with(|| {
-                let until = self.total.map_or(self.silent_until, |total| total.min(self.silent_until));
-                Box::pin(sleep_until(until.into()))
-            });
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            if sleep.deadline() > until {
+                sleep.as_mut().reset(until);
+            }
             ready!(sleep.as_mut().poll(cx));
             self.sleep = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn timer(first_token: bool, total: Option<Duration>) -> Timer {
+        let now = clock::now();
+        let patience = Patience {
+            first_token: first_token.then(|| now + 600 * SECOND),
+            first_piece: now + 300 * SECOND,
+            idle: 120 * SECOND,
+            total: total.map(|total| now + total),
+        };
+        Timer::new(patience, &CancellationToken::new())
+    }
+
+    /// Why the time is up, and after how long from now; none within three hours.
+    async fn ends(timer: &mut Timer) -> Option<(&'static str, u64)> {
+        let began = clock::now();
+        let why = timeout(3 * HOUR, poll_fn(|cx| timer.poll(cx))).await.ok()?;
+        Some((why, (clock::now() - began).as_secs()))
+    }
+
+    /// Looks for more, finds nothing, and lets `time` pass.
+    async fn waits(timer: &mut Timer, time: Duration) {
+        assert!(timeout(time, poll_fn(|cx| timer.poll(cx))).await.is_err(), "cut within {time:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_token_puts_the_first_tokens_time_off_by_nothing() {
+        let mut timer = timer(true, None);
+        for _ in 0..39 {
+            waits(&mut timer, 15 * SECOND).await;
+            timer.moved(false);
+        }
+        assert_eq!(ends(&mut timer).await, Some((FIRST_TOKEN_TIMEOUT, 15)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_first_token_silence_counts_even_if_the_sleep_was_armed_for_longer() {
+        let mut timer = timer(true, None);
+        waits(&mut timer, SECOND).await;
+        timer.moved(true);
+        assert_eq!(ends(&mut timer).await, Some((IDLE_TIMEOUT, 120)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_answers_begin_with_any_piece() {
+        assert_eq!(ends(&mut timer(false, None)).await, Some((IDLE_TIMEOUT, 300)));
+        let mut moving = timer(false, None);
+        moving.moved(false);
+        assert_eq!(ends(&mut moving).await, Some((IDLE_TIMEOUT, 120)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_a_day_goes_on_and_a_total_ends_it() {
+        let mut day = timer(true, None);
+        for _ in 0..24 * 60 {
+            day.moved(true);
+            waits(&mut day, 60 * SECOND).await;
+        }
+        day.moved(true);
+        assert_eq!(ends(&mut day).await, Some((IDLE_TIMEOUT, 120)));
+        let mut limited = timer(true, Some(HOUR));
+        for _ in 0..59 {
+            limited.moved(true);
+            waits(&mut limited, 60 * SECOND).await;
+        }
+        assert_eq!(ends(&mut limited).await, Some((TOTAL_TIMEOUT, 60)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_not_the_pods_silence() {
+        let mut timer = timer(true, None);
+        timer.moved(true);
+        // Nobody looks for more while the client's connection is full.
+        advance(10 * 60 * SECOND).await;
+        assert_eq!(ends(&mut timer).await, Some((IDLE_TIMEOUT, 120)), "the pod has its whole time from now on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_is_told_at_once() {
+        let mut timer = timer(true, None);
+        let stop = CancellationToken::new();
+        timer.stop = Box::pin(stop.clone().cancelled_owned());
+        waits(&mut timer, SECOND).await;
+        stop.cancel();
+        assert_eq!(ends(&mut timer).await, Some((STOPPING, 0)));
     }
 }

@@ -8,6 +8,7 @@
 use super::{Cursor, Plain, opening};
 use crate::openai::{
     Dialect, Endpoint, Event,
+    sse::KEPT_BUFFER,
     watch::{Word, has_content},
 };
 
@@ -60,7 +61,26 @@ impl AnswerText {
 
     /// What was read has been taken.
     pub fn clear(&mut self) {
+        if self.text.capacity() > KEPT_BUFFER {
+            self.text = Vec::new();
+        }
         self.text.clear();
+    }
+
+    /// The bytes held of it.
+    pub(in crate::openai) fn held(&self) -> usize {
+        self.text.capacity()
+    }
+
+    /// What was read has been taken, and its place is not kept.
+    pub(in crate::openai) fn let_go(&mut self) {
+        self.text = Vec::new();
+    }
+
+    /// No more of it is wanted.
+    pub(in crate::openai) fn stop(&mut self) {
+        self.closed = true;
+        self.text = Vec::new();
     }
 
     /// Whether the text, put behind its prompt, is what the pod's cache holds and the next turn begins with.
