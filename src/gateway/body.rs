@@ -22,14 +22,19 @@ use crate::config::Limits;
 #[derive(Debug)]
 pub struct BodyBudget {
     held: AtomicU64,
-    limit: u64,
+    limit: AtomicU64,
     shown: Gauge,
 }
 
 impl BodyBudget {
     /// Nothing held; `shown` follows what is.
     pub fn new(limit: u64, shown: Gauge) -> Self {
-        Self { held: AtomicU64::new(0), limit, shown }
+        Self { held: AtomicU64::new(0), limit: AtomicU64::new(limit), shown }
+    }
+
+    /// Another bound; bodies already held stay.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
     }
 
     /// Bytes held now.
@@ -38,7 +43,7 @@ impl BodyBudget {
     }
 
     fn has_room_for(&self, bytes: u64) -> bool {
-        self.held().saturating_add(bytes) <= self.limit
+        self.held().saturating_add(bytes) <= self.limit.load(Relaxed)
     }
 }
 
@@ -52,7 +57,7 @@ struct Share {
 impl Share {
     fn grow(&mut self, bytes: u64) -> Result<(), Rejection> {
         let budget = &self.budget;
-        let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= budget.limit);
+        let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= budget.limit.load(Relaxed));
         budget.held.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Rejection::BuffersFull)?;
         self.bytes += bytes;
         budget.shown.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));

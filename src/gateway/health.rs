@@ -25,6 +25,9 @@ impl House {
     fn note(&self, pod: &Pod, evidence: Evidence) {
         if let Some(condition) = pod.health.note(evidence, clock::now()) {
             tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
+            if let Some(pool) = self.fleet.pool(&pod.pool) {
+                self.waiting.pod_may_do(&pool, pod, clock::now());
+            }
         }
     }
 }

@@ -13,6 +13,6 @@ mod idle;
 mod retry;
 
 pub use attempt::{Answer, Carry, PodBody, Upstream};
-pub use connect::{Connector, client_tls};
+pub use connect::{Connector, PoolTls, client_tls};
 pub use failure::{Failure, FailureKind, Fault};
 pub use retry::RetryBudget;

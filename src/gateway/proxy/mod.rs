@@ -3,6 +3,7 @@
 mod answer;
 mod attempts;
 mod headers;
+mod patience;
 mod relay;
 mod timer;
 
@@ -149,10 +150,10 @@ impl Story<'_> {
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
-        let forward = matter.pool.config.forward_authorization;
+        let forward = matter.pool.config().forward_authorization;
         let carry = carry(&head, self.body_for_pod(&read.bytes, &ask, &matter), &receipt.request_id, forward);
         let total = config.timeouts.total;
-        let answered = self.attempts(&carry, &matter, receipt);
+        let answered = self.attempts_with_patience(&carry, &matter, receipt);
         let (answer, pick) = match total {
             Some(limit) => {
                 tokio::time::timeout(limit, answered).await.map_err(|_| Rejection::TotalTimeout(limit))??
@@ -227,9 +228,9 @@ impl Story<'_> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-        let forward = pool.config.forward_authorization;
+        let forward = pool.config().forward_authorization;
         let carry = carry(head, body, &receipt.request_id, forward);
-        let pick = Pick::of_pod(pool, &pod);
+        let pick = Pick::of_pod(&pool, &pod);
         let attempt = self.house.upstream.attempt(&pod, &carry, &self.timeouts()).await;
         let answer = attempt.map_err(|failure| {
             self.note_failure(&pick, &failure);
