@@ -118,7 +118,7 @@ fn picks(c: &mut Criterion) {
                 b.iter(|| {
                     let _gate = pool.gate();
                     let listed = pool.pods();
-                    let scene = Scene { pool, pods: &listed, now: clock::now() };
+                    let scene = Scene { pool: &pool, pods: &listed, now: clock::now() };
                     let question = Question {
                         served_model: "code",
                         prompt_tokens: 900,
@@ -242,7 +242,7 @@ fn decisions(c: &mut Criterion) {
                 let hits = index.longest(chain.blocks());
                 let gate = pool.gate();
                 let listed = pool.pods();
-                let scene = Scene { pool, pods: &listed, now: clock::now() };
+                let scene = Scene { pool: &pool, pods: &listed, now: clock::now() };
                 let question = Question {
                     served_model: "code",
                     prompt_tokens: pool.tokens(bytes),

@@ -97,7 +97,7 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
     fleet.set("pool", &ports.iter().map(target).collect::<Vec<_>>(), clock::now());
     let (tasks, count) = (Tasks::new(), Arc::new(Count::default()));
     let report: Arc<dyn Report> = Arc::clone(&count) as _;
-    let _scraper = Scraper::start(&fleet, &tasks, &|_| no_tls(), &report).expect("a client");
+    let _scraper = Scraper::start(&fleet, &tasks, &|_| no_tls().into(), &report).expect("a client");
     tokio::time::sleep(SETTLE).await;
     let (cpu, pages) = (cpu_seconds(), count.0.load(Relaxed));
     tokio::time::sleep(MEASURE).await;

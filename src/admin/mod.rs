@@ -3,6 +3,7 @@
 //! Two routers: `probes` for kubelet and Prometheus (may face the network), and all of it for the operator (on
 //! loopback unless told otherwise). Nothing here changes anything.
 
+mod config;
 mod explain;
 mod state;
 
@@ -16,6 +17,7 @@ use axum::{
     routing::{get, post},
 };
 
+pub use config::ConfigRecord;
 pub use explain::{ExplainAnswer, Problem, explain_request};
 
 use crate::{
@@ -33,12 +35,14 @@ pub struct Office {
     pub policy: CurrentPolicy,
     /// How far a stop has come.
     pub stage: Arc<Stage>,
+    /// Which configuration is in force.
+    pub config: Arc<ConfigRecord>,
 }
 
 impl Office {
     /// The office of one gateway.
-    pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>) -> Self {
-        Self { house, policy, stage }
+    pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>, config: Arc<ConfigRecord>) -> Self {
+        Self { house, policy, stage, config }
     }
 
     /// Why the gateway is not ready; `None` if it is. Once a pod was ready it stays so until it stops: taking every
@@ -65,6 +69,7 @@ pub fn everything(office: Office) -> Router {
     Router::new()
         .route("/", get(state::index))
         .route("/debug/fleet", get(state::fleet))
+        .route("/debug/config", get(config::config))
         .route("/debug/explain", post(explain::explain))
         .with_state(office.clone())
         .merge(probes(office))

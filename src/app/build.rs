@@ -7,15 +7,16 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use http::Request;
 use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
 use super::{Running, StartError, bind, house::live_house};
 use crate::{
-    admin::{self, Office},
+    admin::{self, ConfigRecord, Office},
     config::Config,
     edge::{self, Door, Stage},
-    gateway::{CurrentPolicy, Desk, House, Policy},
+    gateway::{CurrentPolicy, Desk, Policy},
     tasks::Tasks,
 };
 
@@ -31,21 +32,28 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 ///
 /// # Errors
 /// As [`start`], and if the log cannot be written.
+#[expect(clippy::unused_async, reason = "it spawns, so it has to be called within a runtime")]
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
-        sockets.push(bind(format!("listener '{}'", listener.name), listener.address).await?);
+        sockets.push(bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
     }
-    let admin = bind("admin".to_owned(), config.admin).await?;
+    let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
     let probes = match config.probes {
-        Some(address) => Some(bind("probes".to_owned(), address).await?),
+        Some(address) => Some(bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,
     };
 
     let background = Tasks::new();
-    let house = live_house(&config, decision_log, &background)?;
-    let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(Policy::new(Arc::clone(&config))));
+    let (house, instruments) = live_house(&config, decision_log, &background)?;
+    let first = Policy::new(Arc::clone(&config), &house.fleet);
+    let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
+    let pruned = (Arc::clone(&house), Arc::clone(&policy));
+    background.spawn_until_stop(async move {
+        let (house, policy) = pruned;
+        house.upstream.prune_forever(|| policy.load().config.timeouts.pool_idle).await;
+    });
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
 
@@ -54,17 +62,24 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
-        let door = door(&config, Arc::clone(&listener.name), socket, &room, &house);
-        let serve = move |request| desk.clone().serve(request);
+        let door =
+            door(&config, Arc::clone(&listener.name), socket, (Arc::clone(&room), house.metrics.connections.clone()));
+        let told = Arc::clone(&stage);
+        let serve = move |request: Request<Incoming>| {
+            let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
+            async move { desk.serve(request).await.map(|answer| told.take_leave(version, answer)) }
+        };
         clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
     }
 
-    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage));
+    let record = Arc::new(ConfigRecord::default());
+    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
     let admin_address = local(&admin, config.admin);
-    open_office(&config, admin, admin::everything(office.clone()), &house, &office_tasks);
+    let office_stage = Arc::new(Stage::default());
+    open_office(&config, admin, admin::everything(office.clone()), &office_stage, &office_tasks);
     let probes_address = probes.map(|socket| {
         let address = local(&socket, config.admin);
-        open_office(&config, socket, admin::probes(office), &house, &office_tasks);
+        open_office(&config, socket, admin::probes(office), &office_stage, &office_tasks);
         address
     });
     Ok(Running {
@@ -74,39 +89,35 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         house,
         policy,
         stage,
+        office_stage,
+        instruments: Arc::new(instruments),
+        record,
         clients,
         office: office_tasks,
         background,
     })
 }
 
-fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semaphore>, house: &House) -> Door {
+fn door(config: &Config, name: Arc<str>, socket: TcpListener, (room, open): (Arc<Semaphore>, Gauge)) -> Door {
     let limits = edge::Limits {
         header_read: config.timeouts.header_read,
         header_fields: config.limits.header_fields,
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
+    Door { name, socket, limits, room, open, shared: config.reuse_port }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
-fn open_office(config: &Config, socket: TcpListener, router: Router, house: &House, tasks: &Tasks) {
+fn open_office(config: &Config, socket: TcpListener, router: Router, stage: &Arc<Stage>, tasks: &Tasks) {
     /// A person, a kubelet and a few Prometheus servers.
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));
-    let door = Door {
-        open: prometheus_client::metrics::gauge::Gauge::default(),
-        ..door(config, "admin".into(), socket, &room, house)
-    };
+    let door = door(config, "admin".into(), socket, (room, Gauge::default()));
     let serve = move |request: Request<Incoming>| router.clone().oneshot(request);
-    let never = Stage::default();
-    let watch = never.watch();
-    let spawner = tasks.clone();
-    tasks.spawn_until_stop(async move {
-        let _never = never;
-        edge::run(door, serve, watch, spawner).await;
-    });
+    // With the last of the stage everything at this door ends.
+    let (watch, spawner) = (stage.watch(), tasks.clone());
+    tasks.spawn_until_stop(edge::run(door, serve, watch, spawner));
 }
 
 fn local(socket: &TcpListener, configured: SocketAddr) -> SocketAddr {

@@ -1,7 +1,6 @@
 //! The house furnished: everything that outlives a policy, made once for a process.
 
 use std::{
-    collections::BTreeMap,
     io,
     path::Path,
     sync::{
@@ -10,23 +9,24 @@ use std::{
     },
 };
 
-use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     StartError,
+    reload::{pool_tls, tls_of},
     senses::{self, Ears},
 };
 use crate::{
     clock,
-    config::{Config, Pool},
+    config::Config,
+    discovery::{Discovery, OnChange},
     fleet::{Fleet, Pace, Pod, PodId, PoolState},
-    gateway::{BodyBudget, House, ResponseHomes},
+    gateway::{BodyBudget, House, ResponseHomes, Waiting},
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
     telemetry::{DecisionLog, Metrics, Name, PodRow},
-    upstream::{Connector, RetryBudget, Upstream, client_tls},
+    upstream::{Connector, PoolTls, RetryBudget, Upstream},
 };
 
 /// What is known, before anybody senses or sends.
@@ -34,8 +34,24 @@ struct Known {
     fleet: Arc<Fleet>,
     prefix: Arc<prefix::Index>,
     metrics: Arc<Metrics>,
+    waiting: Arc<Waiting>,
     ready_once: Arc<AtomicBool>,
     decisions: Option<DecisionLog>,
+}
+
+/// What the house is kept up with: whoever reloads tells these of new pools.
+pub(super) struct Instruments {
+    pub(super) connector: Connector,
+    pub(super) scraper: Arc<Scraper>,
+    pub(super) discovery: Discovery,
+    /// Told of the pods of a pool that is taken away.
+    pub(super) on_change: OnChange,
+}
+
+impl std::fmt::Debug for Instruments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instruments").finish_non_exhaustive()
+    }
 }
 
 impl Known {
@@ -44,11 +60,10 @@ impl Known {
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
         let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
-        Self { fleet, prefix, metrics, ready_once: Arc::default(), decisions: None }
+        let waiting = Arc::new(Waiting::new(&metrics));
+        Self { fleet, prefix, metrics, waiting, ready_once: Arc::default(), decisions: None }
     }
 }
-
-type Tls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
 
 /// A house with its senses awake: pods are discovered and scraped for as long as `tasks` run, and decisions are logged
 /// at `decision_log`.
@@ -56,42 +71,39 @@ pub(super) fn live_house(
     config: &Arc<Config>,
     decision_log: Option<&Path>,
     tasks: &Tasks,
-) -> Result<Arc<House>, StartError> {
+) -> Result<(Arc<House>, Instruments), StartError> {
     let mut known = Known::nothing(config);
     if let Some(path) = decision_log {
         let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
         known.decisions = Some(log.map_err(failed)?);
     }
-    let mut tls = Tls::new();
-    for pool in &config.pools {
-        tls.insert(Arc::clone(&pool.name), Arc::new(client_tls(pool.ca_file.as_deref())?));
-    }
+    let tls = pool_tls(config, None)?;
     let ears = Ears {
         metrics: Arc::clone(&known.metrics),
         prefix: Arc::clone(&known.prefix),
         fleet: Arc::clone(&known.fleet),
+        waiting: Arc::clone(&known.waiting),
         ready_once: Arc::clone(&known.ready_once),
     };
     let ears: Arc<dyn scrape::Report> = Arc::new(ears);
-    #[expect(clippy::indexing_slicing, reason = "filled from these very pools above")]
-    let tls_of = |pool: &Pool| ClientConfig::clone(&tls[&pool.name]);
-    let scraper = Scraper::start(&known.fleet, tasks, &tls_of, &ears).map_err(io::Error::other)?;
-    let house =
-        Arc::new(furnish(config, known, Connector::new(tls, tasks.clone()), Box::new(move |pod| scraper.doubt(pod))));
-    let (pruned, limit) = (Arc::clone(&house), config.timeouts.pool_idle);
-    tasks.spawn_until_stop(async move { pruned.upstream.prune_forever(limit).await });
-    senses::discover(config, &house, tasks);
-    Ok(house)
+    let scraper = Scraper::start(&known.fleet, tasks, &|pool| tls_of(&tls, pool), &ears).map_err(io::Error::other)?;
+    let (scraper, connector) = (Arc::new(scraper), Connector::new(tls, tasks.clone()));
+    let asked = Arc::clone(&scraper);
+    let house = Arc::new(furnish(config, known, connector.clone(), Box::new(move |pod| asked.doubt(pod))));
+    let on_change = senses::on_change(&house);
+    let discovery = senses::discovery(&house, tasks, &on_change);
+    discovery.follow(&config.pools);
+    Ok((house, Instruments { connector, scraper, discovery, on_change }))
 }
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config), Connector::new(Tls::new(), Tasks::new()), Box::new(|_| {}))
+    furnish(config, Known::nothing(config), Connector::new(PoolTls::new(), Tasks::new()), Box::new(|_| {}))
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics, ready_once, decisions } = known;
+    let Known { fleet, prefix, metrics, waiting, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
@@ -100,6 +112,7 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
+        waiting,
         requests_open: AtomicUsize::new(0),
         cut: CancellationToken::new(),
         ready_once,
@@ -128,7 +141,7 @@ fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
             prefix_trust: index.trust(pod.slot),
         }
     };
-    let of_pool = |pool: &Arc<PoolState>| {
+    let of_pool = |pool: Arc<PoolState>| {
         let pace = pool.pace();
         pool.pods().iter().map(|pod| row(pod, pace)).collect::<Vec<_>>()
     };

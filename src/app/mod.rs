@@ -2,22 +2,34 @@
 
 mod build;
 mod house;
+mod reload;
 mod senses;
 mod stop;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+use xxhash_rust::xxh3::xxh3_64;
 
 pub use build::{start, start_logging};
 pub use house::still_house;
+pub use reload::{Reloaded, Reloader};
 pub use stop::Stopped;
 
 use crate::{
+    admin::ConfigRecord,
+    clock,
     edge::Stage,
     gateway::{CurrentPolicy, House},
     tasks::Tasks,
+    telemetry::logs::Level,
 };
+use house::Instruments;
 
 /// A gateway that runs.
 #[derive(Debug)]
@@ -33,9 +45,40 @@ pub struct Running {
     /// The policy in force.
     pub policy: CurrentPolicy,
     stage: Arc<Stage>,
+    office_stage: Arc<Stage>,
+    instruments: Arc<Instruments>,
+    record: Arc<ConfigRecord>,
     clients: Tasks,
     office: Tasks,
     background: Tasks,
+}
+
+impl Running {
+    /// Whoever brings new configurations from `file` into force, the first of which had this `text`; the log follows
+    /// through `level`. It reloads when asked to; [`Running::follow`] asks it whenever the file changes.
+    pub fn reloader(&self, file: &Path, text: &str, level: Option<Level>) -> Arc<Reloader> {
+        let hash = reload::hash(text.as_bytes());
+        self.record.began(Some(file), hash.clone(), clock::wall());
+        let reloader = Reloader {
+            house: Arc::clone(&self.house),
+            policy: Arc::clone(&self.policy),
+            instruments: Arc::clone(&self.instruments),
+            stage: Arc::clone(&self.stage),
+            record: Arc::clone(&self.record),
+            handled: std::sync::Mutex::new(Some(xxh3_64(text.as_bytes()))),
+            text: tokio::sync::Mutex::new(text.to_owned()),
+            file: file.into(),
+            level,
+        };
+        reloader.show(1, hash);
+        Arc::new(reloader)
+    }
+
+    /// Reloads whenever the file changes, until the gateway stops.
+    pub fn follow(&self, reloader: &Arc<Reloader>) {
+        let reloader = Arc::clone(reloader);
+        self.background.spawn_until_stop(async move { reloader.watch().await });
+    }
 }
 
 /// Why a gateway could not start. The system's own words are the error's source, and not said here as well.
@@ -73,6 +116,17 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-async fn bind(what: String, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { what, address, source })
+/// Connections that may wait to be accepted: what tokio and most servers ask for; the kernel caps it (`somaxconn`).
+const BACKLOG: u32 = 1_024;
+
+/// Binds `address`; with `reuse_port`, beside another process of this user that did the same.
+fn bind(what: String, address: SocketAddr, reuse_port: bool) -> Result<TcpListener, StartError> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(reuse_port)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().map_err(|source| StartError::Bind { what, address, source })
 }

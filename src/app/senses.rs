@@ -6,11 +6,10 @@ use std::{
 };
 
 use crate::{
-    clock,
-    config::{self, Config},
-    discovery,
+    clock, config,
+    discovery::{Discovery, OnChange},
     fleet::{Changes, Condition, Fleet, Pod, PoolState},
-    gateway::{House, tell_turn},
+    gateway::{House, Waiting, tell_turn},
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
@@ -23,6 +22,7 @@ pub(super) struct Ears {
     pub(super) metrics: Arc<Metrics>,
     pub(super) prefix: Arc<prefix::Index>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) waiting: Arc<Waiting>,
     pub(super) ready_once: Arc<AtomicBool>,
 }
 
@@ -58,31 +58,50 @@ impl Report for Ears {
             let unparsed = self.metrics.scrape_unparsed.get_or_create_owned(&Self::labels(pod, "unparsed"));
             unparsed.inc_by(u64::from(seen.unparsed_lines));
         }
-        if let Some(pool) = self.fleet.pool(&pod.pool) {
+        // A pod that has left meanwhile is forgotten, and must not be remembered for its last page.
+        if let Some(pool) = self.fleet.pool(&pod.pool).filter(|_| self.fleet.lists(pod)) {
             pod.speed.fade(clock::now());
-            self.fit_prefix_index(pod, pool);
+            self.fit_prefix_index(pod, &pool);
+            // Whoever failed to reach it may find it there now.
+            self.waiting.pod_may_do(&pool, pod, clock::now());
+        }
+    }
+
+    fn models_read(&self, pod: &Pod) {
+        if let Some(pool) = self.fleet.pool(&pod.pool) {
+            self.waiting.pod_may_do(&pool, pod, clock::now());
         }
     }
 
     fn page_failed(&self, pod: &Pod, failure: Failure, took: Duration) {
         self.scraped(pod, failure.name(), took);
+        if failure == Failure::Alien {
+            // It says nothing of load, but somebody is there.
+            self.models_read(pod);
+        }
     }
 
     fn turned(&self, pod: &Pod, condition: Condition) {
         tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
+        self.models_read(pod);
     }
 }
 
-/// Follows the pools' endpoints, and forgets what belonged to pods that left.
-pub(super) fn discover(config: &Config, house: &Arc<House>, tasks: &Tasks) {
+/// What follows when a pool's pods change: what belonged to pods that left is forgotten, and whoever waits for one may
+/// have it.
+pub(super) fn on_change(house: &Arc<House>) -> OnChange {
     let told = Arc::clone(house);
-    let on_change = move |_: &str, changes: &Changes| {
+    Arc::new(move |pool: &str, changes: &Changes| {
         for pod in &changes.removed {
             told.prefix.forget(pod.slot);
             told.upstream.forget(&pod.id);
         }
-    };
-    let on_change: discovery::OnChange = Arc::new(on_change);
+        told.waiting.pool_changed(pool, told.fleet.pool(pool).as_deref());
+    })
+}
+
+/// Whoever follows the pools' endpoints.
+pub(super) fn discovery(house: &House, tasks: &Tasks, on_change: &OnChange) -> Discovery {
     let parse = |name: &str, text: &str| config::parse_endpoints(name, text).map_err(|report| report.to_string());
-    discovery::start(&config.pools, &house.fleet, tasks, parse, &on_change);
+    Discovery::new(&house.fleet, tasks, parse, Arc::clone(on_change))
 }

@@ -23,6 +23,10 @@ impl Running {
     pub async fn stop(self, delay: Duration, grace: Duration, hurry: impl Future<Output = ()>) -> Stopped {
         let orderly = async {
             self.stage.enter(Phase::Leaving);
+            if self.policy.load().config.reuse_port {
+                // The operator's doors are shared with the successor too: whoever asks there shall meet it.
+                self.office_stage.enter(Phase::Closing);
+            }
             if delay > Duration::ZERO {
                 tracing::info!(open = self.open(), ?delay, "stopping: not ready any more, still accepting");
                 sleep(delay).await;
@@ -42,6 +46,7 @@ impl Running {
         timeout(LAST_WORDS, self.clients.wait()).await.ok();
         self.stage.enter(Phase::Cutting);
         self.clients.wait().await;
+        self.office_stage.enter(Phase::Cutting);
         self.office.stop();
         self.office.wait().await;
         self.background.stop();

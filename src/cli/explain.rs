@@ -200,7 +200,7 @@ fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow:
     let house = app::still_house(&config);
     let now = clock::now();
     let held = snapshot.restore(&house.fleet, now);
-    let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config)));
+    let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
     let answer = admin::explain_request(&house, &policy.load_full(), args.listener.as_deref(), &args.path, body);
     drop(held);
     Ok(answer?)

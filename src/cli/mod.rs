@@ -91,9 +91,18 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The configuration at `path`; its problems are printed, and `None` says that it cannot be used.
 fn load_config(path: &Path) -> anyhow::Result<Option<Config>> {
+    Ok(load_config_text(path)?.map(|(config, _)| config))
+}
+
+/// The same, with its text.
+fn load_config_text(path: &Path) -> anyhow::Result<Option<(Config, String)>> {
     let mut err = io::stderr().lock();
     let coloured = colour(&err);
-    let (config, problems) = match config::load_file(path) {
+    let loaded = config::read_file(path).and_then(|bytes| {
+        let (config, warnings) = config::load_bytes(&path.display().to_string(), &bytes)?;
+        Ok(((config, String::from_utf8_lossy(&bytes).into_owned()), warnings))
+    });
+    let (config, problems) = match loaded {
         Ok((config, warnings)) => (Some(config), warnings),
         Err(report) => (None, report.problems),
     };

@@ -1,16 +1,12 @@
 //! `tidegate serve`: the gateway itself.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{OK, load_config};
-use crate::{app, telemetry::logs};
+use super::{OK, load_config_text};
+use crate::{app, config::Config, telemetry::logs};
 
 /// Requests were cut off because the drain grace was over.
 const CUT: u8 = 3;
@@ -19,7 +15,8 @@ const AFTER: &str = "Signals:
   SIGTERM  drain: not ready at once, still accepting for timeouts.drain_delay, then no new
            connections, then up to timeouts.drain_grace for open requests
   SIGINT   the same without the delay (Ctrl-C); a second signal of either kind cuts what is open
-  SIGHUP   nothing: the configuration is read at the start (endpoint lists and token files are followed)
+  SIGHUP   reload the configuration now (it is also followed, and so are endpoint lists and token files); if it has
+           problems, or changes what only a restart can, it is refused and the one before stays in force
 
 Exit codes:
   0  stopped, and every request got its whole answer
@@ -42,28 +39,34 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(config) = load_config(&args.config)? else {
+    let Some((config, text)) = load_config_text(&args.config)? else {
         return Ok(ExitCode::from(super::PROBLEMS));
     };
-    logs::start(&config.log).context("log.level is no filter")?;
+    let level = logs::start(&config.log).context("log.level is no filter")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, args.decision_log.as_deref()))
+    runtime.block_on(serve(args, config, &text, level))
 }
 
-async fn serve(config: crate::config::Config, decision_log: Option<&Path>) -> anyhow::Result<ExitCode> {
+async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
-    let (delay, grace) = (config.timeouts.drain_delay, config.timeouts.drain_grace);
-    let running = app::start_logging(config, decision_log).await?;
+    let running = app::start_logging(config, args.decision_log.as_deref()).await?;
+    let reloader = running.reloader(&args.config, text, Some(level));
+    running.follow(&reloader);
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
     tracing::info!(address = %running.admin, "admin listening");
-    let delay = match signals.next().await {
-        SignalKindSeen::Interrupt => Duration::ZERO,
-        SignalKindSeen::Terminate => delay,
+    let stop = loop {
+        match signals.next().await {
+            SignalKindSeen::Hangup => _ = reloader.reload().await,
+            stop => break stop,
+        }
     };
-    let stopped = running.stop(delay, grace, async move { _ = signals.next().await }).await;
+    let timeouts = running.policy.load().config.timeouts;
+    let delay = if stop == SignalKindSeen::Interrupt { Duration::ZERO } else { timeouts.drain_delay };
+    let hurry = async move { while signals.next().await == SignalKindSeen::Hangup {} };
+    let stopped = running.stop(delay, timeouts.drain_grace, hurry).await;
     Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
 }
 
@@ -73,9 +76,11 @@ pub(super) struct Signals {
     hangup: Signal,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignalKindSeen {
     Terminate,
     Interrupt,
+    Hangup,
 }
 
 impl Signals {
@@ -88,12 +93,10 @@ impl Signals {
     }
 
     pub(super) async fn next(&mut self) -> SignalKindSeen {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return SignalKindSeen::Terminate,
-                _ = self.interrupt.recv() => return SignalKindSeen::Interrupt,
-                _ = self.hangup.recv() => tracing::warn!("SIGHUP changes nothing: restart to apply a new configuration"),
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKindSeen::Terminate,
+            _ = self.interrupt.recv() => SignalKindSeen::Interrupt,
+            _ = self.hangup.recv() => SignalKindSeen::Hangup,
         }
     }
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    Api, Bytes, Limits, Log, LogFormat, Metrics, Ratio, Retry, Scheduler, Scorer, Sessions, Timeouts, WeightedScorer,
+    Api, Bytes, Limits, Log, LogFormat, Metrics, Ratio, Retry, Scheduler, Scorer, Sessions, Timeouts, Waiting,
+    WeightedScorer,
 };
 
 /// The operator's listener: loopback, because it can change things and asks for no key; 9090 because metrics live there
@@ -56,6 +57,17 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 /// with Envoy's floor of 3 so that a quiet gateway may retry at all.
 /// Nothing that may have run: it may have cost minutes of GPU, and would again.
 pub(super) const RETRY: Retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3, on: Vec::new() };
+
+/// Waiting while no pod is ready.
+pub(super) const WAITING: Waiting = Waiting {
+    // Half of the 60 s after which most load balancers and proxies in front give up on an idle request: the client
+    // hears from us why, and when to come again, before it is cut off.
+    timeout: Duration::from_secs(30),
+    // 30 s of 33 requests a second; after a longer line a client waits for the line, not for the pod.
+    requests: 1_000,
+    // A quarter of the buffers: those who wait for one pool must not refuse those whose pool works. 256 KiB each.
+    bytes: Bytes(256 << 20),
+};
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

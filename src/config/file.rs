@@ -23,6 +23,9 @@ pub(super) struct File {
     /// Where clients come in; at least one.
     #[serde(default)]
     pub(super) listeners: At<Vec<ListenerFile>>,
+    /// Whether another process of the same user may listen on the same addresses, so that a successor can start before
+    /// this one stops. Default: false.
+    pub(super) reuse_port: Option<bool>,
     /// The groups of pods; at least one. A pool's pods serve the same base model.
     #[serde(default)]
     pub(super) pools: At<Vec<PoolFile>>,
@@ -40,6 +43,8 @@ pub(super) struct File {
     pub(super) timeouts: Option<TimeoutsFile>,
     /// When a request may be tried on another pod. Only before the first byte of an answer.
     pub(super) retry: Option<RetryFile>,
+    /// How long and how many requests may wait while no pod is ready.
+    pub(super) waiting: Option<WaitingFile>,
     /// How requests name the session they belong to.
     pub(super) sessions: Option<SessionsFile>,
     /// Which paths are open, and what is added to requests and answers.
@@ -319,6 +324,18 @@ pub(super) struct RetryFile {
     /// What is tried again although it may have run: first_byte_timeout, connection_died, empty_answer, or a status.
     /// Default: nothing.
     pub(super) on: Option<Vec<RetryOn>>,
+}
+
+/// What may wait while no pod is ready.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ timeout: 30s }`")]
+pub(super) struct WaitingFile {
+    /// How long one request may wait; 0s: it is refused at once. Default: 30s.
+    pub(super) timeout: Option<At<Span>>,
+    /// How many requests may wait, over all pools. Default: 1000.
+    pub(super) requests: Option<At<u32>>,
+    /// How many bytes of bodies they may hold together. Default: 256MiB.
+    pub(super) bytes: Option<At<Bytes>>,
 }
 
 /// Where a request's session name is looked for.

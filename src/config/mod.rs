@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+mod change;
 mod check;
 mod defaults;
 mod file;
@@ -18,9 +19,10 @@ mod target;
 mod tree;
 mod units;
 
-pub use check::{load, load_bytes, load_file, schema};
+pub use change::{Change, compare};
+pub use check::{load, load_bytes, load_file, read_file, schema};
 pub use report::{Place, Problem, Report, Severity, nearest};
-pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
+pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 
@@ -37,6 +39,8 @@ pub struct Ratio(pub f64);
 pub struct Config {
     /// Where clients come in; at least one.
     pub listeners: Vec<Listener>,
+    /// Whether another process of the same user may listen on the same addresses, as a successor does.
+    pub reuse_port: bool,
     /// The groups of pods; at least one.
     pub pools: Vec<Arc<Pool>>,
     /// Names that clients ask for and what they mean.
@@ -53,6 +57,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// When a request may be tried on another pod.
     pub retry: Retry,
+    /// How long and how many requests may wait while no pod is ready.
+    pub waiting: Waiting,
     /// How requests name the session they belong to.
     pub sessions: Sessions,
     /// Which paths are open and what is added to requests and answers.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Bytes, Ratio};
 
 /// Bounds, each enforced in exactly one place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest request body.
     pub body: Bytes,
@@ -102,6 +102,17 @@ pub struct Retry {
     pub budget_floor: u32,
     /// What is tried again although it may have run.
     pub on: Vec<RetryOn>,
+}
+
+/// What may wait while no pod is ready.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// How long one request may; zero: not at all.
+    pub timeout: Duration,
+    /// How many requests may, over all pools.
+    pub requests: usize,
+    /// How many bytes of bodies they may hold together.
+    pub bytes: Bytes,
 }
 
 /// Where a request's session name is looked for, first found wins.

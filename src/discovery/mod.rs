@@ -7,7 +7,10 @@ mod dns;
 mod file;
 mod sources;
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::{
     config::{Endpoint, Pool, Target},
@@ -22,17 +25,63 @@ pub type ParseEndpoints = fn(&str, &str) -> Result<Vec<Target>, String>;
 /// Told after a pool's pods changed.
 pub type OnChange = Arc<dyn Fn(&str, &Changes) + Send + Sync>;
 
-/// Keeps the fleet's pods as `pools` say, for as long as `tasks` run. Fixed addresses are there when this returns.
-pub fn start(pools: &[Arc<Pool>], fleet: &Arc<Fleet>, tasks: &Tasks, parse: ParseEndpoints, on_change: &OnChange) {
-    for pool in pools {
-        let sources = Sources::new(pool, fleet, on_change);
-        sources.publish_fixed();
-        for (place, endpoint) in pool.endpoints.iter().enumerate() {
-            let slot = sources.slot(place);
+/// Keeps the fleet's pods as its pools say, for as long as its tasks run.
+pub struct Discovery {
+    fleet: Arc<Fleet>,
+    tasks: Tasks,
+    parse: ParseEndpoints,
+    on_change: OnChange,
+    pools: Mutex<BTreeMap<Arc<str>, Arc<Sources>>>,
+}
+
+impl std::fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Discovery").finish_non_exhaustive()
+    }
+}
+
+impl Discovery {
+    /// Follows no pool yet.
+    pub fn new(fleet: &Arc<Fleet>, tasks: &Tasks, parse: ParseEndpoints, on_change: OnChange) -> Self {
+        Self { fleet: Arc::clone(fleet), tasks: tasks.clone(), parse, on_change, pools: Mutex::default() }
+    }
+
+    /// From now on follows these pools, which the fleet has, and no others. Fixed addresses are there when this returns;
+    /// a source that stays keeps what it said.
+    pub fn follow(&self, pools: &[Arc<Pool>]) {
+        let mut followed = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.retain(|name, sources| {
+            let stays = pools.iter().any(|pool| pool.name == *name);
+            if !stays {
+                sources.close();
+            }
+            stays
+        });
+        for pool in pools {
+            let sources = followed.entry(Arc::clone(&pool.name)).or_insert_with(|| {
+                Sources::new(Arc::clone(&pool.name), Arc::clone(&self.fleet), Arc::clone(&self.on_change))
+            });
+            for (slot, endpoint) in sources.follow(&pool.endpoints) {
+                let gone = slot.gone();
+                let watch = self.watch(endpoint, slot);
+                self.tasks.spawn_until_stop(async move {
+                    tokio::select! {
+                        () = gone.cancelled() => {}
+                        () = watch => {}
+                    }
+                });
+            }
+        }
+    }
+
+    /// Follows one endpoint for ever.
+    fn watch(&self, endpoint: Endpoint, slot: sources::Slot) -> impl Future<Output = ()> + Send + use<> {
+        let parse = self.parse;
+        async move {
             match endpoint {
                 Endpoint::Fixed(_) => {}
-                Endpoint::File(path) => drop(tasks.spawn_until_stop(file::watch(path.clone(), parse, slot))),
-                Endpoint::Dns(target) => drop(tasks.spawn_until_stop(dns::watch(target.clone(), slot))),
+                Endpoint::File(path) => file::watch(path, parse, slot).await,
+                Endpoint::Dns(target) => dns::watch(target, slot).await,
             }
         }
     }
@@ -73,6 +122,8 @@ mod tests {
         fleet: Arc<Fleet>,
         tasks: Tasks,
         heard: Arc<Mutex<Vec<(usize, usize)>>>,
+        discovery: Discovery,
+        pool: Arc<Pool>,
     }
 
     fn start_with(endpoints: Vec<Endpoint>) -> House {
@@ -97,14 +148,19 @@ mod tests {
             let mut heard = ear.lock().unwrap_or_else(PoisonError::into_inner);
             heard.push((changes.added.len(), changes.removed.len()));
         });
-        start(&[pool], &fleet, &tasks, parse, &on_change);
-        House { fleet, tasks, heard }
+        let discovery = Discovery::new(&fleet, &tasks, parse, on_change);
+        discovery.follow(&[Arc::clone(&pool)]);
+        House { fleet, tasks, heard, discovery, pool }
     }
 
     impl House {
         fn hosts(&self) -> Vec<String> {
             let pods = self.fleet.pool("pool").unwrap().pods();
             pods.iter().map(|pod| pod.target.origin.host.clone()).collect()
+        }
+
+        fn follow(&self, endpoints: Vec<Endpoint>) {
+            self.discovery.follow(&[Arc::new(Pool { endpoints, ..Pool::clone(&self.pool) })]);
         }
 
         async fn until(&self, hosts: &[&str]) {
@@ -157,5 +213,37 @@ mod tests {
         house.until(&["localhost", "127.0.0.1"]).await;
         house.tasks.stop();
         house.tasks.wait().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sources_that_stay_keep_what_they_said_and_those_that_go_say_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+        fs::write(&one, "a").unwrap();
+        fs::write(&two, "b").unwrap();
+        let house = start_with(vec![Endpoint::File(one.clone()), Endpoint::File(two.clone())]);
+        house.until(&["a", "b"]).await;
+        let kept = Arc::clone(&house.fleet.pool("pool").unwrap().pods()[1]);
+        house.follow(vec![Endpoint::Fixed(target("z")), Endpoint::File(two.clone())]);
+        assert_eq!(house.hosts(), ["z", "b"], "at once, and nobody had to be asked again");
+        assert!(Arc::ptr_eq(&kept, &house.fleet.pool("pool").unwrap().pods()[1]));
+        fs::write(&one, "ghost").unwrap();
+        fs::write(&two, "c").unwrap();
+        house.until(&["z", "c"]).await;
+        assert_eq!(house.tasks.len(), 1, "one file is followed");
+        house.discovery.follow(&[]);
+        fs::write(&two, "ghost").unwrap();
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!((house.hosts(), house.tasks.len()), (vec!["z".to_owned(), "c".to_owned()], 0));
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_token_changes_keeps_its_addresses_until_it_is_resolved_again() {
+        let house = start_with(vec![Endpoint::Dns(target("127.0.0.1"))]);
+        house.until(&["127.0.0.1"]).await;
+        let mut other = target("127.0.0.1");
+        other.token_file = Some("/token".into());
+        house.follow(vec![Endpoint::Dns(other.clone())]);
+        assert_eq!(house.fleet.pool("pool").unwrap().pods()[0].target, other);
     }
 }

@@ -1,11 +1,13 @@
 //! What each source of a pool last said, and their union in the fleet.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::OnChange;
 use crate::{
     clock,
-    config::{Endpoint, Pool, Target},
+    config::{Endpoint, Target},
     fleet::Fleet,
 };
 
@@ -14,69 +16,119 @@ pub(super) struct Sources {
     pool: Arc<str>,
     fleet: Arc<Fleet>,
     on_change: OnChange,
-    /// One list for each endpoint of the configuration, in its order.
-    lists: Mutex<Vec<Vec<Target>>>,
+    /// One for each endpoint of the configuration, in its order.
+    list: Mutex<Vec<Source>>,
+}
+
+/// An endpoint of the configuration and what it stands for.
+struct Source {
+    endpoint: Endpoint,
+    targets: Vec<Target>,
+    /// Whoever follows the endpoint ends with it.
+    _follower: DropGuard,
 }
 
 /// Where one source puts what it knows.
 #[derive(Clone)]
 pub(super) struct Slot {
     sources: Arc<Sources>,
-    place: usize,
+    endpoint: Endpoint,
+    gone: CancellationToken,
 }
 
 impl Sources {
-    /// Fixed endpoints are known; the others have said nothing yet.
-    pub(super) fn new(pool: &Pool, fleet: &Arc<Fleet>, on_change: &OnChange) -> Arc<Self> {
-        let first = |endpoint: &Endpoint| match endpoint {
-            Endpoint::Fixed(target) => vec![target.clone()],
-            Endpoint::Dns(_) | Endpoint::File(_) => Vec::new(),
-        };
-        Arc::new(Self {
-            pool: Arc::clone(&pool.name),
-            fleet: Arc::clone(fleet),
-            on_change: Arc::clone(on_change),
-            lists: Mutex::new(pool.endpoints.iter().map(first).collect()),
-        })
+    /// Nothing is known of `pool`.
+    pub(super) fn new(pool: Arc<str>, fleet: Arc<Fleet>, on_change: OnChange) -> Arc<Self> {
+        Arc::new(Self { pool, fleet, on_change, list: Mutex::default() })
     }
 
-    /// Puts what is known from the configuration alone into the fleet.
-    pub(super) fn publish_fixed(&self) {
-        self.update(|_| {});
+    /// Takes over the configuration's endpoints, and gives those that somebody has to begin to follow. One that stays
+    /// keeps what it said.
+    pub(super) fn follow(self: &Arc<Self>, endpoints: &[Endpoint]) -> Vec<(Slot, Endpoint)> {
+        let mut begun = Vec::new();
+        self.update(|list| {
+            let mut old = std::mem::take(list);
+            for endpoint in endpoints {
+                if let Some(at) = old.iter().position(|source| source.endpoint == *endpoint) {
+                    list.push(old.swap_remove(at));
+                    continue;
+                }
+                let gone = CancellationToken::new();
+                list.push(Source {
+                    endpoint: endpoint.clone(),
+                    targets: first_targets(endpoint, &old),
+                    _follower: gone.clone().drop_guard(),
+                });
+                if !matches!(endpoint, Endpoint::Fixed(_)) {
+                    let slot = Slot { sources: Arc::clone(self), endpoint: endpoint.clone(), gone };
+                    begun.push((slot, endpoint.clone()));
+                }
+            }
+            true
+        });
+        begun
     }
 
-    /// Where the endpoint at `place` of the configuration puts what it knows.
-    pub(super) fn slot(self: &Arc<Self>, place: usize) -> Slot {
-        Slot { sources: Arc::clone(self), place }
+    /// The pool is gone: nothing is followed any more. Its pods are not touched.
+    pub(super) fn close(&self) {
+        self.list().clear();
     }
 
-    /// The lock is held while the fleet takes over, so that of two lists the later one wins there too.
-    fn update(&self, change: impl FnOnce(&mut Vec<Vec<Target>>)) {
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut lists);
-        let changes = self.fleet.set(&self.pool, &union(&lists), clock::now());
+    /// `change` says whether it changed anything. The lock is held while the fleet takes over, so that of two lists the
+    /// later one wins there too.
+    fn update(&self, change: impl FnOnce(&mut Vec<Source>) -> bool) {
+        let mut list = self.list();
+        if !change(&mut list) {
+            return;
+        }
+        let changes = self.fleet.set(&self.pool, &union(&list), clock::now());
         if !(changes.added.is_empty() && changes.removed.is_empty()) {
             let (added, removed) = (changes.added.len(), changes.removed.len());
             tracing::info!(pool = %self.pool, added, removed, "pods changed");
             (self.on_change)(&self.pool, &changes);
         }
     }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Source>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an endpoint stands for before it was asked. A name that was followed with other credentials keeps its addresses
+/// meanwhile: they are as good as they were.
+fn first_targets(endpoint: &Endpoint, old: &[Source]) -> Vec<Target> {
+    let target = match endpoint {
+        Endpoint::Fixed(target) => return vec![target.clone()],
+        Endpoint::File(_) => return Vec::new(),
+        Endpoint::Dns(target) => target,
+    };
+    let same_name = |source: &&Source| matches!(&source.endpoint, Endpoint::Dns(old) if old.origin == target.origin);
+    let addresses = old.iter().find(same_name).map(|source| source.targets.as_slice()).unwrap_or_default();
+    addresses.iter().map(|old| Target { origin: old.origin.clone(), ..target.clone() }).collect()
 }
 
 impl Slot {
-    /// This source now says so.
+    /// This source now says so. One that is followed no more is not heard.
     pub(super) fn publish(&self, targets: Vec<Target>) {
-        self.sources.update(|lists| {
-            if let Some(list) = lists.get_mut(self.place) {
-                *list = targets;
-            }
+        self.sources.update(|list| {
+            let mine = list.iter_mut().find(|source| source.endpoint == self.endpoint);
+            let Some(source) = mine.filter(|_| !self.gone.is_cancelled()) else {
+                return false;
+            };
+            source.targets = targets;
+            true
         });
+    }
+
+    /// Cancelled when nobody wants to hear it any more.
+    pub(super) fn gone(&self) -> CancellationToken {
+        self.gone.clone()
     }
 }
 
 /// All targets once: where two sources name the same address, the first one's credentials count.
-fn union(lists: &[Vec<Target>]) -> Vec<Target> {
+fn union(list: &[Source]) -> Vec<Target> {
     let mut seen = std::collections::HashSet::new();
-    let targets = lists.iter().flatten().filter(|target| seen.insert(target.origin.authority()));
-    targets.cloned().collect()
+    let targets = list.iter().flat_map(|source| &source.targets);
+    targets.filter(|target| seen.insert(target.origin.authority())).cloned().collect()
 }

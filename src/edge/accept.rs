@@ -4,6 +4,7 @@ use std::{
     future::{Future, pending},
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
@@ -21,7 +22,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Phase;
+use super::{
+    Phase,
+    drain::{self, Manners},
+};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
@@ -57,6 +61,8 @@ pub struct Door {
     pub room: Arc<Semaphore>,
     /// Counts them.
     pub open: Gauge,
+    /// Whether a successor may listen on the same address.
+    pub shared: bool,
 }
 
 /// Counts a connection while it lives.
@@ -71,8 +77,8 @@ impl Drop for Guest {
     }
 }
 
-/// Accepts until the stage says so, and returns when every connection of this door has ended.
-pub async fn run<S, F, B, E>(door: Door, service: S, mut phase: watch::Receiver<Phase>, tasks: Tasks)
+/// Accepts until the stage says so. Its connections go on as tasks of `tasks`, and end by the same stage.
+pub async fn run<S, F, B, E>(door: Door, service: S, phase: watch::Receiver<Phase>, tasks: Tasks)
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
@@ -80,36 +86,36 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    let graceful = GracefulShutdown::new();
     let builder = builder(door.limits, &tasks);
+    let mut closing = pin!(drain::may_close(&door.socket, phase.clone(), door.shared));
     loop {
         let (stream, peer, guest) = tokio::select! {
+            // Whoever came before the door closes gets in: what is left in the backlog would be reset.
             biased;
-            _ = phase.wait_for(|phase| *phase >= Phase::Closing) => break,
             next = accept(&door) => next,
+            () = &mut closing => break,
         };
-        let (asked, service) = (Arc::new(Notify::new()), service.clone());
-        let heard = Arc::clone(&asked);
+        let (asked, service, manners) = (Arc::new(Notify::new()), service.clone(), Manners::default());
+        let (heard, seen) = (Arc::clone(&asked), manners.clone());
         let serve = move |mut request: Request<Incoming>| {
             heard.notify_one();
+            seen.speaks(request.version());
             request.extensions_mut().insert(Peer(peer));
             service(request)
         };
         let connection = builder.serve_connection(TokioIo::new(stream), service_fn(serve)).into_owned();
-        let watched = graceful.watch(connection);
+        let served = drain::serve_out(connection, phase.clone(), manners);
         let mut cut = phase.clone();
         tasks.spawn(async move {
             let _guest = guest;
             tokio::select! {
                 // How a connection ends is told request by request, by their receipts.
-                _ = watched => {}
+                () = served => {}
                 _ = cut.wait_for(|phase| *phase >= Phase::Cutting) => {}
                 () = stays_silent(&asked, door.limits.header_read) => {}
             }
         });
     }
-    drop(door);
-    graceful.shutdown().await;
 }
 
 /// Resolves if nothing was asked within `limit`. hyper's deadline begins with the first byte of an HTTP/1.1 head: it

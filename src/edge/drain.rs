@@ -1,6 +1,31 @@
-//! The stages of a stop, in order; every door and the readiness probe watch them.
+//! The stages of a stop, in order; every door and the readiness probe watch them. And how a connection is brought to
+//! its end without losing a request that is already on its way.
+//!
+//! A server that closes an idle HTTP/1.1 connection cannot know what its client is just sending. So clients are told to
+//! go with an answer (`connection: close`) from the first stage on, long before anything closes, and who has not asked
+//! anything since gets a last call. HTTP/2 has GOAWAY for it, which hyper sends in two steps: what comes between them is
+//! still served.
 
-use tokio::sync::watch;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use http::{HeaderValue, Response, Version, header};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::{net::TcpListener, sync::watch, time::sleep};
+
+/// How long an idle HTTP/1.1 connection, or one that was just made, may still ask after the door has closed: a request
+/// that crossed with the closing is here within a round trip (300 ms around the earth) and one retransmission.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How long a door that has a successor turns new connections away before it closes, so that those half made are made:
+/// a round trip. A client that is turned away asks again after a second and finds the successor.
+const HALF_MADE: Duration = Duration::from_millis(300);
 
 /// How far a stop has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,11 +70,101 @@ impl Stage {
         self.0.subscribe()
     }
 
+    /// From the first stage of a stop on, an HTTP/1.1 client is told that this was the last answer here, so that its next
+    /// request goes elsewhere. HTTP/2 knows no such header.
+    pub fn take_leave<B>(&self, version: Version, mut response: Response<B>) -> Response<B> {
+        if version < Version::HTTP_2 && self.phase() > Phase::Serving {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
     /// Resolves once `phase` is reached or passed.
     pub async fn reached(&self, phase: Phase) {
         // The sender lives in self, so waiting cannot fail.
         self.watch().wait_for(|now| *now >= phase).await.ok();
     }
+}
+
+/// What was learned of a connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Manners(Arc<AtomicBool>);
+
+impl Manners {
+    /// A request came in this version.
+    pub(super) fn speaks(&self, version: Version) {
+        self.0.store(version == Version::HTTP_2, Relaxed);
+    }
+
+    fn says_goodbye(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Serves a connection to its end. Once the stage says so it is told to go: at once where the protocol loses nothing by
+/// that, after a last call elsewhere.
+pub(super) async fn serve_out<C: GracefulConnection>(
+    connection: C,
+    mut phase: watch::Receiver<Phase>,
+    manners: Manners,
+) {
+    let mut connection = pin!(connection);
+    let closing = async {
+        if phase.wait_for(|phase| *phase >= Phase::Closing).await.is_err() {
+            // The stage is gone, and nobody will say anything any more.
+            std::future::pending::<()>().await;
+        }
+        if !manners.says_goodbye() {
+            sleep(LAST_CALL).await;
+        }
+    };
+    tokio::select! {
+        // What has arrived is read before anything is closed.
+        biased;
+        // How a connection ends is told request by request, by their receipts.
+        _ = connection.as_mut() => return,
+        () = closing => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    _ = connection.await;
+}
+
+/// Resolves when a door may close. One that has a successor first turns new connections away, so that they are made
+/// there, and those half made here are still accepted.
+pub(super) async fn may_close(socket: &TcpListener, mut phase: watch::Receiver<Phase>, shared: bool) {
+    let said = phase.wait_for(|phase| *phase >= Phase::Closing).await.is_ok();
+    if said && shared && turn_away(socket) {
+        sleep(HALF_MADE).await;
+    }
+}
+
+/// The kernel drops every further SYN at this socket, and nothing else.
+#[cfg(target_os = "linux")]
+fn turn_away(socket: &TcpListener) -> bool {
+    use socket2::{SockFilter, SockRef};
+    // Classic BPF over the TCP header: load byte 13 (the flags); with SYN set, keep 0 bytes of the packet, else all.
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    let filter = [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    let done = SockRef::from(socket).attach_filter(&filter);
+    if let Err(error) = &done {
+        tracing::warn!(%error, "new connections cannot be turned away: some may be reset while the door closes");
+    }
+    done.is_ok()
+}
+
+/// Elsewhere the few that come while the door closes are reset.
+#[cfg(not(target_os = "linux"))]
+fn turn_away(_: &TcpListener) -> bool {
+    false
 }
 
 #[cfg(test)]

@@ -150,7 +150,7 @@ mod tests {
     fn alone(now: Instant) -> (Arc<PoolState>, Arc<Pod>) {
         let fleet = Fleet::new(&[for_test::pool("pool")], now);
         fleet.set("pool", &[for_test::target("a")], now);
-        let pool = Arc::clone(fleet.pool("pool").unwrap());
+        let pool = fleet.pool("pool").unwrap();
         let pod = Arc::clone(&pool.pods()[0]);
         (pool, pod)
     }

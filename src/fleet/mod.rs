@@ -23,6 +23,6 @@ pub use health::{Admission, Condition, Ejection, Evidence, Health};
 pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};
 pub use pod::{Pod, PodId, ReportedModel, Serving, View};
-pub use roster::{Changes, Fleet, PoolState};
+pub use roster::{Changes, Fleet, PoolState, Pools};
 pub use snapshot::{FleetSnapshot, PodSnapshot, PoolSnapshot};
 pub use speed::{Inflow, Of, Pace, PoolSpeed, Speed};

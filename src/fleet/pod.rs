@@ -67,7 +67,7 @@ pub enum Serving {
 }
 
 /// How this pod is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// The page of metrics.
     pub metrics_url: String,

@@ -6,7 +6,10 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -42,10 +45,13 @@ const YOUTH: Duration = Duration::from_secs(10);
 /// threshold. (Envoy's own `max_ejection_percent` is 10, of services with hundreds of hosts.)
 const MOST_SUSPECTS: usize = 2;
 
+/// Pools by name.
+pub type Pools = BTreeMap<Arc<str>, Arc<PoolState>>;
+
 /// All pods of all pools.
 #[derive(Debug)]
 pub struct Fleet {
-    pools: BTreeMap<Arc<str>, Arc<PoolState>>,
+    pools: ArcSwap<Pools>,
     by_id: DashMap<PodId, Arc<Pod>>,
     next_slot: AtomicU32,
 }
@@ -53,8 +59,8 @@ pub struct Fleet {
 /// One pool's pods and what is known of the pool as a whole.
 #[derive(Debug)]
 pub struct PoolState {
-    /// What the operator asked for.
-    pub config: Arc<Pool>,
+    name: Arc<str>,
+    config: ArcSwap<Pool>,
     /// What its pods have shown together: the belief about a pod that has shown nothing.
     pub speed: PoolSpeed,
     /// The turn of round robin.
@@ -66,6 +72,8 @@ pub struct PoolState {
     bytes_per_token: AtomicU32,
     output_tokens: AtomicU32,
     born: Instant,
+    closed: AtomicBool,
+    news: AtomicU64,
 }
 
 /// What a new list of targets changed.
@@ -80,18 +88,60 @@ pub struct Changes {
 impl Fleet {
     /// Empty pools as configured.
     pub fn new(pools: &[Arc<Pool>], now: Instant) -> Self {
-        let state = |pool: &Arc<Pool>| (Arc::clone(&pool.name), Arc::new(PoolState::new(Arc::clone(pool), now)));
-        Self { pools: pools.iter().map(state).collect(), by_id: DashMap::new(), next_slot: AtomicU32::new(0) }
+        let fleet = Self { pools: ArcSwap::default(), by_id: DashMap::new(), next_slot: AtomicU32::new(0) };
+        fleet.follow(pools, now);
+        fleet
     }
 
     /// A pool by name.
-    pub fn pool(&self, name: &str) -> Option<&Arc<PoolState>> {
-        self.pools.get(name)
+    pub fn pool(&self, name: &str) -> Option<Arc<PoolState>> {
+        self.pools.load().get(name).cloned()
     }
 
     /// All pools, by name.
-    pub fn pools(&self) -> impl Iterator<Item = &Arc<PoolState>> {
-        self.pools.values()
+    pub fn pools(&self) -> impl Iterator<Item = Arc<PoolState>> + use<> {
+        self.all().values().cloned().collect::<Vec<_>>().into_iter()
+    }
+
+    /// All pools as they are now.
+    pub fn all(&self) -> Arc<Pools> {
+        self.pools.load_full()
+    }
+
+    /// Makes room for pools that are new, and tells those that are there what the operator now asks of them. Their
+    /// pods stay until [`Fleet::set`]; what is known of them stays. Only a reload calls this and [`Fleet::remove`],
+    /// one at a time.
+    pub fn follow(&self, pools: &[Arc<Pool>], now: Instant) {
+        let mut all = Pools::clone(&self.pools.load());
+        for pool in pools {
+            match all.get(&pool.name) {
+                Some(state) => state.config.store(Arc::clone(pool)),
+                None => drop(all.insert(Arc::clone(&pool.name), Arc::new(PoolState::new(Arc::clone(pool), now)))),
+            }
+        }
+        self.pools.store(Arc::new(all));
+    }
+
+    /// Takes a pool off the list, and its pods with it. Whoever was routed to it before may still go there: the pods
+    /// are as well as they were, only nobody new is sent.
+    pub fn remove(&self, pool: &str) -> Changes {
+        let mut all = Pools::clone(&self.pools.load());
+        let Some(state) = all.remove(pool) else {
+            return Changes::default();
+        };
+        self.pools.store(Arc::new(all));
+        let _gate = state.gate();
+        state.closed.store(true, Relaxed);
+        let removed = state.pods().to_vec();
+        for pod in &removed {
+            self.by_id.remove(&pod.id);
+        }
+        Changes { added: Vec::new(), removed }
+    }
+
+    /// Whether `pod` is still one of the fleet.
+    pub fn lists(&self, pod: &Pod) -> bool {
+        self.by_id.get(&pod.id).is_some_and(|listed| std::ptr::eq(Arc::as_ptr(&listed), pod))
     }
 
     /// A pod by its id.
@@ -100,12 +150,13 @@ impl Fleet {
     }
 
     /// Makes `targets` the pods of `pool`. A pod that stays keeps all that is known of it; one whose target changed
-    /// (other credentials, another metrics page) is a new pod.
+    /// (other credentials, another metrics page, another way to read it) is a new pod.
     pub fn set(&self, pool: &str, targets: &[Target], now: Instant) -> Changes {
-        let Some(state) = self.pools.get(pool) else {
+        let Some(state) = self.pool(pool) else {
             return Changes::default();
         };
         let _gate = state.gate();
+        let config = state.config();
         let old = state.pods();
         let mut changes = Changes::default();
         let mut pods: Vec<Arc<Pod>> = Vec::with_capacity(targets.len());
@@ -114,9 +165,10 @@ impl Fleet {
             if pods.iter().any(|it| it.id == id) {
                 continue;
             }
-            let stays = old.iter().find(|pod| pod.target == *target);
+            let view = view_of(&config, target);
+            let stays = old.iter().find(|pod| pod.target == *target && pod.view == view);
             pods.push(stays.cloned().unwrap_or_else(|| {
-                let pod = Arc::new(self.new_pod(state, target, now));
+                let pod = Arc::new(self.new_pod(&state, target, view, now));
                 changes.added.push(Arc::clone(&pod));
                 pod
             }));
@@ -133,12 +185,11 @@ impl Fleet {
         changes
     }
 
-    fn new_pod(&self, state: &PoolState, target: &Target, now: Instant) -> Pod {
+    fn new_pod(&self, state: &PoolState, target: &Target, view: View, now: Instant) -> Pod {
         let young = now.saturating_duration_since(state.born) < YOUTH;
         let health = if young { Health::present_from_the_start(state.born) } else { Health::newcomer(now, state.born) };
         let slot = self.next_slot.fetch_add(1, Relaxed);
-        let view = view_of(&state.config, target);
-        Pod::new(Arc::clone(&state.config.name), target.clone(), view, slot, health)
+        Pod::new(Arc::clone(&state.name), target.clone(), view, slot, health)
     }
 }
 
@@ -162,7 +213,8 @@ fn view_of(pool: &Pool, target: &Target) -> View {
 impl PoolState {
     fn new(config: Arc<Pool>, now: Instant) -> Self {
         Self {
-            config,
+            name: Arc::clone(&config.name),
+            config: ArcSwap::new(config),
             speed: PoolSpeed::default(),
             turn: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -171,12 +223,34 @@ impl PoolState {
             bytes_per_token: AtomicU32::new(BYTES_PER_TOKEN.to_bits()),
             output_tokens: AtomicU32::new(OUTPUT_TOKENS.to_bits()),
             born: now,
+            closed: AtomicBool::new(false),
+            news: AtomicU64::new(0),
         }
     }
 
     /// The pool's name.
     pub fn name(&self) -> &Arc<str> {
-        &self.config.name
+        &self.name
+    }
+
+    /// What the operator asks of it now.
+    pub fn config(&self) -> Arc<Pool> {
+        self.config.load_full()
+    }
+
+    /// Whether the fleet has it no longer: no pod will join it any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Counts what was heard after which a pod may be usable that was not: who finds it unchanged has missed nothing.
+    pub fn news(&self) -> u64 {
+        self.news.load(Acquire)
+    }
+
+    /// Such a thing was heard.
+    pub fn tell_news(&self) {
+        self.news.fetch_add(1, Release);
     }
 
     /// A request failed by `pod`'s fault. Returns the pod's new condition if it changed.
@@ -338,14 +412,14 @@ mod tests {
         for pod in &pods[..2] {
             (0..2).for_each(|_| _ = pod.health.note(Evidence::ScrapeRefused, now));
         }
-        let ejected: Vec<bool> = pods[2..].iter().map(|pod| fail(state, pod, now)).collect();
+        let ejected: Vec<bool> = pods[2..].iter().map(|pod| fail(&state, pod, now)).collect();
         assert_eq!(ejected, [true, true, false, false]);
         // One of the two is found to be gone: three are left, of which one is ejected, and that is all.
         pods[2].health.note(Evidence::ScrapeRefused, now);
-        assert!(!fail(state, &pods[4], now));
+        assert!(!fail(&state, &pods[4], now));
         // One comes back: of four, two may be out.
         pods[0].health.note(Evidence::ScrapeOk { asleep: false }, now);
-        assert!(fail(state, &pods[4], now));
+        assert!(fail(&state, &pods[4], now));
     }
 
     #[test]
@@ -354,7 +428,7 @@ mod tests {
         let fleet = Fleet::new(&[pool("pool")], now);
         fleet.set("pool", &[target("a")], now);
         let state = fleet.pool("pool").unwrap();
-        assert!(!fail(state, &state.pods()[0], now));
+        assert!(!fail(&state, &state.pods()[0], now));
     }
 
     #[test]

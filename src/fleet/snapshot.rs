@@ -78,7 +78,7 @@ pub struct PodSnapshot {
 impl FleetSnapshot {
     /// The fleet at `now`.
     pub fn take(fleet: &Fleet, now: Instant) -> Self {
-        Self { pools: fleet.pools().map(|pool| PoolSnapshot::take(pool, now)).collect() }
+        Self { pools: fleet.pools().map(|pool| PoolSnapshot::take(&pool, now)).collect() }
     }
 
     /// Puts the picture back into `fleet`, whose pools must be those of the same configuration: afterwards judgement

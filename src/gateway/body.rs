@@ -25,14 +25,19 @@ use crate::config::Limits;
 #[derive(Debug)]
 pub struct BodyBudget {
     held: AtomicU64,
-    limit: u64,
+    limit: AtomicU64,
     shown: Gauge,
 }
 
 impl BodyBudget {
     /// Nothing held; `shown` follows what is.
     pub fn new(limit: u64, shown: Gauge) -> Self {
-        Self { held: AtomicU64::new(0), limit, shown }
+        Self { held: AtomicU64::new(0), limit: AtomicU64::new(limit), shown }
+    }
+
+    /// Another bound; bodies already held stay.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
     }
 
     /// Bytes held now.
@@ -41,7 +46,7 @@ impl BodyBudget {
     }
 
     fn has_room_for(&self, bytes: u64) -> bool {
-        self.held().saturating_add(bytes) <= self.limit
+        self.held().saturating_add(bytes) <= self.limit.load(Relaxed)
     }
 
     /// A share that holds nothing yet.
@@ -68,7 +73,7 @@ impl Share {
     pub(super) fn hold(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
         if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
-            let fits = |held: u64| held.checked_add(more).filter(|held| *held <= budget.limit);
+            let fits = |held: u64| held.checked_add(more).filter(|held| *held <= budget.limit.load(Relaxed));
             if budget.held.fetch_update(Relaxed, Relaxed, fits).is_err() {
                 return false;
             }

@@ -90,21 +90,21 @@ impl Matter {
             unknown.served = house.served_names(policy);
             Rejection::UnknownModel(unknown)
         })?;
-        let pool = house.fleet.pool(&route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+        let pool = policy.pool(house, &route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let mut chain = Chain::new(&route.served_model, salt);
         let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
         Ok(Self {
-            pool: Arc::clone(pool),
             hits: house.prefix.longest(chain.blocks()),
             chain,
             prompt_bytes,
             goes_on: ask.goes_on,
             generates: ask.endpoint.generates(),
             prompt_tokens: pool.tokens(prompt_bytes),
-            expected_output_tokens: expected_output(pool, ask),
+            expected_output_tokens: expected_output(&pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
+            pool,
             route,
         })
     }

@@ -36,6 +36,9 @@ impl House {
     fn told(&self, pod: &Pod, turned: Option<Condition>) {
         if let Some(condition) = turned {
             tell_turn(&self.metrics, &self.prefix, &self.ready_once, pod, condition);
+            if let Some(pool) = self.fleet.pool(&pod.pool) {
+                self.waiting.pod_may_do(&pool, pod, clock::now());
+            }
         }
     }
 }

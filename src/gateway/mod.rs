@@ -12,6 +12,7 @@ mod models;
 mod proxy;
 mod receipt;
 mod rejection;
+mod waiting;
 
 use std::{
     net::SocketAddr,
@@ -30,10 +31,11 @@ pub use health::tell_turn;
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
+pub use waiting::Waiting;
 
 use crate::{
     config::{Config, Listener, Scheduler},
-    fleet::{Fleet, Pod, PodId},
+    fleet::{Fleet, Pod, PodId, PoolState, Pools},
     prefix,
     routing::Table,
     telemetry::{DecisionLog, Metrics, Name},
@@ -62,6 +64,8 @@ pub struct House {
     pub bodies: Arc<BodyBudget>,
     /// The bound on retries.
     pub retries: RetryBudget,
+    /// Who waits for a pod because none is ready.
+    pub waiting: Arc<Waiting>,
     /// Requests being worked on.
     pub requests_open: AtomicUsize,
     /// Cancelled when a stop's grace is over: whoever is still served is told so and cut.
@@ -110,15 +114,27 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
+    /// came under this one.
+    pools: Arc<Pools>,
+}
+
+impl ListenerPolicy {
+    /// The pool of that name. One that came later counts too: a pod's own word on its models may lead there.
+    fn pool(&self, house: &House, name: &str) -> Option<Arc<PoolState>> {
+        self.pools.get(name).cloned().or_else(|| house.fleet.pool(name))
+    }
 }
 
 impl Policy {
-    /// Everything that requests need of `config`.
-    pub fn new(config: Arc<Config>) -> Self {
+    /// Everything that requests need of `config`, over the pools of `fleet`.
+    pub fn new(config: Arc<Config>, fleet: &Fleet) -> Self {
+        let pools = fleet.all();
         let view = |listener: &Listener| ListenerPolicy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            pools: Arc::clone(&pools),
         };
         let listeners = config.listeners.iter().map(view).map(Arc::new);
         Self { listeners: listeners.collect(), config }

@@ -30,6 +30,8 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) enum Step {
     /// Its body is being read.
     Reading,
+    /// No pod is ready, and it waits for one.
+    Waiting,
     /// It is at a pod, without an answer yet.
     AtPod,
     /// Its answer is being relayed.
@@ -74,6 +76,8 @@ pub(super) struct Receipt {
     pub(super) received: Instant,
     pub(super) read: Option<Instant>,
     pub(super) added: Option<Duration>,
+    /// How long it waited because no pod was ready.
+    pub(super) waited: Option<Duration>,
     pub(super) sent: Option<Instant>,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
@@ -110,6 +114,7 @@ impl Receipt {
             received: clock::now(),
             read: None,
             added: None,
+            waited: None,
             sent: None,
             first_token: None,
             last_token: None,
@@ -154,6 +159,8 @@ impl Receipt {
         if let Some(read) = self.read.filter(|_| self.attempts == 0) {
             let labels = ListenerLabels { listener: self.listener.clone() };
             let added = clock::now().saturating_duration_since(read);
+            // Waiting for a pod is not the gateway's own work.
+            let added = added.saturating_sub(self.waited.unwrap_or_default());
             metrics.overhead.get_or_create(&labels).observe(added.as_secs_f64());
             self.added = Some(added);
         }
@@ -252,6 +259,7 @@ impl Receipt {
             body_bytes = self.body_bytes,
             read_ms = self.ms_to(self.read),
             added_ms = self.added.map(|added| rounded(added.as_secs_f64() * 1e3)),
+            waited_ms = self.waited.map(|waited| rounded(waited.as_secs_f64() * 1e3)),
             ttft_ms = self.ms_to(self.first_token),
             itl_ms = self.itl_ms().map(rounded),
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
@@ -329,6 +337,7 @@ impl Step {
     fn name(self) -> &'static str {
         match self {
             Self::Reading => "reading_body",
+            Self::Waiting => "in_line",
             Self::AtPod => "waiting_for_pod",
             Self::Relaying => "relaying",
         }

@@ -67,6 +67,20 @@ pub enum Rejection {
     /// No pod can be used.
     #[error("{0}")]
     NoPod(NoPod),
+    /// None could be used for as long as a request may wait for one.
+    #[error("no model server became ready within {waited:.1?}")]
+    NoPodInTime {
+        /// How long it waited.
+        waited: Duration,
+        /// When one is likely ready.
+        pause: Duration,
+    },
+    /// None can be used, and as many wait for one as may.
+    #[error("no model server is ready, and too many requests already wait for one")]
+    LineFull {
+        /// When the line is likely shorter.
+        pause: Duration,
+    },
     /// Every attempt failed.
     #[error("{}", told(.0.kind))]
     Failed(#[source] Failure),
@@ -136,6 +150,8 @@ impl Rejection {
             Self::UnknownModel(_) => told_as(S::NOT_FOUND, INVALID, "model_not_found", "unknown_model"),
             Self::UnknownResponse(_) => told_as(S::NOT_FOUND, INVALID, "response_not_found", "unknown_response"),
             Self::NoPod(_) => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod"),
+            Self::NoPodInTime { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod_in_time"),
+            Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -173,8 +189,8 @@ impl Rejection {
             | Self::BodyBroken
             | Self::UnknownModel(_)
             | Self::UnknownResponse(_) => Fault::Client,
-            Self::BuffersFull | Self::Stopping | Self::Panicked(_) => Fault::Gateway,
-            Self::NoPod(_) | Self::TotalTimeout(_) => Fault::Pod,
+            Self::BuffersFull | Self::LineFull { .. } | Self::Stopping | Self::Panicked(_) => Fault::Gateway,
+            Self::NoPod(_) | Self::NoPodInTime { .. } | Self::TotalTimeout(_) => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }
     }
@@ -182,6 +198,7 @@ impl Rejection {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BuffersFull => Some(BUFFERS_PAUSE),
+            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }

@@ -102,7 +102,7 @@ impl Desk {
         let epoch = clock::now();
         let fleet = Fleet::new(&config.pools, epoch);
         let no_pool = || config::Report { problems: Vec::new() };
-        let pool = fleet.pool(POOL).cloned().ok_or_else(no_pool)?;
+        let pool = fleet.pool(POOL).ok_or_else(no_pool)?;
         let chooser = match policy {
             Policy::Ours(scheduler) => Chooser::Ours(scheduler.clone()),
             Policy::Rival(entry) => Chooser::Rival((entry.make)(setup.pods.len())),
@@ -112,7 +112,7 @@ impl Desk {
             table: Table::new(&config),
             next_table: Table::new(&next),
             adapters: (0..setup.adapters).map(|adapter| adapter_name(adapter).into()).collect(),
-            timeout_ms: pool.config.metrics.timeout.as_secs_f64() * 1e3,
+            timeout_ms: pool.config().metrics.timeout.as_secs_f64() * 1e3,
             attempts: config.retry.attempts as usize,
             pods: pool.pods(),
             pool,

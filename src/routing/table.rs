@@ -195,7 +195,9 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::config::{Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts};
+    use crate::config::{
+        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
+    };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
         let target = |(name, weight): &(&str, u32)| TargetModel { name: (*name).into(), weight: *weight };
@@ -227,6 +229,7 @@ mod tests {
         let second = Duration::from_secs(1);
         Config {
             listeners: vec![listener(None)],
+            reuse_port: false,
             pools: Vec::new(),
             models,
             scheduler: Scheduler::LeastCost,
@@ -253,6 +256,7 @@ mod tests {
                 drain_grace: second,
             },
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
+            waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),

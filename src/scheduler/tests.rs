@@ -42,7 +42,7 @@ impl Stage {
         stage
     }
 
-    fn pool(&self) -> &Arc<PoolState> {
+    fn pool(&self) -> Arc<PoolState> {
         self.fleet.pool("pool").unwrap()
     }
 
@@ -82,7 +82,7 @@ impl Stage {
         rng: &mut impl Rng,
     ) -> Result<Verdict, NoPod> {
         let pods = self.pods();
-        let scene = Scene { pool: self.pool(), pods: &pods, now: self.now };
+        let scene = Scene { pool: &self.pool(), pods: &pods, now: self.now };
         pick(policy, &scene, ask, tried, rng)
     }
 
@@ -92,7 +92,7 @@ impl Stage {
 
     fn explain(&self, policy: &Scheduler, ask: &Question<'_>) -> Explanation {
         let pods = self.pods();
-        let scene = Scene { pool: self.pool(), pods: &pods, now: self.now };
+        let scene = Scene { pool: &self.pool(), pods: &pods, now: self.now };
         explain(policy, &scene, ask, &Tried::none(), &mut rng())
     }
 
@@ -191,7 +191,8 @@ fn a_burst_from_eight_threads_spreads_evenly_because_pick_and_reserve_are_one_st
             move || {
                 let mut rng = StdRng::seed_from_u64(seed);
                 let one = |_| {
-                    let _gate = stage.pool().gate();
+                    let pool = stage.pool();
+                    let _gate = pool.gate();
                     let verdict = stage.pick(&Scheduler::LeastCost, &stage.ask(700), &mut rng);
                     Reservation::new(verdict.pod, verdict.send)
                 };
@@ -560,7 +561,7 @@ proptest! {
         let stage = Stage::new(u8::try_from(likes.len()).unwrap());
         let (tried, held) = arrange(&stage, &likes);
         let pods = stage.pods();
-        let scene = Scene { pool: stage.pool(), pods: &pods, now: stage.now };
+        let scene = Scene { pool: &stage.pool(), pods: &pods, now: stage.now };
         let ask = Question { session: Some(seed), ..stage.ask(prompt) };
         for policy in policies() {
             let told = explain(&policy, &scene, &ask, &tried, &mut StdRng::seed_from_u64(seed));

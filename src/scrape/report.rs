@@ -9,6 +9,9 @@ pub trait Report: Send + Sync {
     /// A page was read and understood.
     fn page_read(&self, _pod: &Pod, _seen: PageRead) {}
 
+    /// A pod told which models it serves.
+    fn models_read(&self, _pod: &Pod) {}
+
     /// A page was not read; the pod's last reading grows older.
     fn page_failed(&self, _pod: &Pod, _failure: Failure, _took: Duration) {}
 

@@ -13,13 +13,8 @@ use std::{
 
 use tokio::time::MissedTickBehavior;
 
-use super::{Doubted, fetch::Fetcher, report::Report, visit::Watch};
-use crate::{
-    clock,
-    config::Pool,
-    fleet::{Fleet, Pod, PoolState},
-    tasks::Tasks,
-};
+use super::{Doubted, Seat, Seats, report::Report, visit::Watch};
+use crate::{clock, fleet::Pod, tasks::Tasks};
 
 /// How often everybody is looked at: well below the shortest useful interval (vLLM's gauges move once a step, 10 to
 /// 50 ms). 40 wake-ups a second over 100 pods cost half a percent of a core.
@@ -27,27 +22,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// All pods under watch.
 pub(super) struct Rounds {
+    seats: Arc<Seats>,
+    /// The seats as last seen, and their watches in the same order.
+    seen: Arc<Vec<Seat>>,
     pools: Vec<PoolWatch>,
     report: Arc<dyn Report>,
     doubted: Arc<Doubted>,
 }
 
 struct PoolWatch {
-    state: Arc<PoolState>,
-    fetcher: Arc<Fetcher>,
+    seat: Seat,
     pods: Arc<Vec<Arc<Pod>>>,
     watches: Vec<Arc<Watch>>,
 }
 
 impl Rounds {
-    pub(super) fn new(
-        fleet: &Fleet,
-        tls: &dyn Fn(&Pool) -> rustls::ClientConfig,
-        report: &Arc<dyn Report>,
-        doubted: &Arc<Doubted>,
-    ) -> Result<Self, reqwest::Error> {
-        let pools = fleet.pools().map(|state| PoolWatch::new(state, tls));
-        Ok(Self { pools: pools.collect::<Result<_, _>>()?, report: Arc::clone(report), doubted: Arc::clone(doubted) })
+    pub(super) fn new(seats: &Arc<Seats>, report: &Arc<dyn Report>, doubted: &Arc<Doubted>) -> Self {
+        Self {
+            seats: Arc::clone(seats),
+            seen: Arc::default(),
+            pools: Vec::new(),
+            report: Arc::clone(report),
+            doubted: Arc::clone(doubted),
+        }
     }
 
     /// Goes the rounds for ever; visits run on `tasks`.
@@ -62,6 +59,7 @@ impl Rounds {
 
     fn go_round(&mut self, tasks: &Tasks) {
         let now = clock::now();
+        self.follow();
         let doubted = mem::take(&mut *self.doubted.lock().unwrap_or_else(PoisonError::into_inner));
         for pool in &mut self.pools {
             pool.follow(&self.report);
@@ -75,29 +73,44 @@ impl Rounds {
             }
         }
     }
+
+    /// Takes over which pools there are; those that stay as they were keep their turns.
+    fn follow(&mut self) {
+        let seats = self.seats.load_full();
+        if Arc::ptr_eq(&seats, &self.seen) {
+            return;
+        }
+        let mut old = mem::take(&mut self.pools);
+        let watch = |seat: &Seat| {
+            let stays = old.iter().position(|watch| watch.seat.is(seat));
+            stays.map_or_else(|| PoolWatch::new(seat), |at| old.swap_remove(at))
+        };
+        self.pools = seats.iter().map(watch).collect();
+        self.seen = seats;
+    }
+}
+
+impl Seat {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state) && Arc::ptr_eq(&self.kit.fetcher, &other.kit.fetcher)
+    }
 }
 
 impl PoolWatch {
-    fn new(state: &Arc<PoolState>, tls: &dyn Fn(&Pool) -> rustls::ClientConfig) -> Result<Self, reqwest::Error> {
-        let config = &state.config;
-        Ok(Self {
-            state: Arc::clone(state),
-            fetcher: Arc::new(Fetcher::new(tls(config), config.metrics.timeout)?),
-            pods: Arc::default(),
-            watches: Vec::new(),
-        })
+    fn new(seat: &Seat) -> Self {
+        Self { seat: seat.clone(), pods: Arc::default(), watches: Vec::new() }
     }
 
     /// Takes over what discovery changed; pods that stay keep their turns.
     fn follow(&mut self, report: &Arc<dyn Report>) {
-        let pods = self.state.pods();
+        let pods = self.seat.state.pods();
         if Arc::ptr_eq(&pods, &self.pods) {
             return;
         }
         let old = mem::take(&mut self.watches);
         let watch = |pod: &Arc<Pod>| {
             let stays = old.iter().find(|watch| Arc::ptr_eq(&watch.pod, pod));
-            stays.map_or_else(|| Arc::new(Watch::new(pod, &self.fetcher, report)), Arc::clone)
+            stays.map_or_else(|| Arc::new(Watch::new(pod, &self.seat.kit.fetcher, report)), Arc::clone)
         };
         self.watches = pods.iter().map(watch).collect();
         self.pods = pods;

@@ -131,7 +131,7 @@ impl Watched {
         let pod = Arc::clone(&fleet.pool("pool").unwrap().pods()[0]);
         let (tasks, heard) = (Tasks::new(), Arc::new(Heard::default()));
         let report: Arc<dyn Report> = Arc::clone(&heard) as _;
-        let scraper = Scraper::start(&fleet, &tasks, &|_| no_tls(), &report).unwrap();
+        let scraper = Scraper::start(&fleet, &tasks, &|_| no_tls().into(), &report).unwrap();
         Self { fleet, pod, scraper, heard, tasks }
     }
 

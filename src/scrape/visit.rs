@@ -167,6 +167,7 @@ impl Watch {
         let answered = matches!(models, Ok(_) | Err(Failure::Http(_)));
         if let Ok(Some(models)) = models {
             self.pod.store_models(models);
+            self.report.models_read(&self.pod);
         }
         let now = clock::now();
         self.turns().models.returned(answered, now, &mut clock::rng());

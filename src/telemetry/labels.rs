@@ -129,6 +129,27 @@ pub struct PoolReasonLabels {
     pub reason: &'static str,
 }
 
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// `applied`, `invalid` or `needs_restart`.
+    pub outcome: &'static str,
+}
+
+/// Which configuration is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConfigLabels {
+    /// The hash of its text.
+    pub hash: Name,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PoolLabels {
+    /// Pool name.
+    pub pool: Name,
+}
+
 /// How a pod was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DecisionLabels {

@@ -7,14 +7,16 @@ use std::{
 };
 
 use tracing::{
-    Event, Level, Subscriber,
+    Event, Subscriber,
     field::{Field, Visit},
 };
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Registry,
+    filter::ParseError,
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer, layer},
     prelude::*,
     registry::LookupSpan,
+    reload,
 };
 
 use crate::{
@@ -28,15 +30,36 @@ const FILTER_VARIABLE: &str = "TIDEGATE_LOG";
 /// The target of request lines, one a request. Their message sums the fields up for a person; JSON has them all.
 pub const REQUEST: &str = "tidegate::request";
 
+/// The level of a process that logs, to be changed while it does.
+#[derive(Clone, Debug)]
+pub struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// From now on logs what `log` says, unless the environment says otherwise.
+    ///
+    /// # Errors
+    /// If the filter cannot be parsed.
+    pub fn follow(&self, log: &Log) -> Result<(), ParseError> {
+        let filter = filter(log)?;
+        // Without a subscriber there is nothing to follow.
+        self.0.reload(filter).ok();
+        Ok(())
+    }
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
+    match std::env::var(FILTER_VARIABLE) {
+        Ok(filter) => EnvFilter::try_new(filter),
+        Err(_) => EnvFilter::try_new(&log.level),
+    }
+}
+
 /// Starts logging to stderr. Call it once a process; a second call changes nothing.
 ///
 /// # Errors
 /// If the filter cannot be parsed.
-pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = match std::env::var(FILTER_VARIABLE) {
-        Ok(filter) => EnvFilter::try_new(filter)?,
-        Err(_) => EnvFilter::try_new(&log.level)?,
-    };
+pub fn start(log: &Log) -> Result<Level, ParseError> {
+    let (filter, level) = reload::Layer::new(filter(log)?);
     let terminal = io::stderr().is_terminal();
     let for_people = match log.format {
         LogFormat::Pretty => true,
@@ -52,7 +75,7 @@ pub fn start(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
     };
     // A process that already logs (a test, the demo) keeps its own way of logging.
     started.ok();
-    Ok(())
+    Ok(Level(level))
 }
 
 /// Time of day, level, message; the fields of anything but a request line.
@@ -66,8 +89,8 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let level = *event.metadata().level();
         let (colour, plain) = match level {
-            Level::ERROR => ("\x1b[31m", "\x1b[0m"),
-            Level::WARN => ("\x1b[33m", "\x1b[0m"),
+            tracing::Level::ERROR => ("\x1b[31m", "\x1b[0m"),
+            tracing::Level::WARN => ("\x1b[33m", "\x1b[0m"),
             _ => ("\x1b[2m", "\x1b[0m"),
         };
         let (colour, plain) = if writer.has_ansi_escapes() { (colour, plain) } else { ("", "") };

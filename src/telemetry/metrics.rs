@@ -15,8 +15,8 @@ use prometheus_client::{
 };
 
 use super::labels::{
-    ArmLabels, Bounded, ConditionLabels, DecisionLabels, ListenerLabels, ModelLabels, Name, PodLabels,
-    PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+    ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, ListenerLabels, ModelLabels, Name,
+    OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
 };
 
 /// Time to first token, seconds: the OpenTelemetry GenAI buckets, with more around the usual targets and up to a
@@ -154,6 +154,18 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Lines that the decision log has not.
     pub decisions_dropped: Counter,
+    /// Requests that wait because no pod is ready, now.
+    pub waiting: Family<PoolLabels, Gauge>,
+    /// How long those waited that do so no more, by how it ended: `served`, `expired`, `left`.
+    pub waited: Histograms<PoolReasonLabels>,
+    /// Reloads of the configuration, by how they went.
+    pub reloads: Family<OutcomeLabels, Counter>,
+    /// 1 if the last reload was applied, and before the first.
+    pub last_reload_successful: Gauge,
+    /// How many configurations have been in force; the first is 1.
+    pub config_generation: Gauge,
+    /// 1 for the one in force.
+    pub config_hash: Family<ConfigLabels, Gauge>,
 }
 
 impl fmt::Debug for Metrics {
@@ -192,9 +204,16 @@ impl Metrics {
             buffered: Gauge::default(),
             connections: Gauge::default(),
             decisions_dropped: Counter::default(),
+            waiting: Family::default(),
+            waited: histograms(&DURATION),
+            reloads: Family::default(),
+            last_reload_successful: Gauge::default(),
+            config_generation: Gauge::default(),
+            config_hash: Family::default(),
         };
         metrics.register_requests();
         metrics.register_attempts();
+        metrics.register_waiting();
         metrics.register_state(pods);
         metrics
     }
@@ -244,6 +263,23 @@ impl Metrics {
         let unparsed = "Metric lines that looked wanted and could not be read";
         r.register("scrape_unparsed_lines", unparsed, self.scrape_unparsed.clone());
         r.register("pod_condition_changes", "Changes of a pod's condition, by the new one", self.conditions.clone());
+    }
+
+    fn register_waiting(&mut self) {
+        let r = &mut self.registry;
+        r.register("waiting_requests", "Requests that wait because no pod is ready", self.waiting.clone());
+        let waited = "How long requests waited because no pod was ready, by how it ended";
+        r.register_with_unit("waited", waited, Unit::Seconds, self.waited.clone());
+        r.register("config_reloads", "Reloads of the configuration, by how they went", self.reloads.clone());
+        let last = "1 if the last reload was applied, 0 if the configuration before it is still in force";
+        r.register("config_last_reload_successful", last, self.last_reload_successful.clone());
+        let generation = "How many configurations have been in force";
+        r.register("config_generation", generation, self.config_generation.clone());
+        r.register(
+            "config_hash",
+            "1 for the configuration in force, by the hash of its text",
+            self.config_hash.clone(),
+        );
     }
 
     fn register_state(&mut self, pods: PodRows) {

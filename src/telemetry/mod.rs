@@ -9,4 +9,4 @@ pub mod metrics;
 
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
-pub use metrics::{Metrics, PodRow};
+pub use metrics::{Histograms, Metrics, PodRow};

@@ -104,10 +104,10 @@ impl Upstream {
     }
 
     /// Closes connections that were idle too long; never ends.
-    pub async fn prune_forever(&self, limit: Duration) {
+    pub async fn prune_forever(&self, limit: impl Fn() -> Duration) {
         loop {
             tokio::time::sleep(PRUNE_EVERY).await;
-            self.idle.prune(clock::now(), limit);
+            self.idle.prune(clock::now(), limit());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1;
@@ -41,18 +42,30 @@ impl Drop for Live {
     }
 }
 
+/// How to speak TLS, by pool.
+pub type PoolTls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
+
 /// Makes connections.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    /// How to speak TLS, by pool.
-    tls: BTreeMap<Arc<str>, Arc<ClientConfig>>,
+    tls: Arc<ArcSwap<PoolTls>>,
     tasks: Tasks,
 }
 
 impl Connector {
     /// Connections whose tasks are tracked by `tasks`, with each pool's own TLS.
-    pub fn new(tls: BTreeMap<Arc<str>, Arc<ClientConfig>>, tasks: Tasks) -> Self {
-        Self { tls, tasks }
+    pub fn new(tls: PoolTls, tasks: Tasks) -> Self {
+        Self { tls: Arc::new(ArcSwap::from_pointee(tls)), tasks }
+    }
+
+    /// From now on speaks TLS so; connections that there are stay as they are.
+    pub fn speak(&self, tls: PoolTls) {
+        self.tls.store(Arc::new(tls));
+    }
+
+    /// How it speaks TLS now.
+    pub fn spoken(&self) -> Arc<PoolTls> {
+        self.tls.load_full()
     }
 
     /// A new connection to `pod` within `limit`.
@@ -74,8 +87,8 @@ impl Connector {
         }
         let tls_failed = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Tls, error);
         let name = ServerName::try_from(origin.host.clone()).map_err(|error| tls_failed(&error))?;
-        let config = self.tls.get(&pod.pool).ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?;
-        let connector = TlsConnector::from(Arc::clone(config));
+        let config = self.tls.load().get(&pod.pool).cloned();
+        let connector = TlsConnector::from(config.ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?);
         let tls = connector.connect(name, tcp).await.map_err(|error| tls_failed(&error))?;
         self.handshake(tls).await
     }

@@ -53,11 +53,14 @@ impl IdleConnections {
         }
     }
 
-    /// Closes what is idle longer than `limit`.
+    /// Closes what is idle longer than `limit`. A pod without any has no entry: an answer that ended after its pod left
+    /// may have made one.
     pub(super) fn prune(&self, now: Instant, limit: Duration) {
-        for entry in &self.pods {
-            lock(entry.value()).retain(|one| now.saturating_duration_since(one.since) < limit);
-        }
+        self.pods.retain(|_, idle| {
+            let idle = idle.get_mut().unwrap_or_else(PoisonError::into_inner);
+            idle.retain(|one| now.saturating_duration_since(one.since) < limit);
+            !idle.is_empty()
+        });
     }
 
     /// Forgets a pod.

@@ -16,6 +16,6 @@ mod retry;
 
 pub use attempt::{Answer, Carry, Upstream};
 pub use body::PodBody;
-pub use connect::{Connector, client_tls};
+pub use connect::{Connector, PoolTls, client_tls};
 pub use failure::{Failure, FailureKind, Fault};
 pub use retry::RetryBudget;

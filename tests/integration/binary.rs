@@ -23,7 +23,7 @@ fn run(args: &[&str]) -> (i32, String, String) {
 }
 
 /// A configuration over `endpoint`, with everything on ports that the system chooses.
-fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
+pub(crate) fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
     let file = folder.join("tidegate.yaml");
     let text = format!(
         "listeners:\n  - {{ name: main, address: \"127.0.0.1:0\" }}\npools:\n  - name: pods\n    endpoints: [{endpoint}]\n\
@@ -34,14 +34,14 @@ fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
 }
 
 /// `tidegate serve`, running.
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     log: std::thread::JoinHandle<String>,
 }
 
 impl Served {
-    fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         let mut child =
             tidegate(&["serve", "--config", config]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
@@ -62,13 +62,13 @@ impl Served {
         Self { child, addr, log }
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Its exit code and what it logged.
-    async fn ended(mut self) -> (i32, String) {
+    pub(crate) async fn ended(mut self) -> (i32, String) {
         let ended = tokio::task::spawn_blocking(move || (self.child.wait().unwrap(), self.log.join().unwrap()));
         let (status, log) = within("the process to end", ended).await.unwrap();
         (status.code().expect("an exit code, not a death by signal"), log)

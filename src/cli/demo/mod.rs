@@ -146,7 +146,7 @@ async fn perform(args: &Args) -> anyhow::Result<ExitCode> {
             if !args.once {
                 let [classic, openai] = addresses(&scene);
                 screen.print(&report::to_paste(classic, openai, scene.gateway.admin))?;
-                let (SignalKindSeen::Terminate | SignalKindSeen::Interrupt) = signals.next().await;
+                while signals.next().await == SignalKindSeen::Hangup {}
             }
             if outcome.is_better() { OK } else { PROBLEMS }
         }

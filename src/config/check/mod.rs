@@ -37,8 +37,13 @@ pub fn load(path_name: &str, text: &str) -> Result<(Config, Vec<Problem>), Repor
 
 /// [`load`] for a file; its path is the name that the problems carry.
 pub fn load_file(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
+    load_bytes(&path.display().to_string(), &read_file(path)?)
+}
+
+/// What a file holds, or what to do so that it can be read.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, Report> {
     let name = path.display().to_string();
-    let bytes = std::fs::read(path).map_err(|error| {
+    std::fs::read(path).map_err(|error| {
         let (message, remedy) = match error.kind() {
             ErrorKind::NotFound => {
                 ("there is no such file".to_owned(), "check the path; it is taken from the directory you are in")
@@ -53,8 +58,7 @@ pub fn load_file(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
             _ => (format!("this file cannot be read: {error}"), "check the path and the disk"),
         };
         Report::whole_file(&name, message, remedy)
-    })?;
-    load_bytes(&name, &bytes)
+    })
 }
 
 /// [`load`] for what a file holds before it is known to be text.
@@ -201,6 +205,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let (admin, probes) = addresses(file, sheet);
     Config {
         listeners,
+        reuse_port: file.reuse_port.unwrap_or(false),
         pools,
         models,
         scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
@@ -209,6 +214,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         limits: settings::limits(file.limits.as_ref(), sheet),
         timeouts: settings::timeouts(file.timeouts.as_ref(), sheet),
         retry: settings::retry(file.retry.as_ref(), sheet),
+        waiting: settings::waiting(file.waiting.as_ref(), sheet),
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), sheet),
         log: settings::log(file.log.as_ref(), sheet),

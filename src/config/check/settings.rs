@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Sheet;
 use crate::config::{
-    Api, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, defaults,
-    file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
+    Api, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
+    file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile, WaitingFile},
     report::suggestion,
     tree::At,
     units::Span,
@@ -104,6 +104,19 @@ pub(super) fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
         budget: given.budget.unwrap_or(default.budget),
         budget_floor: given.budget_floor.unwrap_or(default.budget_floor),
         on: given.on.clone().unwrap_or(default.on),
+    }
+}
+
+/// The waiting, with defaults.
+pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting {
+    let empty = WaitingFile::default();
+    let given = file.unwrap_or(&empty);
+    let default = defaults::WAITING;
+    Waiting {
+        // Zero is a wish: refuse at once.
+        timeout: given.timeout.as_ref().map_or(default.timeout, |at| at.value.0),
+        requests: given.requests.as_ref().map_or(default.requests, |at| sheet.count(Some(at), 1) as usize),
+        bytes: sheet.bytes(given.bytes.as_ref(), default.bytes),
     }
 }
 

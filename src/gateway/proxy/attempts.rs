@@ -18,7 +18,7 @@ use crate::{
         receipt::{Chosen, Receipt},
         rejection::Rejection,
     },
-    scheduler::Tried,
+    scheduler::{NoPod, Tried},
     telemetry::{Name, labels::PoolReasonLabels},
     upstream::{self, Carry, Failure, FailureKind, Fault},
 };
@@ -44,10 +44,11 @@ impl From<Failure> for Spent {
 }
 
 impl Story {
-    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has gone out before.
+    /// Attempts until one brings an answer, or no further one is allowed. Nothing of an answer has gone out before. The
+    /// request is `held` for as long as another attempt could follow.
     pub(super) async fn attempts(
         &self,
-        mut carry: Carry,
+        held: &mut Option<Carry>,
         timeouts: &Timeouts,
         matter: &Matter,
         receipt: &mut Receipt,
@@ -58,11 +59,11 @@ impl Story {
         let mut left = retry.attempts;
         let mut pick = matter.reserve(&self.house, &self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
+            // Who goes on to another attempt has seen that it is there.
+            let Some(carry) = held.clone() else { return Err(Rejection::NoPod(NoPod::AllTried)) };
             receipt.chose(chosen(&pick, matter), pick.took);
-            let spare = (left > 0).then(|| carry.clone());
-            let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, spare };
+            let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, held };
             let answered = self.attempt(carry, timeouts, &mut ours).await;
-            let spare = ours.spare;
             let spent = match answered {
                 Ok(answer) => match self.weigh(answer, &pick, matter).await {
                     Ok(answer) => return Ok((answer, pick)),
@@ -75,8 +76,8 @@ impl Story {
                 left = left.min(1);
             }
             tried.add(&pick.verdict.pod);
-            let again = spare.filter(|_| left > 0);
-            let next = again.and_then(|again| Some((again, self.another(&spent.failure, matter, &tried)?)));
+            let may = left > 0 && held.is_some();
+            let next = if may { self.another(&spent.failure, matter, &tried) } else { None };
             match (next, spent.answer) {
                 // Whoever relays it notes what it says of the pod.
                 (None, Some(answer)) => return Ok((answer, pick)),
@@ -84,11 +85,11 @@ impl Story {
                     self.note_failure(&pick, &spent.failure);
                     return Err(Rejection::Failed(spent.failure));
                 }
-                (Some((again, next)), _) => {
+                (Some(next), _) => {
                     self.note_failure(&pick, &spent.failure);
                     receipt.retried.push(spent.failure.kind.name());
                     left -= 1;
-                    (carry, pick) = (again, next);
+                    pick = next;
                 }
             }
         }
@@ -153,8 +154,8 @@ impl Story {
         // An operator who has slow failures tried again needs the body for as long as they take.
         let large = carry.body.len() >= WORTH_LETTING_GO && self.policy.config.retry.on.is_empty();
         let mut attempt = std::pin::pin!(self.house.upstream.attempt(&pod, carry, timeouts));
-        let (mut unstarted, mut spare) = (!ours.streamed, large && ours.spare.is_some());
-        if !unstarted && !spare {
+        let (mut unstarted, mut keeps) = (!ours.streamed, large);
+        if !unstarted && !keeps {
             return attempt.await;
         }
         let mut started = std::pin::pin!(sleep(ours.pick.course.first_token_due()));
@@ -167,9 +168,9 @@ impl Story {
                     ours.pick.course.first_token();
                     unstarted = false;
                 }
-                () = &mut kept, if spare => {
-                    ours.spare = None;
-                    spare = false;
+                () = &mut kept, if keeps => {
+                    *ours.held = None;
+                    keeps = false;
                 }
             }
         }
@@ -208,7 +209,7 @@ struct Attempt<'a> {
     pick: &'a mut Pick,
     streamed: bool,
     /// The request once more, while another attempt is possible.
-    spare: Option<Carry>,
+    held: &'a mut Option<Carry>,
 }
 
 fn chosen(pick: &Pick, matter: &Matter) -> Chosen {

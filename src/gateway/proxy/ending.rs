@@ -170,7 +170,9 @@ impl Relay {
         if let Some(sent) = self.receipt.sent {
             matter.compare(&self.house, pod, usage, sent);
         }
-        if self.watch.text().is_some_and(AnswerText::comes_back) {
+        // A pod that has left meanwhile is forgotten.
+        let comes_back = self.watch.text().is_some_and(AnswerText::comes_back);
+        if comes_back && self.house.fleet.lists(pod) {
             self.house.prefix.insert(pod.slot, matter.chain.blocks());
         }
     }

@@ -5,6 +5,7 @@ mod attempts;
 mod ending;
 mod headers;
 mod heartbeat;
+mod patience;
 mod relay;
 mod timer;
 
@@ -173,7 +174,7 @@ impl Story {
         receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
-        let forward = matter.pool.config.forward_authorization;
+        let forward = matter.pool.config().forward_authorization;
         let carry = carry(&head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
@@ -192,7 +193,7 @@ impl Story {
         let (total, received) = (sent.timeouts.total, receipt.received);
         let answered = async {
             match (&sent.matter, home) {
-                (Some(matter), _) => self.attempts(carry, &sent.timeouts, matter, receipt).await,
+                (Some(matter), _) => self.attempts_with_patience(carry, &sent.timeouts, matter, receipt).await,
                 (None, Some((pool, pod))) => self.only_attempt(carry, &sent.timeouts, (&pool, &pod)).await,
                 (None, None) => Err(Rejection::NoPod(NoPod::PoolEmpty)),
             }
@@ -268,7 +269,7 @@ impl Story {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-        let carry = carry(head, body, &receipt.request_id, pool.config.forward_authorization);
+        let carry = carry(head, body, &receipt.request_id, pool.config().forward_authorization);
         let sent = Sent {
             matter: None,
             endpoint: Endpoint::ResponseById,
@@ -276,7 +277,7 @@ impl Story {
             timeouts: self.policy.config.timeouts,
             heartbeat: None,
         };
-        let home = Some((Arc::clone(pool), pod));
+        let home = Some((pool, pod));
         Ok(Told::ByPod(Box::new(Errand { carry, sent, home })))
     }
 

@@ -116,10 +116,16 @@ impl Drop for Connection {
 impl Client {
     pub(crate) async fn h1(to: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(to)).await.unwrap();
+        Self::over(stream).await.unwrap()
+    }
+
+    /// HTTP/1.1 over a connection that is there.
+    pub(crate) async fn over(stream: TcpStream) -> Result<Self, hyper::Error> {
         stream.set_nodelay(true).unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let to = stream.peer_addr().unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = Connection(tokio::spawn(async { _ = connection.await }));
-        Self { to, sender: Sender::H1(sender), connection }
+        Ok(Self { to, sender: Sender::H1(sender), connection })
     }
 
     pub(crate) async fn h2(to: SocketAddr) -> Self {

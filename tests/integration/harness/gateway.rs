@@ -48,6 +48,13 @@ impl Gateway {
         }
     }
 
+    /// A gateway of this configuration.
+    pub(crate) async fn from(text: &str) -> Self {
+        let (config, _) = config::load("test.yaml", text).unwrap_or_else(|report| panic!("{report:?}\n{text}"));
+        let running = app::start(config).await.unwrap();
+        Self { addr: running.listeners[0].1, running }
+    }
+
     pub(crate) fn admin(&self) -> SocketAddr {
         self.running.admin
     }
@@ -143,9 +150,11 @@ impl Plan {
 
     fn text(&self) -> String {
         let Self { endpoints, listeners, pool, other_pools, models, rest, .. } = self;
+        // Most tests want to hear at once that nobody is there.
+        let waiting = if rest.contains("waiting:") { "" } else { "waiting: { timeout: 0s }\n" };
         format!(
             "listeners:\n  - {}\npools:\n  - name: pods\n    engine: vllm\n    endpoints:\n      - {}\n{pool}{other_pools}models:\n  - \
-             {models}\nadmin: {{ address: 127.0.0.1:0 }}\n{rest}",
+             {models}\nadmin: {{ address: 127.0.0.1:0 }}\n{waiting}{rest}",
             listeners.join("\n  - "),
             endpoints.join("\n      - "),
         )

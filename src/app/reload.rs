@@ -1,0 +1,280 @@
+//! A new configuration in a gateway that runs: read, checked, built completely, swapped once; or refused whole, with
+//! the one before it still in force.
+//!
+//! A request keeps the policy it began with. What outlives policies (pods that stay, what is known of them, connections,
+//! budgets) is told of the new one and not made again. What only a start can set is refused by name, never half done.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustls::ClientConfig;
+use tokio::{io::AsyncReadExt as _, sync::Mutex};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::house::Instruments;
+use crate::{
+    admin::ConfigRecord,
+    clock,
+    config::{self, Config, Pool, Problem, Report},
+    edge::{Phase, Stage},
+    gateway::{CurrentPolicy, House, Policy},
+    scrape::Kits,
+    telemetry::{
+        Name,
+        labels::{ConfigLabels, OutcomeLabels, PoolLabels},
+        logs::Level,
+    },
+    upstream::{PoolTls, client_tls},
+};
+
+/// How often the file is read: a few KiB from the page cache. A change counts once it was seen twice, so it takes half
+/// a second to a second.
+const READ_EVERY: Duration = Duration::from_millis(500);
+
+/// The largest configuration read: 20,000 models of 200 bytes each.
+const MAX_FILE: u64 = 4 << 20;
+
+/// Changes that are logged one by one; the rest is counted.
+const LOGGED_CHANGES: usize = 20;
+
+/// Brings new configurations into force.
+pub struct Reloader {
+    pub(super) house: Arc<House>,
+    pub(super) policy: CurrentPolicy,
+    pub(super) instruments: Arc<Instruments>,
+    pub(super) stage: Arc<Stage>,
+    pub(super) record: Arc<ConfigRecord>,
+    /// One reload at a time; and the text in force.
+    pub(super) text: Mutex<String>,
+    /// The mark of what the file held when it was last looked at for a reload; `None`: it could not be read.
+    pub(super) handled: std::sync::Mutex<Option<u64>>,
+    pub(super) file: PathBuf,
+    pub(super) level: Option<Level>,
+}
+
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reloader").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// In force, with these changes.
+    Applied(Vec<String>),
+    /// Refused for these problems.
+    Refused(Report),
+    /// Not looked at: the gateway is stopping.
+    Stopping,
+}
+
+/// Everything that a new configuration needs and that may fail.
+struct Prepared {
+    config: Arc<Config>,
+    tls: PoolTls,
+    kits: Kits,
+    changes: Vec<String>,
+    warnings: Vec<Problem>,
+}
+
+impl Reloader {
+    /// Reads the file and brings it into force, also if it is as it was: certificates may have changed.
+    pub async fn reload(&self) -> Reloaded {
+        let read = read(&self.file).await;
+        self.take(read.map_err(|error| self.whole_file(&format!("the configuration cannot be read: {error}")))).await
+    }
+
+    /// Follows the file for ever. It is compared by content, because a `ConfigMap` changes by swapping a link and an
+    /// editor by renaming, and neither is told reliably by file events; and it counts when it was the same twice,
+    /// because a half-written file may well be sound.
+    pub async fn watch(&self) {
+        // Reading a pipe would take its content away, or wait for ever.
+        if !tokio::fs::metadata(&self.file).await.is_ok_and(|it| it.is_file()) {
+            return;
+        }
+        let mut last = None;
+        let mut tick = tokio::time::interval(READ_EVERY);
+        loop {
+            tick.tick().await;
+            let found = read(&self.file).await;
+            let mark = mark_of(&found);
+            let settled = last == Some(mark);
+            last = Some(mark);
+            if settled && mark != *self.handled() {
+                let found = found
+                    .map_err(|error| self.whole_file(&format!("the configuration cannot be read any more: {error}")));
+                self.take(found).await;
+            }
+        }
+    }
+
+    async fn take(&self, found: Result<Vec<u8>, Report>) -> Reloaded {
+        if self.stage.phase() > Phase::Serving {
+            tracing::info!("configuration not reloaded: the gateway is stopping");
+            return Reloaded::Stopping;
+        }
+        let mut text = self.text.lock().await;
+        *self.handled() = mark_of(&found);
+        let prepared = match found {
+            Ok(bytes) => self.prepare(&text, &bytes).map(|prepared| (prepared, bytes)),
+            Err(report) => Err(("invalid", report)),
+        };
+        match prepared {
+            Ok((prepared, bytes)) => {
+                let changes = self.commit(prepared, &bytes);
+                *text = String::from_utf8_lossy(&bytes).into_owned();
+                Reloaded::Applied(changes)
+            }
+            Err((outcome, report)) => {
+                self.refuse(outcome, &report);
+                Reloaded::Refused(report)
+            }
+        }
+    }
+
+    /// All that may fail, before anything is touched.
+    fn prepare(&self, old: &str, bytes: &[u8]) -> Result<Prepared, (&'static str, Report)> {
+        let invalid = |report| ("invalid", report);
+        let name = self.file.display().to_string();
+        let (mut config, warnings) = config::load_bytes(&name, bytes).map_err(invalid)?;
+        let in_force = Arc::clone(&self.policy.load().config);
+        let new = String::from_utf8_lossy(bytes);
+        let changes = config::compare(&name, (&in_force, old), (&config, &new)).map_err(|it| ("needs_restart", it))?;
+        // A door knows its place in the list.
+        let place = |name: &str| in_force.listeners.iter().position(|it| *it.name == *name);
+        config.listeners.sort_by_key(|listener| place(&listener.name));
+        let failed = |error: io::Error| invalid(self.whole_file(&format!("{error}")));
+        let tls = pool_tls(&config, Some((&in_force, &self.instruments.connector.spoken()))).map_err(failed)?;
+        let kits = self.instruments.scraper.equip(&config.pools, &|pool| tls_of(&tls, pool));
+        let kits = kits.map_err(|error| failed(io::Error::other(error)))?;
+        let changes = changes.iter().map(ToString::to_string).collect();
+        Ok(Prepared { config: Arc::new(config), tls, kits, changes, warnings })
+    }
+
+    /// Nothing here can fail. Requests see the new policy from the one store on; those that began before keep theirs,
+    /// and with it the pools that are taken off the list.
+    fn commit(&self, prepared: Prepared, bytes: &[u8]) -> Vec<String> {
+        let Prepared { config, tls, kits, changes, warnings } = prepared;
+        let (house, with) = (&self.house, &self.instruments);
+        let kept: BTreeSet<_> = config.pools.iter().map(|pool| Arc::clone(&pool.name)).collect();
+        house.fleet.follow(&config.pools, clock::now());
+        with.connector.speak(tls);
+        with.discovery.follow(&config.pools);
+        for gone in house.fleet.pools().filter(|pool| !kept.contains(pool.name())) {
+            let left = house.fleet.remove(gone.name());
+            (with.on_change)(gone.name(), &left);
+            house.metrics.waiting.remove(&PoolLabels { pool: Name::from(gone.name()) });
+        }
+        with.scraper.follow(&house.fleet, &kits);
+        house.bodies.set_limit(config.limits.buffered_bodies.0);
+        self.policy.store(Arc::new(Policy::new(Arc::clone(&config), &house.fleet)));
+        if let Some(level) = &self.level
+            && let Err(error) = level.follow(&config.log)
+        {
+            tracing::warn!(%error, "log.level is no filter; the level stays");
+        }
+        self.tell(&changes, &warnings, bytes);
+        changes
+    }
+
+    fn tell(&self, changes: &[String], warnings: &[Problem], bytes: &[u8]) {
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        for change in changes.iter().take(LOGGED_CHANGES) {
+            tracing::info!(change, "configuration changed");
+        }
+        let hash = hash(bytes);
+        let problems = warnings.iter().map(ToString::to_string).collect();
+        let generation = self.record.applied(hash.clone(), changes.to_vec(), problems, clock::wall());
+        tracing::info!(changes = changes.len(), generation, hash, "configuration reloaded");
+        self.count("applied");
+        self.show(generation, hash);
+    }
+
+    /// Which configuration is in force, in the metrics.
+    pub(super) fn show(&self, generation: u64, hash: String) {
+        let metrics = &self.house.metrics;
+        metrics.last_reload_successful.set(1);
+        metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        metrics.config_hash.clear();
+        metrics.config_hash.get_or_create(&ConfigLabels { hash: hash.as_str().into() }).set(1);
+    }
+
+    fn refuse(&self, outcome: &'static str, report: &Report) {
+        for problem in &report.problems {
+            tracing::warn!("{problem}");
+        }
+        tracing::warn!(problems = report.errors(), "configuration not reloaded: the one before it stays in force");
+        self.record.refused(outcome, report.problems.iter().map(ToString::to_string).collect(), clock::wall());
+        self.count(outcome);
+        self.house.metrics.last_reload_successful.set(0);
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.house.metrics.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    fn handled(&self) -> MutexGuard<'_, Option<u64>> {
+        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole_file(&self, message: &str) -> Report {
+        let remedy =
+            "the configuration before it stays in force; put that right and save the file again, or send SIGHUP";
+        Report::whole_file(&self.file.display().to_string(), message, remedy)
+    }
+}
+
+fn mark_of<E>(found: &Result<Vec<u8>, E>) -> Option<u64> {
+    found.as_ref().ok().map(|bytes| xxh3_64(bytes))
+}
+
+/// The text's hash, as it is shown.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    format!("{:016x}", xxh3_64(bytes))
+}
+
+async fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    tokio::fs::File::open(path).await?.take(MAX_FILE + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 4 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// How to speak TLS to the pods of every pool. Where `before` says what was spoken, a pool without authorities of its
+/// own keeps that; a `ca_file` is read again.
+pub(super) fn pool_tls(config: &Config, before: Option<(&Config, &PoolTls)>) -> io::Result<PoolTls> {
+    let plain = |pool: &Pool| pool.ca_file.is_none();
+    let known = before.and_then(|(old, spoken)| {
+        let pool = old.pools.iter().find(|pool| plain(pool))?;
+        spoken.get(&pool.name).cloned()
+    });
+    let mut common: Option<Arc<ClientConfig>> = known;
+    let mut tls = PoolTls::new();
+    for pool in &config.pools {
+        let spoken = match (&pool.ca_file, &common) {
+            (None, Some(common)) => Arc::clone(common),
+            (ca_file, _) => Arc::new(client_tls(ca_file.as_deref())?),
+        };
+        if plain(pool) {
+            common = Some(Arc::clone(&spoken));
+        }
+        tls.insert(Arc::clone(&pool.name), spoken);
+    }
+    Ok(tls)
+}
+
+/// The set-up of one of the pools that `tls` was made for.
+#[expect(clippy::indexing_slicing, reason = "made from these very pools")]
+pub(super) fn tls_of(tls: &PoolTls, pool: &Pool) -> Arc<ClientConfig> {
+    Arc::clone(&tls[&pool.name])
+}

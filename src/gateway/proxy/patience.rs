@@ -1,0 +1,91 @@
+//! The attempts of one request, and the wait for a pod where none is ready.
+
+use std::{future::poll_fn, pin::pin, task::Poll};
+
+use super::Story;
+use crate::{
+    clock,
+    config::Timeouts,
+    fleet::Admission,
+    gateway::{
+        decide::{Matter, Pick},
+        receipt::{Receipt, Step},
+        rejection::Rejection,
+        waiting::Asked,
+    },
+    scheduler::NoPod,
+    upstream::{self, Carry, Fault},
+};
+
+impl Story {
+    /// Attempts as [`Story::attempts`] makes them; and where no pod is ready, none of the first is reached, or others
+    /// already wait for the same, again when a pod may do.
+    pub(super) async fn attempts_with_patience(
+        &self,
+        carry: Carry,
+        timeouts: &Timeouts,
+        matter: &Matter,
+        receipt: &mut Receipt,
+    ) -> Result<(upstream::Answer, Pick), Rejection> {
+        let (news, bytes) = (matter.pool.news(), carry.body.len());
+        let mut held = Some(carry);
+        let (room, model) = (&self.house.waiting, &matter.route.served_model);
+        if !room.has_line(&matter.pool, model) {
+            match self.attempts(&mut held, timeouts, matter, receipt).await {
+                Err(refused) if held.is_some() && self.may_wait(&refused, matter) => {}
+                told => return told,
+            }
+        }
+        let asked = Asked { bytes, news, limits: &self.policy.config.waiting };
+        let mut place = room.enter(&matter.pool, model, asked)?;
+        receipt.step = Step::Waiting;
+        loop {
+            place.called().await?;
+            receipt.waited = Some(place.waited());
+            let told = {
+                let mut attempts = pin!(self.attempts(&mut held, timeouts, matter, receipt));
+                // The first poll picks and reserves, or finds that there is nothing to pick.
+                match poll_fn(|cx| Poll::Ready(attempts.as_mut().poll(cx))).await {
+                    Poll::Ready(Err(refused)) if self.may_wait(&refused, matter) => {
+                        place.stays();
+                        continue;
+                    }
+                    first => {
+                        place.served(usable(matter));
+                        match first {
+                            Poll::Ready(told) => told,
+                            Poll::Pending => attempts.await,
+                        }
+                    }
+                }
+            };
+            match told {
+                Err(refused) if held.is_some() && self.may_wait(&refused, matter) => place.back(),
+                told => return told,
+            }
+        }
+    }
+
+    /// Whether this refusal may pass: no pod can be used now, or none was reached. Whoever allows no further attempt
+    /// gets none here either.
+    fn may_wait(&self, refused: &Rejection, matter: &Matter) -> bool {
+        let config = &self.policy.config;
+        let may_pass = match refused {
+            Rejection::NoPod(NoPod::AllTried) => false,
+            Rejection::NoPod(_) => true,
+            Rejection::Failed(failure) => {
+                config.retry.attempts > 0 && failure.fault() != Fault::Gateway && !failure.bytes_left()
+            }
+            _ => false,
+        };
+        may_pass && !config.waiting.timeout.is_zero() && !matter.pool.is_closed()
+    }
+}
+
+/// Whether the next in line is likely to find a pod as well.
+fn usable(matter: &Matter) -> bool {
+    let now = clock::now();
+    let serves = |pod: &crate::fleet::Pod| pod.serves(&matter.route.served_model) != Some(false);
+    let admits = |pod: &crate::fleet::Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
+    matter.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
+}
