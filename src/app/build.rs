@@ -14,7 +14,7 @@ use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, Office},
     config::Config,
-    edge::{self, Door, Stage},
+    edge::{self, Door, Rejected, Stage},
     gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
 };
@@ -83,11 +83,14 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
 fn door(config: &Config, name: Arc<str>, socket: TcpListener, room: &Arc<Semaphore>, house: &House) -> Door {
     let limits = edge::Limits {
         header_read: config.timeouts.header_read,
+        client_idle: config.timeouts.client_idle,
+        write_stall: config.timeouts.write_stall,
         header_fields: config.limits.header_fields,
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone() }
+    let rejected = Rejected::new(&name, &house.metrics.edge_rejected);
+    Door { name, socket, limits, room: Arc::clone(room), open: house.metrics.connections.clone(), rejected }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.

@@ -1,48 +1,21 @@
-//! The accept loop: one task a connection, each with a deadline for its headers and a share of the connection bound.
+//! The accept loop: one task a connection, each with a share of the connection bound.
 
-use std::{
-    future::{Future, pending},
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-};
+use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::sleep,
 };
 
-use super::Phase;
+use super::{Limits, Phase, Rejected, connection::Host};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// HTTP/2 frames of one stream that may wait for its client to read: one window's worth, so that a client that stops
-/// reading stops its pod (hyper's default is 1 MiB over 64 KiB windows; a token event is 200 bytes).
-const HTTP2_SEND_BUFFER: usize = 64 << 10;
-
-/// What one connection may do.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Time for the request's headers.
-    pub header_read: Duration,
-    /// Header fields.
-    pub header_fields: usize,
-    /// Bytes of the header list.
-    pub header_bytes: usize,
-    /// Concurrent HTTP/2 streams.
-    pub http2_streams: u32,
-}
 
 /// One bound listener.
 #[derive(Debug)]
@@ -57,6 +30,8 @@ pub struct Door {
     pub room: Arc<Semaphore>,
     /// Counts them.
     pub open: Gauge,
+    /// Counts what was turned away before it was a request.
+    pub rejected: Rejected,
 }
 
 /// Counts a connection while it lives.
@@ -76,48 +51,28 @@ pub async fn run<S, F, B, E>(door: Door, service: S, mut phase: watch::Receiver<
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
-    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    let graceful = GracefulShutdown::new();
-    let builder = builder(door.limits, &tasks);
+    let host = Host::new(door.limits, door.rejected.clone(), &tasks);
+    // Each connection holds one end; when all are gone, nothing can be sent any more.
+    let (guests, mut last_guest) = mpsc::channel::<Infallible>(1);
     loop {
         let (stream, peer, guest) = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase >= Phase::Closing) => break,
             next = accept(&door) => next,
         };
-        let (asked, service) = (Arc::new(Notify::new()), service.clone());
-        let heard = Arc::clone(&asked);
-        let serve = move |mut request: Request<Incoming>| {
-            heard.notify_one();
-            request.extensions_mut().insert(Peer(peer));
-            service(request)
-        };
-        let connection = builder.serve_connection(TokioIo::new(stream), service_fn(serve)).into_owned();
-        let watched = graceful.watch(connection);
-        let mut cut = phase.clone();
+        let connection = host.serve((stream, Peer(peer)), service.clone(), phase.clone());
+        let here = guests.clone();
         tasks.spawn(async move {
-            let _guest = guest;
-            tokio::select! {
-                // How a connection ends is told request by request, by their receipts.
-                _ = watched => {}
-                _ = cut.wait_for(|phase| *phase >= Phase::Cutting) => {}
-                () = stays_silent(&asked, door.limits.header_read) => {}
-            }
+            connection.await;
+            drop((guest, here));
         });
     }
-    drop(door);
-    graceful.shutdown().await;
-}
-
-/// Resolves if nothing was asked within `limit`. hyper's deadline begins with the first byte of an HTTP/1.1 head: it
-/// misses who says nothing at all, a part of HTTP/2's preface, or that preface and nothing more.
-async fn stays_silent(asked: &Notify, limit: Duration) {
-    if timeout(limit, asked.notified()).await.is_ok() {
-        pending::<()>().await;
-    }
+    drop((door, guests));
+    last_guest.recv().await;
 }
 
 /// The next connection and its place. Waits while the house is full: the kernel's backlog is the queue then.
@@ -144,36 +99,4 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
-}
-
-fn builder(limits: Limits, tasks: &Tasks) -> auto::Builder<OnTasks> {
-    let mut builder = auto::Builder::new(OnTasks(tasks.clone()));
-    // hyper reads no deadline without a timer.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read)
-        .max_headers(limits.header_fields)
-        .max_buf_size(limits.header_bytes.max(8 << 10));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.http2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(HTTP2_SEND_BUFFER);
-    builder
-}
-
-/// Runs the streams of an HTTP/2 connection as tracked tasks.
-#[derive(Clone)]
-struct OnTasks(Tasks);
-
-impl<F> hyper::rt::Executor<F> for OnTasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
 }

@@ -37,6 +37,21 @@ pub enum Rejection {
     /// The body's content.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// A head that could be read in two ways.
+    #[error("{0}")]
+    Unclear(&'static str),
+    /// A head that is no HTTP.
+    #[error("the request is not well-formed HTTP")]
+    NotHttp,
+    /// A head with too many fields or bytes.
+    #[error("the request has too many header fields, or too long ones")]
+    HeadTooLarge,
+    /// A target that is too long.
+    #[error("the request's URL is too long")]
+    TargetTooLong,
+    /// An expectation other than `100-continue`.
+    #[error("the only expectation that can be met is 100-continue")]
+    Expectation,
     /// The body's encoding.
     #[error("content-encoding '{0}' is not accepted; send the body as it is")]
     Encoded(String),
@@ -124,6 +139,13 @@ impl Rejection {
                 told_as(S::NOT_IMPLEMENTED, INVALID, "upgrade_not_supported", "upgrade")
             }
             Self::Path(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_url", "path"),
+            Self::Unclear(_) => told_as(S::BAD_REQUEST, INVALID, "ambiguous_request", "unclear"),
+            Self::NotHttp => told_as(S::BAD_REQUEST, INVALID, "malformed_http", "not_http"),
+            Self::HeadTooLarge => {
+                told_as(S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "headers_too_large", "headers_too_large")
+            }
+            Self::TargetTooLong => told_as(S::URI_TOO_LONG, INVALID, "url_too_long", "url_too_long"),
+            Self::Expectation => told_as(S::EXPECTATION_FAILED, INVALID, "expectation_failed", "expectation"),
             Self::Malformed(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_request", "malformed"),
             Self::Encoded(_) => told_as(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_encoding", "encoding"),
             Self::TooLarge { .. } => told_as(S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", "too_large"),
@@ -164,6 +186,22 @@ impl Rejection {
         }
     }
 
+    /// What is left of the body will not be read, or nobody can say for sure where the next request begins.
+    fn ends_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::TooLarge { .. }
+                | Self::BodyTimeout
+                | Self::BodyBroken
+                | Self::Unclear(_)
+                | Self::NotHttp
+                | Self::HeadTooLarge
+                | Self::TargetTooLong
+                | Self::Expectation
+                | Self::Upgrade
+        )
+    }
+
     /// The answer, in the client's dialect.
     pub fn to_response(&self, dialect: Dialect) -> Response<Bytes> {
         let Told { status, kind, code, reason } = self.told();
@@ -185,8 +223,7 @@ impl Rejection {
         if let Self::Path(PathProblem::WrongMethod { allowed }) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
-        if matches!(self, Self::TooLarge { .. } | Self::BodyTimeout | Self::BodyBroken) {
-            // What is left of the body will not be read.
+        if self.ends_the_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

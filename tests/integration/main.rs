@@ -29,6 +29,7 @@ mod refusing;
 mod remembering;
 mod responses;
 mod rewriting;
+mod smuggling;
 mod splitting;
 mod stopping;
 mod streaming;

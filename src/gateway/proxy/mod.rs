@@ -2,13 +2,14 @@
 
 mod answer;
 mod attempts;
+mod front;
 mod headers;
 mod relay;
 mod timer;
 
 use std::{convert::Infallible, sync::Arc};
 
-pub use answer::Answer;
+pub use answer::{Answer, refuse_unparsed};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
@@ -124,11 +125,11 @@ impl Story<'_> {
     ) -> Result<Told, Rejection> {
         let (head, body) = request.into_parts();
         let config = &self.policy.config;
+        front::check(&head, config.limits.header_fields)?;
         let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
             .map_err(|problem| self.refuse_path(problem, &head, receipt))?;
         *dialect = asked.endpoint.dialect();
         receipt.endpoint = asked.endpoint.label();
-        refuse_unfit(&head.headers)?;
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
@@ -255,20 +256,6 @@ fn shortened(text: &str) -> String {
     /// Longer than every path that is served and most models' names.
     const SHOWN: usize = 128;
     text.chars().take(SHOWN).collect()
-}
-
-/// What no engine should have to interpret.
-fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
-    // Other offers may be ignored: Java's client and `curl --http2` send `Upgrade: h2c` and take a plain answer.
-    let websocket = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket");
-    if headers.get_all(header::UPGRADE).iter().any(websocket) {
-        return Err(Rejection::Upgrade);
-    }
-    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
-    match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        Some(encoding) => Err(Rejection::Encoded(String::from_utf8_lossy(encoding.as_bytes()).into_owned())),
-        None => Ok(()),
-    }
 }
 
 /// The client's request id if it can be one, else a new one.

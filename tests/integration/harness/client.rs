@@ -235,6 +235,11 @@ impl RawClient {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// The same, if the other side still listens.
+    pub(crate) async fn try_say(&mut self, bytes: impl AsRef<[u8]>) {
+        _ = self.0.write_all(bytes.as_ref()).await;
+    }
+
     /// Everything until the other side closes.
     pub(crate) async fn rest(&mut self) -> String {
         let mut all = Vec::new();

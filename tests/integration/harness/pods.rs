@@ -227,7 +227,7 @@ async fn read_requests(mut stream: TcpStream, told: mpsc::UnboundedSender<Exchan
 }
 
 /// What an idle vLLM says of itself; it lists no models, so that tests may call them as they like.
-fn how_it_is(head: &str) -> Option<String> {
+pub(crate) fn how_it_is(head: &str) -> Option<String> {
     let page = "vllm:num_requests_running{engine=\"0\",model_name=\"m\"} 0.0\n\
                 vllm:num_requests_waiting{engine=\"0\",model_name=\"m\"} 0.0\n\
                 vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"m\"} 0.0\n";
