@@ -5,6 +5,7 @@ use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, t
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -16,6 +17,16 @@ use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a client's socket may hold of its answer: Linux doubles it, and by itself would let it grow to 4 MiB, which a
+/// slow client does not drain within `write_stall` and thousands of stuck ones hold in the kernel. Half a MiB in
+/// flight carries 5 MB/s over 100 ms.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// A client that vanished without a word while its prompt is computed is noticed after a minute and a half.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TRIES: u32 = 3;
 
 /// One bound listener.
 #[derive(Debug)]
@@ -55,6 +66,14 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
+    // Accepted sockets inherit these. What the system refuses is not worth a gateway that does not start.
+    let socket = SockRef::from(&door.socket);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    if let Err(error) =
+        socket.set_send_buffer_size(SEND_BUFFER).and(socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES)))
+    {
+        tracing::debug!(listener = %door.name, %error, "the system's socket options stay as they are");
+    }
     let host = Host::new(door.limits, door.rejected.clone(), &tasks);
     // Each connection holds one end; when all are gone, nothing can be sent any more.
     let (guests, mut last_guest) = mpsc::channel::<Infallible>(1);

@@ -31,6 +31,12 @@ const LINGER: Duration = Duration::from_secs(2);
 /// ... and up to so many bytes: the largest body allowed by default.
 const LINGER_BYTES: usize = 32 << 20;
 
+/// NUL is allowed nowhere in a head...
+const NO_BYTE_OF_A_HEAD: u8 = 0;
+
+/// ... and hyper looks at one once it seems to be complete.
+const END_OF_HEAD: &[u8] = b"\n\n";
+
 /// A client's socket.
 pub(super) struct Wire<S> {
     socket: S,
@@ -43,11 +49,21 @@ pub(super) struct Wire<S> {
     linger: Option<(Pin<Box<Sleep>>, usize)>,
     /// The head that is being read, and how many were before it.
     head: (Head, u32),
+    unfit: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn new(socket: S, pulse: Arc<Pulse>, limit: Duration) -> Self {
-        Self { socket, pulse, limit, stalled: None, words: Bytes::new(), linger: None, head: Default::default() }
+        Self {
+            socket,
+            pulse,
+            limit,
+            stalled: None,
+            words: Bytes::new(),
+            linger: None,
+            head: Default::default(),
+            unfit: false,
+        }
     }
 
     /// A write that gets nowhere ends after a while.
@@ -62,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")))
     }
 
-    /// Whether these bytes may be read: one that is no byte of any head makes hyper refuse it, in our words.
+    /// Whether these bytes may be read. What is not is made to be no head at all, so that hyper refuses it, in our words.
     fn is_fit(&mut self, bytes: &[u8]) -> bool {
         if !self.pulse.nothing_open() || self.pulse.is_http2() {
             return true;
@@ -123,6 +139,10 @@ fn own_answer(bytes: &[u8]) -> Option<u16> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.unfit {
+            into.put_slice(END_OF_HEAD.get(..into.remaining()).unwrap_or(END_OF_HEAD));
+            return Poll::Ready(Ok(()));
+        }
         let before = into.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, into))?;
         let Some(new) = into.filled_mut().get_mut(before..).filter(|new| !new.is_empty()) else {
@@ -130,7 +150,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         };
         self.pulse.heard(new);
         if !self.is_fit(new) {
-            new.fill(0);
+            self.unfit = true;
+            new.fill(NO_BYTE_OF_A_HEAD);
         }
         Poll::Ready(Ok(()))
     }

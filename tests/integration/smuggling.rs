@@ -12,7 +12,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::harness::{Gateway, RawClient, how_it_is, whole_json};
+use crate::harness::{Gateway, PATIENCE, RawClient, how_it_is, whole_json};
 
 /// A pod that keeps every byte of every request for inference, and answers each.
 struct Recorder {
@@ -103,8 +103,9 @@ fn chunked(body: &str) -> String {
 /// Sends `shape` with the second request behind it, and returns all answers.
 async fn sent(gateway: &Gateway, shape: &str) -> String {
     let mut client = RawClient::connect(gateway.addr).await;
-    client.try_say(format!("{shape}{}", second())).await;
-    client.rest().await
+    _ = client.try_say(format!("{shape}{}", second())).await;
+    let shown: String = shape.chars().take(200).collect();
+    tokio::time::timeout(PATIENCE / 2, client.rest()).await.unwrap_or_else(|_| panic!("still open after {shown:?}"))
 }
 
 fn answers(text: &str) -> usize {

@@ -2,7 +2,7 @@
 //! two different requests. One strict reader at the front is what keeps an attacker from asking a pod what we did not
 //! see. It repairs nothing.
 
-use http::{HeaderMap, HeaderValue, Uri, Version, header, request};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request};
 
 use crate::gateway::rejection::Rejection;
 
@@ -11,6 +11,7 @@ const NO_HOST: Rejection = Rejection::Unclear("the Host is not a host name or ad
 const OTHER_HOST: Rejection = Rejection::Unclear("the Host is not the one that the request's target names");
 const OTHER_CODING: Rejection = Rejection::Unclear("'chunked' is the only transfer-encoding that is understood");
 const OTHER_LENGTH: Rejection = Rejection::Unclear("a request has one Content-Length or none");
+const NO_TUNNELS: Rejection = Rejection::Unclear("CONNECT is not served: this is no proxy to elsewhere");
 const UNCLEAR_QUERY: Rejection = Rejection::Unclear("percent-encode all but visible ASCII characters in the query");
 
 /// Refuses what no pod should have to interpret. `most_fields`: how many header fields there may be; HTTP/1.1 heads with
@@ -19,6 +20,9 @@ pub(super) fn check(head: &request::Parts, most_fields: usize) -> Result<(), Rej
     let headers = &head.headers;
     if headers.len() > most_fields {
         return Err(Rejection::HeadTooLarge);
+    }
+    if head.method == Method::CONNECT {
+        return Err(NO_TUNNELS);
     }
     check_host(&head.uri, headers, head.version)?;
     check_framing(headers)?;

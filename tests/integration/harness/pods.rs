@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     ops::Deref,
+    time::Duration,
 };
 
 use tidegate::{
@@ -169,6 +170,11 @@ impl Exchange {
     pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
         // A client that left is what some tests are about.
         _ = self.stream.write_all(bytes.as_ref()).await;
+    }
+
+    /// The same; false if it was not taken within `limit`, or nobody is there any more.
+    pub(crate) async fn try_say(&mut self, bytes: impl AsRef<[u8]>, limit: Duration) -> bool {
+        matches!(tokio::time::timeout(limit, self.stream.write_all(bytes.as_ref())).await, Ok(Ok(())))
     }
 
     /// One chunk of a chunked answer.
