@@ -66,14 +66,6 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    // Accepted sockets inherit these. What the system refuses is not worth a gateway that does not start.
-    let socket = SockRef::from(&door.socket);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-    if let Err(error) =
-        socket.set_send_buffer_size(SEND_BUFFER).and(socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES)))
-    {
-        tracing::debug!(listener = %door.name, %error, "the system's socket options stay as they are");
-    }
     let host = Host::new(door.limits, door.rejected.clone(), &tasks);
     // Each connection holds one end; when all are gone, nothing can be sent any more.
     let (guests, mut last_guest) = mpsc::channel::<Infallible>(1);
@@ -103,6 +95,7 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
         };
         match door.socket.accept().await.and_then(|(stream, peer)| stream.set_nodelay(true).map(|()| (stream, peer))) {
             Ok((stream, peer)) => {
+                bound(&stream, door);
                 door.open.inc();
                 return (stream, peer, Guest { _room: room, open: door.open.clone() });
             }
@@ -112,6 +105,16 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Bounds what the system holds for a client, and for how long. What it refuses costs nobody an answer.
+fn bound(stream: &TcpStream, door: &Door) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);
+    if let Err(error) = socket.set_send_buffer_size(SEND_BUFFER).and(socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
     }
 }
 

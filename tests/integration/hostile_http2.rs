@@ -161,32 +161,61 @@ async fn the_frame_writer_can_ask_as_others_do() {
     assert!(String::from_utf8(body).unwrap().contains("\"id\":\"m\""));
 }
 
+/// Sends the same frames for one stream after the other until nobody listens, and more of them than any socket holds.
+async fn flood(gateway: &Gateway, of_stream: impl Fn(u32) -> Vec<u8>) {
+    let mut attacker = Attacker::connect(gateway.addr).await;
+    for stream in streams(200_000) {
+        if !attacker.say(&of_stream(stream)).await {
+            break;
+        }
+    }
+    attacker.sent_away().await;
+}
+
 /// CVE-2023-44487: requests that are reset as soon as they are sent cost their client nothing.
 #[tokio::test]
 async fn rapid_resets_end_the_connection() {
     let pod = SimPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;
-    let body = br#"{"model":"m","prompt":"hi","stream":true}"#;
     let head = request("POST", "/v1/completions");
-    let mut sent = 0_u32;
-    attacked(&gateway, async {
-        let mut attacker = Attacker::connect(gateway.addr).await;
-        for stream in streams(20_000) {
-            let mut all = frame(HEADERS, END_HEADERS, stream, &head);
-            all.extend(frame(DATA, END_STREAM, stream, body));
-            all.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
-            if !attacker.say(&all).await {
-                break;
-            }
-            sent += 1;
-            tokio::task::yield_now().await;
+    let of_stream = |stream| {
+        let mut all = frame(HEADERS, END_HEADERS, stream, &head);
+        all.extend(frame(DATA, END_STREAM, stream, br#"{"model":"m","prompt":"hi","stream":true}"#));
+        all.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        all
+    };
+    attacked(&gateway, flood(&gateway, of_stream)).await;
+    let (asked, began) = (pod.asked(), gateway.counted("tidegate_requests_total", &[]).await);
+    assert!(began < 1000.0 && asked < 500, "{began} were begun, {asked} of them reached the pod");
+}
+
+/// The same, each a moment later, when its request is at the pod already.
+#[tokio::test]
+async fn resets_of_requests_that_reached_their_pod_end_the_connection() {
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let head = request("POST", "/v1/completions");
+    let mut attacker = Attacker::connect(gateway.addr).await;
+    let mut reached = 0;
+    for stream in streams(1000) {
+        let mut all = frame(HEADERS, END_HEADERS, stream, &head);
+        all.extend(frame(DATA, END_STREAM, stream, br#"{"model":"m","prompt":"hi","stream":true}"#));
+        if !attacker.say(&all).await {
+            break;
         }
-        attacker.sent_away().await;
-    })
-    .await;
-    assert!(sent < 20_000, "all {sent} were taken");
-    let asked = pod.asked();
-    assert!(asked < 500, "{asked} of them reached the pod");
+        let mut asked = tokio::select! {
+            asked = pod.asked() => asked,
+            _ = attacker.sent_away() => break,
+        };
+        reached += 1;
+        if !attacker.say(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())).await {
+            break;
+        }
+        asked.abandoned().await;
+    }
+    assert!((50..200).contains(&reached), "{reached}");
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &["resets"]).await, 1.0);
+    gateway.quiet().await;
 }
 
 /// CVE-2025-8671: frames that make *us* reset streams, which then count as closed for the peer.
@@ -195,22 +224,15 @@ async fn making_us_reset_streams_ends_the_connection() {
     let pod = SimPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;
     let head = request("POST", "/v1/completions");
-    let mut sent = 0_u32;
-    attacked(&gateway, async {
-        let mut attacker = Attacker::connect(gateway.addr).await;
-        for stream in streams(50_000) {
-            let mut all = frame(HEADERS, END_HEADERS, stream, &head);
-            // An increment of zero is an error of the stream.
-            all.extend(frame(WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes()));
-            if !attacker.say(&all).await {
-                break;
-            }
-            sent += 1;
-        }
-        attacker.sent_away().await;
-    })
-    .await;
-    assert!(sent < 50_000, "all {sent} were taken");
+    let of_stream = |stream| {
+        let mut all = frame(HEADERS, END_HEADERS, stream, &head);
+        // An increment of zero is an error of the stream.
+        all.extend(frame(WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes()));
+        all
+    };
+    attacked(&gateway, flood(&gateway, of_stream)).await;
+    let began = gateway.counted("tidegate_requests_total", &[]).await;
+    assert!(began < 2000.0, "{began} were begun");
 }
 
 #[tokio::test]
@@ -360,7 +382,7 @@ async fn a_small_answer_that_is_never_taken_does_not_keep_the_connection() {
     let pod = SimPod::start().await;
     let yaml = "timeouts: { header_read: 300ms, client_idle: 300ms }";
     let gateway = Gateway::over([pod.endpoint()]).yaml(yaml).start().await;
-    let mut attacker = Attacker::with(gateway.addr, &[(INITIAL_WINDOW, 0)]).await;
+    let mut attacker = Attacker::with(gateway.addr, &[(INITIAL_WINDOW, 1)]).await;
     attacker.say(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET", "/v1/models"))).await;
     attacker.sent_away().await;
     let house = &gateway.running.house;

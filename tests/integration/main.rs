@@ -20,6 +20,7 @@ mod binary;
 mod failing;
 mod forwarding;
 mod harness;
+mod hostile_bodies;
 mod hostile_http2;
 mod leaving;
 mod logging_decisions;

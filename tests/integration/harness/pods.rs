@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     ops::Deref,
+    sync::Arc,
     time::Duration,
 };
 
@@ -105,13 +106,17 @@ impl RawPod {
 
     /// A pod that answers every request with the same bytes, over connections that it keeps open.
     pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
-        let (mut pod, answer) = (Self::start().await, answer.into());
+        let (mut pod, answer) = (Self::start().await, Arc::<[u8]>::from(answer.into()));
         let (_, none) = mpsc::unbounded_channel();
         let mut asked = std::mem::replace(&mut pod.asked, none);
         pod.tasks.spawn_until_stop(async move {
             while let Some(mut exchange) = asked.recv().await {
-                exchange.say(&answer).await;
-                exchange.keep_alive();
+                let answer = Arc::clone(&answer);
+                // Each by itself: one that is not read holds up no other.
+                tokio::spawn(async move {
+                    exchange.say(&answer).await;
+                    exchange.keep_alive();
+                });
             }
         });
         pod
