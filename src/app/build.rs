@@ -15,9 +15,10 @@ use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
-    edge::{self, Door, Stage},
+    edge::{self, Door, Rejected, Stage},
     gateway::{CurrentPolicy, Desk, Policy},
     tasks::Tasks,
+    telemetry::Metrics,
 };
 
 /// Starts a gateway for `config`.
@@ -62,8 +63,13 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
-        let door =
-            door(&config, Arc::clone(&listener.name), socket, (Arc::clone(&room), house.metrics.connections.clone()));
+        let door = door(
+            &config,
+            Arc::clone(&listener.name),
+            socket,
+            (Arc::clone(&room), house.metrics.connections.clone()),
+            &house.metrics,
+        );
         let told = Arc::clone(&stage);
         let serve = move |request: Request<Incoming>| {
             let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
@@ -76,10 +82,10 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
     let admin_address = local(&admin, config.admin);
     let office_stage = Arc::new(Stage::default());
-    open_office(&config, admin, admin::everything(office.clone()), &office_stage, &office_tasks);
+    open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);
     let probes_address = probes.map(|socket| {
         let address = local(&socket, config.admin);
-        open_office(&config, socket, admin::probes(office), &office_stage, &office_tasks);
+        open_office(&config, socket, admin::probes(office), (&office_stage, &office_tasks), &house.metrics);
         address
     });
     Ok(Running {
@@ -98,22 +104,37 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     })
 }
 
-fn door(config: &Config, name: Arc<str>, socket: TcpListener, (room, open): (Arc<Semaphore>, Gauge)) -> Door {
+fn door(
+    config: &Config,
+    name: Arc<str>,
+    socket: TcpListener,
+    (room, open): (Arc<Semaphore>, Gauge),
+    metrics: &Metrics,
+) -> Door {
+    let rejected = Rejected::new(&name, &metrics.edge_rejected);
     let limits = edge::Limits {
         header_read: config.timeouts.header_read,
+        client_idle: config.timeouts.client_idle,
+        write_stall: config.timeouts.write_stall,
         header_fields: config.limits.header_fields,
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room, open, shared: config.reuse_port }
+    Door { name, socket, limits, room, open, shared: config.reuse_port, rejected }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
-fn open_office(config: &Config, socket: TcpListener, router: Router, stage: &Arc<Stage>, tasks: &Tasks) {
+fn open_office(
+    config: &Config,
+    socket: TcpListener,
+    router: Router,
+    (stage, tasks): (&Stage, &Tasks),
+    metrics: &Metrics,
+) {
     /// A person, a kubelet and a few Prometheus servers.
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));
-    let door = door(config, "admin".into(), socket, (room, Gauge::default()));
+    let door = door(config, "admin".into(), socket, (room, Gauge::default()), metrics);
     let serve = move |request: Request<Incoming>| router.clone().oneshot(request);
     // With the last of the stage everything at this door ends.
     let (watch, spawner) = (stage.watch(), tasks.clone());

@@ -35,6 +35,10 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
     header_read: Duration::from_secs(10),
     // 32 MiB in a minute are 4.5 Mbit/s.
     body_read: Duration::from_secs(60),
+    // Cloud load balancers keep connections for 60 s and must be the first to close them.
+    client_idle: Duration::from_secs(75),
+    // A line that carries nothing for a minute is not slow but gone; nginx and HAProxy say the same.
+    write_stall: Duration::from_secs(60),
     // One lost SYN is repeated after 1 s; a pod that needs two of them is not there.
     connect: Duration::from_secs(2),
     // What the OpenAI SDKs wait: giving up earlier turns a long queue into errors.

@@ -293,6 +293,10 @@ pub(super) struct TimeoutsFile {
     pub(super) header_read: Option<At<Span>>,
     /// The client sends its request body. Default: 1m.
     pub(super) body_read: Option<At<Span>>,
+    /// Between two requests on one client connection. Default: 75s, above the 60s of cloud load balancers.
+    pub(super) client_idle: Option<At<Span>>,
+    /// The client takes nothing of its answer. Default: 1m.
+    pub(super) write_stall: Option<At<Span>>,
     /// TCP (and TLS) connect to a pod. Default: 2s.
     pub(super) connect: Option<At<Span>>,
     /// The pod answers with headers; for a whole answer that is when it is complete. Default: 10m, as the OpenAI SDKs.

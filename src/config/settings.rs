@@ -33,6 +33,10 @@ pub struct Timeouts {
     pub header_read: Duration,
     /// Client sends its request body.
     pub body_read: Duration,
+    /// Between two requests on one client connection.
+    pub client_idle: Duration,
+    /// Client takes nothing of its answer.
+    pub write_stall: Duration,
     /// TCP (and TLS) connect to a pod.
     pub connect: Duration,
     /// Pod answers with response headers; for a whole answer that is when it is complete.

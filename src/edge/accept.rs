@@ -1,52 +1,32 @@
-//! The accept loop: one task a connection, each with a deadline for its headers and a share of the connection bound.
+//! The accept loop: one task a connection, each with a share of the connection bound.
 
-use std::{
-    future::{Future, pending},
-    io,
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::sleep,
 };
 
-use super::{
-    Phase,
-    drain::{self, Manners},
-};
+use super::{Limits, Phase, Rejected, connection::Host, drain};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// HTTP/2 frames of one stream that may wait for its client to read: one window's worth, so that a client that stops
-/// reading stops its pod (hyper's default is 1 MiB over 64 KiB windows; a token event is 200 bytes).
-const HTTP2_SEND_BUFFER: usize = 64 << 10;
+/// What a client's socket may hold of its answer: Linux doubles it, and by itself would let it grow to 4 MiB, which a
+/// slow client does not drain within `write_stall` and thousands of stuck ones hold in the kernel. Half a MiB in
+/// flight carries 5 MB/s over 100 ms.
+const SEND_BUFFER: usize = 256 << 10;
 
-/// What one connection may do.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Time for the request's headers.
-    pub header_read: Duration,
-    /// Header fields.
-    pub header_fields: usize,
-    /// Bytes of the header list.
-    pub header_bytes: usize,
-    /// Concurrent HTTP/2 streams.
-    pub http2_streams: u32,
-}
+/// A client that vanished without a word while its prompt is computed is noticed after a minute and a half.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TRIES: u32 = 3;
 
 /// One bound listener.
 #[derive(Debug)]
@@ -63,6 +43,8 @@ pub struct Door {
     pub open: Gauge,
     /// Whether a successor may listen on the same address.
     pub shared: bool,
+    /// Counts what was turned away before it was a request.
+    pub rejected: Rejected,
 }
 
 /// Counts a connection while it lives.
@@ -82,11 +64,11 @@ pub async fn run<S, F, B, E>(door: Door, service: S, phase: watch::Receiver<Phas
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
-    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    let builder = builder(door.limits, &tasks);
+    let host = Host::new(door.limits, door.rejected.clone(), &tasks);
     let mut closing = pin!(drain::may_close(&door.socket, phase.clone(), door.shared));
     loop {
         let (stream, peer, guest) = tokio::select! {
@@ -95,34 +77,11 @@ where
             next = accept(&door) => next,
             () = &mut closing => break,
         };
-        let (asked, service, manners) = (Arc::new(Notify::new()), service.clone(), Manners::default());
-        let (heard, seen) = (Arc::clone(&asked), manners.clone());
-        let serve = move |mut request: Request<Incoming>| {
-            heard.notify_one();
-            seen.speaks(request.version());
-            request.extensions_mut().insert(Peer(peer));
-            service(request)
-        };
-        let connection = builder.serve_connection(TokioIo::new(stream), service_fn(serve)).into_owned();
-        let served = drain::serve_out(connection, phase.clone(), manners);
-        let mut cut = phase.clone();
+        let connection = host.serve((stream, Peer(peer)), service.clone(), phase.clone());
         tasks.spawn(async move {
-            let _guest = guest;
-            tokio::select! {
-                // How a connection ends is told request by request, by their receipts.
-                () = served => {}
-                _ = cut.wait_for(|phase| *phase >= Phase::Cutting) => {}
-                () = stays_silent(&asked, door.limits.header_read) => {}
-            }
+            connection.await;
+            drop(guest);
         });
-    }
-}
-
-/// Resolves if nothing was asked within `limit`. hyper's deadline begins with the first byte of an HTTP/1.1 head: it
-/// misses who says nothing at all, a part of HTTP/2's preface, or that preface and nothing more.
-async fn stays_silent(asked: &Notify, limit: Duration) {
-    if timeout(limit, asked.notified()).await.is_ok() {
-        pending::<()>().await;
     }
 }
 
@@ -135,6 +94,7 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
         };
         match door.socket.accept().await.and_then(|(stream, peer)| stream.set_nodelay(true).map(|()| (stream, peer))) {
             Ok((stream, peer)) => {
+                bound(&stream, door);
                 door.open.inc();
                 return (stream, peer, Guest { _room: room, open: door.open.clone() });
             }
@@ -147,39 +107,17 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
     }
 }
 
+/// Bounds what the system holds for a client, and for how long. What it refuses costs nobody an answer.
+fn bound(stream: &TcpStream, door: &Door) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);
+    if let Err(error) = socket.set_send_buffer_size(SEND_BUFFER).and(socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
+    }
+}
+
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
-}
-
-fn builder(limits: Limits, tasks: &Tasks) -> auto::Builder<OnTasks> {
-    let mut builder = auto::Builder::new(OnTasks(tasks.clone()));
-    // hyper reads no deadline without a timer.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read)
-        .max_headers(limits.header_fields)
-        .max_buf_size(limits.header_bytes.max(8 << 10));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.http2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(HTTP2_SEND_BUFFER);
-    builder
-}
-
-/// Runs the streams of an HTTP/2 connection as tracked tasks.
-#[derive(Clone)]
-struct OnTasks(Tasks);
-
-impl<F> hyper::rt::Executor<F> for OnTasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
 }

@@ -6,17 +6,9 @@
 //! anything since gets a last call. HTTP/2 has GOAWAY for it, which hyper sends in two steps: what comes between them is
 //! still served.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::{HeaderValue, Response, Version, header};
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 /// How long an idle HTTP/1.1 connection, or one that was just made, may still ask after the door has closed: a request
@@ -86,47 +78,16 @@ impl Stage {
     }
 }
 
-/// What was learned of a connection.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Manners(Arc<AtomicBool>);
-
-impl Manners {
-    /// A request came in this version.
-    pub(super) fn speaks(&self, version: Version) {
-        self.0.store(version == Version::HTTP_2, Relaxed);
+/// Resolves when a connection is to be told to go: as soon as the stage says so where the protocol loses nothing by that
+/// (`says_goodbye`), after a last call elsewhere.
+pub(super) async fn last_call(mut phase: watch::Receiver<Phase>, says_goodbye: impl Fn() -> bool) {
+    if phase.wait_for(|phase| *phase >= Phase::Closing).await.is_err() {
+        // The stage is gone, and nobody will say anything any more.
+        std::future::pending::<()>().await;
     }
-
-    fn says_goodbye(&self) -> bool {
-        self.0.load(Relaxed)
+    if !says_goodbye() {
+        sleep(LAST_CALL).await;
     }
-}
-
-/// Serves a connection to its end. Once the stage says so it is told to go: at once where the protocol loses nothing by
-/// that, after a last call elsewhere.
-pub(super) async fn serve_out<C: GracefulConnection>(
-    connection: C,
-    mut phase: watch::Receiver<Phase>,
-    manners: Manners,
-) {
-    let mut connection = pin!(connection);
-    let closing = async {
-        if phase.wait_for(|phase| *phase >= Phase::Closing).await.is_err() {
-            // The stage is gone, and nobody will say anything any more.
-            std::future::pending::<()>().await;
-        }
-        if !manners.says_goodbye() {
-            sleep(LAST_CALL).await;
-        }
-    };
-    tokio::select! {
-        // What has arrived is read before anything is closed.
-        biased;
-        // How a connection ends is told request by request, by their receipts.
-        _ = connection.as_mut() => return,
-        () = closing => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    _ = connection.await;
 }
 
 /// Resolves when a door may close. One that has a successor first turns new connections away, so that they are made

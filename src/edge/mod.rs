@@ -4,7 +4,42 @@
 //! desk's business.
 
 mod accept;
+mod connection;
 mod drain;
+mod head;
+mod pulse;
+mod stall;
+mod wire;
 
-pub use accept::{Door, Limits, run};
+use std::sync::Arc;
+
+pub use accept::{Door, run};
+pub use connection::Limits;
 pub use drain::{Phase, Stage};
+use prometheus_client::metrics::{counter::Counter, family::Family};
+
+use crate::telemetry::{Name, labels::ReasonLabels};
+
+/// Counts what a door turned away before it was a request, by why.
+#[derive(Clone, Debug)]
+pub struct Rejected(Arc<(Name, Family<ReasonLabels, Counter>)>);
+
+impl Rejected {
+    /// Counts in `family` for the listener of that name.
+    pub fn new(listener: &Arc<str>, family: &Family<ReasonLabels, Counter>) -> Self {
+        Self(Arc::new((Name::from(listener), family.clone())))
+    }
+
+    /// One more. Told at `debug`: an attack must not fill the log as well.
+    fn count(&self, reason: &'static str) {
+        let (listener, family) = &*self.0;
+        tracing::debug!(listener = &*listener.0, reason, "a client was turned away");
+        family.get_or_create(&ReasonLabels { listener: listener.clone(), reason }).inc();
+    }
+}
+
+impl Default for Rejected {
+    fn default() -> Self {
+        Self::new(&"".into(), &Family::default())
+    }
+}

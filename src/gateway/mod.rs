@@ -29,7 +29,7 @@ pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
 pub use health::tell_turn;
 pub use homes::ResponseHomes;
-pub use proxy::{Answer, Desk};
+pub use proxy::{Answer, Desk, refuse_unparsed};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
 

@@ -37,6 +37,21 @@ pub enum Rejection {
     /// The body's content.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// A head that could be read in two ways.
+    #[error("{0}")]
+    Unclear(&'static str),
+    /// A head that is no HTTP.
+    #[error("the request is not well-formed HTTP")]
+    NotHttp,
+    /// A head with too many fields or bytes.
+    #[error("the request has too many header fields, or too long ones")]
+    HeadTooLarge,
+    /// A target that is too long.
+    #[error("the request's URL is too long")]
+    TargetTooLong,
+    /// An expectation other than `100-continue`.
+    #[error("the only expectation that can be met is 100-continue")]
+    Expectation,
     /// The body's encoding.
     #[error("content-encoding '{0}' is not accepted; send the body as it is")]
     Encoded(String),
@@ -141,6 +156,13 @@ impl Rejection {
                 told_as(S::NOT_IMPLEMENTED, INVALID, "upgrade_not_supported", "upgrade")
             }
             Self::Path(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_url", "path"),
+            Self::Unclear(_) => told_as(S::BAD_REQUEST, INVALID, "ambiguous_request", "unclear"),
+            Self::NotHttp => told_as(S::BAD_REQUEST, INVALID, "malformed_http", "not_http"),
+            Self::HeadTooLarge => {
+                told_as(S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "headers_too_large", "headers_too_large")
+            }
+            Self::TargetTooLong => told_as(S::URI_TOO_LONG, INVALID, "url_too_long", "url_too_long"),
+            Self::Expectation => told_as(S::EXPECTATION_FAILED, INVALID, "expectation_failed", "expectation"),
             Self::Malformed(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_request", "malformed"),
             Self::Encoded(_) => told_as(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_encoding", "encoding"),
             Self::TooLarge { .. } => told_as(S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", "too_large"),
@@ -188,7 +210,12 @@ impl Rejection {
             | Self::BodyTimeout
             | Self::BodyBroken
             | Self::UnknownModel(_)
-            | Self::UnknownResponse(_) => Fault::Client,
+            | Self::UnknownResponse(_)
+            | Self::Unclear(_)
+            | Self::NotHttp
+            | Self::HeadTooLarge
+            | Self::TargetTooLong
+            | Self::Expectation => Fault::Client,
             Self::BuffersFull | Self::LineFull { .. } | Self::Stopping | Self::Panicked(_) => Fault::Gateway,
             Self::NoPod(_) | Self::NoPodInTime { .. } | Self::TotalTimeout(_) => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
@@ -209,6 +236,22 @@ impl Rejection {
         let Told { kind, code, .. } = self.told();
         let message = self.to_string();
         ErrorBody { message: &message, kind, param: None, code: Some(code) }.to_sse_event(dialect)
+    }
+
+    /// What is left of the body will not be read, or nobody can say for sure where the next request begins.
+    fn ends_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::TooLarge { .. }
+                | Self::BodyTimeout
+                | Self::BodyBroken
+                | Self::Unclear(_)
+                | Self::NotHttp
+                | Self::HeadTooLarge
+                | Self::TargetTooLong
+                | Self::Expectation
+                | Self::Upgrade
+        )
     }
 
     /// The answer, in the client's dialect.
@@ -232,8 +275,7 @@ impl Rejection {
         if let Self::Path(PathProblem::WrongMethod { allowed }) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
-        if matches!(self, Self::TooLarge { .. } | Self::BodyTimeout | Self::BodyBroken) {
-            // What is left of the body will not be read.
+        if self.ends_the_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

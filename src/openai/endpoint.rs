@@ -158,7 +158,7 @@ pub enum PathProblem {
     #[error("percent-encoding is not accepted in this path; write the path plainly")]
     Encoded,
     /// Two readers could take it for two different paths.
-    #[error("the path is ambiguous: no '//', '.' or '..' segments, backslashes or control characters")]
+    #[error("the path is ambiguous: no '//', '.' or '..' segments, backslashes, semicolons or control characters")]
     Ambiguous,
     /// It is spoken over a WebSocket, which is not offered.
     #[error("WebSocket endpoints are not served here")]
@@ -239,7 +239,8 @@ fn model_by_id<'a>(method: &Method, name: &'a str) -> Result<Asked<'a>, PathProb
     if decoded.is_empty() {
         return Err(PathProblem::NotServed);
     }
-    if decoded.chars().any(char::is_control) {
+    let dots = |segment: &str| segment == "." || segment == "..";
+    if decoded.chars().any(|it| it.is_control() || it == '\\') || decoded.split('/').any(dots) {
         return Err(PathProblem::Ambiguous);
     }
     if *method != Method::GET {
@@ -260,7 +261,7 @@ fn refuse_unclear(path: &str) -> Result<(), PathProblem> {
 
 /// `rest` is a path after one of its slashes.
 fn refuse_segments(rest: &str) -> Result<(), PathProblem> {
-    let odd = |byte: u8| !byte.is_ascii_graphic() || byte == b'\\';
+    let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b';');
     let segment = |segment: &str| segment == "." || segment == "..";
     if rest.bytes().any(odd) || rest.split('/').any(segment) || rest.starts_with('/') || rest.contains("//") {
         return Err(PathProblem::Ambiguous);
@@ -345,7 +346,9 @@ mod tests {
         assert_eq!(get("/v1/models/a%00"), Err(PathProblem::Ambiguous));
         assert_eq!(get("/v1/models/a%2"), Err(PathProblem::Encoded));
         assert_eq!(get("/v1/models/a%ff"), Err(PathProblem::Encoded));
-        assert_eq!(get("/v1/models/../metrics"), Err(PathProblem::Ambiguous));
+        for name in ["../metrics", "%2e%2e/metrics", "%2E%2e%2Fmetrics", "a%5cb", "a/%2e", "a;b"] {
+            assert_eq!(get(&format!("/v1/models/{name}")), Err(PathProblem::Ambiguous), "{name}");
+        }
         assert_eq!(get("/v1/models//x"), Err(PathProblem::Ambiguous));
         assert_eq!(get("/v1/models/"), Err(PathProblem::NotServed));
         assert_eq!(post("/v1/models/x"), Err(PathProblem::WrongMethod { allowed: "GET" }));
@@ -363,6 +366,8 @@ mod tests {
             "/v1/../v1/completions",
             "/v1/completions/..",
             "/v1\\completions",
+            "/v1/completions;x=1",
+            "/v1/;/completions",
             "/v1/completions\u{7f}",
             "/v1/complétions",
             "v1/completions",

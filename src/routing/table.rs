@@ -245,6 +245,8 @@ mod tests {
             },
             timeouts: Timeouts {
                 header_read: second,
+                client_idle: second,
+                write_stall: second,
                 body_read: second,
                 connect: second,
                 first_byte: second,

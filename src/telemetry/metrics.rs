@@ -140,6 +140,8 @@ pub struct Metrics {
     pub aborts: Family<ReasonLabels, Counter>,
     /// Requests refused by the gateway itself.
     pub rejections: Family<ReasonLabels, Counter>,
+    /// What the doors turned away before it was a request, or let go while it did not read.
+    pub edge_rejected: Family<ReasonLabels, Counter>,
     /// Reads of pods' metrics, by outcome.
     pub scrapes: Family<PoolReasonLabels, Counter>,
     /// How long they took.
@@ -197,6 +199,7 @@ impl Metrics {
             cuts: Family::default(),
             aborts: Family::default(),
             rejections: Family::default(),
+            edge_rejected: Family::default(),
             scrapes: Family::default(),
             scrape_duration: histograms(&ITL),
             scrape_unparsed: Family::default(),
@@ -248,6 +251,8 @@ impl Metrics {
         r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
         r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
         r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
+        let turned_away = "Clients turned away before they had asked, or let go because they did not read";
+        r.register("edge_rejected", turned_away, self.edge_rejected.clone());
     }
 
     fn register_attempts(&mut self) {

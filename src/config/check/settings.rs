@@ -48,6 +48,8 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
     let timeouts = Timeouts {
         header_read: sheet.span(given.header_read.as_ref(), default.header_read),
         body_read: sheet.span(given.body_read.as_ref(), default.body_read),
+        client_idle: sheet.span(given.client_idle.as_ref(), default.client_idle),
+        write_stall: sheet.span(given.write_stall.as_ref(), default.write_stall),
         connect: sheet.span(given.connect.as_ref(), default.connect),
         first_byte: sheet.span(given.first_byte.as_ref(), default.first_byte),
         first_token: sheet.span(given.first_token.as_ref(), default.first_token),

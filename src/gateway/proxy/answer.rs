@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
@@ -107,6 +107,31 @@ pub(super) fn refusal(rejection: &Rejection, dialect: Dialect, request_id: &Head
     let mut response = rejection.to_response(dialect).map(|body| Answer(Kind::Own(Some(body))));
     response.headers_mut().insert(X_REQUEST_ID, request_id.clone());
     response
+}
+
+/// The whole answer to a head that could not be parsed, with `status` as the parser has it, and the word for metrics.
+/// There is no request to tell of, so it is told here, at `debug`.
+pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
+    let rejection = match status {
+        414 => Rejection::TargetTooLong,
+        431 => Rejection::HeadTooLarge,
+        _ => Rejection::NotHttp,
+    };
+    let request_id = super::request_id(&HeaderMap::new());
+    tracing::debug!(request_id = request_id.to_str().unwrap_or_default(), "refused: {rejection}");
+    let mut response = rejection.to_response(Dialect::OpenAi);
+    let length = response.body().len();
+    response.headers_mut().insert(X_REQUEST_ID, request_id);
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    let mut bytes = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(piece);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(response.body());
+    (Bytes::from(bytes), rejection.reason())
 }
 
 /// JSON of our own.

@@ -48,7 +48,10 @@ pub(super) fn to_pod(client: &HeaderMap, request_id: &HeaderValue, forward_autho
     let named = named_by_connection(client);
     let mut headers = HeaderMap::with_capacity(client.len() + 2);
     for (name, value) in client {
+        // Behind CGI-like interfaces `x_forwarded_for` is `x-forwarded-for`: what stays, stays under both names.
         let word = name.as_str();
+        let hyphenated = word.contains('_').then(|| word.replace('_', "-"));
+        let word = hyphenated.as_deref().unwrap_or(word);
         let credentials = word == "authorization" || word == "x-api-key" || word == "api-key";
         let stays = !HOP_BY_HOP.contains(&word)
             && !CONTROL.contains(&word)
@@ -115,6 +118,10 @@ mod tests {
             ("te", "trailers"),
             ("accept-encoding", "gzip"),
             ("traceparent", "00-a-b-01"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("transfer_encoding", "chunked"),
+            ("x_vllm-priority", "-9"),
+            ("my_own", "1"),
             ("x-custom", "one"),
             ("x-custom", "two"),
         ]);
@@ -125,7 +132,14 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            ["accept-encoding=identity", "traceparent=00-a-b-01", "x-custom=one", "x-custom=two", "x-request-id=id-1"]
+            [
+                "accept-encoding=identity",
+                "my_own=1",
+                "traceparent=00-a-b-01",
+                "x-custom=one",
+                "x-custom=two",
+                "x-request-id=id-1"
+            ]
         );
         assert_eq!(to_pod(&client, &id, true)["authorization"], "Bearer client");
     }

@@ -3,6 +3,7 @@
 mod answer;
 mod attempts;
 mod ending;
+mod front;
 mod headers;
 mod heartbeat;
 mod patience;
@@ -11,7 +12,7 @@ mod timer;
 
 use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-pub use answer::Answer;
+pub use answer::{Answer, refuse_unparsed};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
@@ -149,11 +150,11 @@ impl Story {
     ) -> Result<Told, Rejection> {
         let (head, body) = request.into_parts();
         let config = &self.policy.config;
+        front::check(&head, config.limits.header_fields)?;
         let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
             .map_err(|problem| self.refuse_path(problem, &head, receipt))?;
         *dialect = asked.endpoint.dialect();
         receipt.endpoint = asked.endpoint.label();
-        refuse_unfit(&head.headers)?;
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
@@ -318,20 +319,6 @@ fn shortened(text: &str) -> String {
     /// Longer than every path that is served and most models' names.
     const SHOWN: usize = 128;
     text.chars().take(SHOWN).collect()
-}
-
-/// What no engine should have to interpret.
-fn refuse_unfit(headers: &HeaderMap) -> Result<(), Rejection> {
-    // Other offers may be ignored: Java's client and `curl --http2` send `Upgrade: h2c` and take a plain answer.
-    let websocket = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket");
-    if headers.get_all(header::UPGRADE).iter().any(websocket) {
-        return Err(Rejection::Upgrade);
-    }
-    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
-    match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        Some(encoding) => Err(Rejection::Encoded(String::from_utf8_lossy(encoding.as_bytes()).into_owned())),
-        None => Ok(()),
-    }
 }
 
 /// The client's request id if it can be one, else a new one.

@@ -154,6 +154,21 @@ impl Client {
         }
     }
 
+    /// Sends over this HTTP/2 connection, which stays; the answer comes when its head does.
+    pub(crate) fn begin_stream(&self, call: Call) -> JoinHandle<Reply> {
+        let Sender::H2(sender) = &self.sender else { panic!("HTTP/1.1 has one answer at a time") };
+        let (mut sender, request) = (sender.clone(), call.request(self.to, true));
+        tokio::spawn(async move {
+            let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+            Reply { head, body, connection: None }
+        })
+    }
+
+    /// Waits until the other side closed the connection.
+    pub(crate) async fn closed(&mut self) {
+        _ = (&mut self.connection.0).await;
+    }
+
     /// Sends over this connection and keeps it.
     pub(crate) async fn ask(&mut self, call: Call) -> Result<Reply, hyper::Error> {
         let answer = async {
@@ -239,6 +254,16 @@ impl RawClient {
 
     pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// The same, if the other side still listens.
+    pub(crate) async fn try_say(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.write_all(bytes.as_ref()).await.is_ok()
+    }
+
+    /// Both directions, to be used at once.
+    pub(crate) fn split(self) -> (tokio::net::tcp::OwnedReadHalf, tokio::net::tcp::OwnedWriteHalf) {
+        self.0.into_split()
     }
 
     /// Everything until the other side closes.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub(crate) use client::{Call, Client, RawClient, Reply, chat, chat_stream, events};
 pub(crate) use gateway::{Gateway, Plan};
-pub(crate) use pods::{Exchange, RawPod, SimPod, refusing_endpoint, sse_head, whole_json};
+pub(crate) use pods::{Exchange, RawPod, SimPod, how_it_is, refusing_endpoint, sse_head, whole_json};
 
 /// Far longer than anything here takes, so that a slow machine is not a failed test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,6 +3,8 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     ops::Deref,
+    sync::Arc,
+    time::Duration,
 };
 
 use tidegate::{
@@ -104,13 +106,17 @@ impl RawPod {
 
     /// A pod that answers every request with the same bytes, over connections that it keeps open.
     pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
-        let (mut pod, answer) = (Self::start().await, answer.into());
+        let (mut pod, answer) = (Self::start().await, Arc::<[u8]>::from(answer.into()));
         let (_, none) = mpsc::unbounded_channel();
         let mut asked = std::mem::replace(&mut pod.asked, none);
         pod.tasks.spawn_until_stop(async move {
             while let Some(mut exchange) = asked.recv().await {
-                exchange.say(&answer).await;
-                exchange.keep_alive();
+                let answer = Arc::clone(&answer);
+                // Each by itself: one that is not read holds up no other.
+                tokio::spawn(async move {
+                    exchange.say(&answer).await;
+                    exchange.keep_alive();
+                });
             }
         });
         pod
@@ -171,6 +177,11 @@ impl Exchange {
         _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
+    /// The same; false if it was not taken within `limit`, or nobody is there any more.
+    pub(crate) async fn try_say(&mut self, bytes: impl AsRef<[u8]>, limit: Duration) -> bool {
+        matches!(tokio::time::timeout(limit, self.stream.write_all(bytes.as_ref())).await, Ok(Ok(())))
+    }
+
     /// One chunk of a chunked answer.
     pub(crate) async fn chunk(&mut self, text: &str) {
         self.say(format!("{:x}\r\n{text}\r\n", text.len())).await;
@@ -227,7 +238,7 @@ async fn read_requests(mut stream: TcpStream, told: mpsc::UnboundedSender<Exchan
 }
 
 /// What an idle vLLM says of itself; it lists no models, so that tests may call them as they like.
-fn how_it_is(head: &str) -> Option<String> {
+pub(crate) fn how_it_is(head: &str) -> Option<String> {
     let page = "vllm:num_requests_running{engine=\"0\",model_name=\"m\"} 0.0\n\
                 vllm:num_requests_waiting{engine=\"0\",model_name=\"m\"} 0.0\n\
                 vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"m\"} 0.0\n";

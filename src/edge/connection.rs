@@ -1,0 +1,122 @@
+//! One connection from its first byte to its last: who drives it, and what may end it.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{net::TcpStream, sync::watch, time::sleep};
+
+use super::{
+    Phase, Rejected, drain,
+    pulse::{Pulse, Why},
+    stall::{Streams, Watched},
+    wire::Wire,
+};
+use crate::{gateway::Peer, tasks::Tasks};
+
+/// HTTP/2 frames of one stream that may wait for its client to read: one window's worth, so that a client that stops
+/// reading stops its pod (hyper's default is 1 MiB over 64 KiB windows; a token event is 200 bytes).
+const HTTP2_SEND_BUFFER: usize = 64 << 10;
+
+/// What one connection may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Time for the request's headers.
+    pub header_read: Duration,
+    /// Time between two requests.
+    pub client_idle: Duration,
+    /// Time without any progress in writing to it.
+    pub write_stall: Duration,
+    /// Header fields.
+    pub header_fields: usize,
+    /// Bytes of the header list.
+    pub header_bytes: usize,
+    /// Concurrent HTTP/2 streams.
+    pub http2_streams: u32,
+}
+
+/// Serves connections that share their limits.
+pub(super) struct Host {
+    limits: Limits,
+    rejected: Rejected,
+    builder: auto::Builder<Streams>,
+}
+
+impl Host {
+    pub(super) fn new(limits: Limits, rejected: Rejected, tasks: &Tasks) -> Self {
+        let streams = Streams { tasks: tasks.clone(), limit: limits.write_stall, rejected: rejected.clone() };
+        let mut builder = auto::Builder::new(streams);
+        builder
+            .http1()
+            // `Pulse` has the deadlines. hyper's own covers the pause between two requests as well, which is longer.
+            .header_read_timeout(None)
+            .max_headers(limits.header_fields)
+            .max_buf_size(limits.header_bytes.max(8 << 10));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.http2_streams)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .max_send_buf_size(HTTP2_SEND_BUFFER);
+        Self { limits, rejected, builder }
+    }
+
+    /// Serves one client until it leaves or has to.
+    pub(super) fn serve<S, F, B, E>(
+        &self,
+        (stream, peer): (TcpStream, Peer),
+        service: S,
+        phase: watch::Receiver<Phase>,
+    ) -> impl Future<Output = ()> + Send + use<S, F, B, E>
+    where
+        S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Response<B>, E>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let (limits, pulse) = (self.limits, Arc::new(Pulse::new(self.rejected.clone())));
+        let heard = Arc::clone(&pulse);
+        let serve = move |mut request: Request<Incoming>| {
+            let open = heard.asked(request.version());
+            request.extensions_mut().insert(peer);
+            let answer = service(request);
+            async move { answer.await.map(|answer| answer.map(|body| Watched::new(body, open))) }
+        };
+        let wire = Wire::new(stream, Arc::clone(&pulse), limits.write_stall);
+        let connection = self.builder.serve_connection(TokioIo::new(wire), service_fn(serve)).into_owned();
+        async move {
+            let mut cut = phase.clone();
+            let mut connection = pin!(connection);
+            let why = tokio::select! {
+                // What has arrived is read before anything is closed.
+                biased;
+                // How a connection ends is told request by request, by their receipts.
+                ended = connection.as_mut() => return pulse.ended(ended.err()),
+                () = drain::last_call(phase, || pulse.is_http2()) => None,
+                why = pulse.runs_out(&limits) => Some(why),
+            };
+            if let Some(reason) = why.and_then(Why::reason) {
+                return pulse.rejected.count(reason);
+            }
+            connection.as_mut().graceful_shutdown();
+            let over = async {
+                match why {
+                    // Nothing is open. What still waits for windows to open had its time.
+                    Some(_) => sleep(limits.header_read).await,
+                    None => _ = cut.wait_for(|phase| *phase >= Phase::Cutting).await,
+                }
+            };
+            tokio::select! {
+                _ = connection => {}
+                () = over => {}
+            }
+        }
+    }
+}

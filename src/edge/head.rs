@@ -1,0 +1,119 @@
+//! What hyper lets pass in the head of an HTTP/1.1 request, and other readers take differently: line ends without a CR,
+//! a second length, a length beside `Transfer-Encoding`, a fragment in the target.
+//!
+//! It is no second parser: it never says where a request ends, only that one is refused. It sees each head that comes
+//! while nothing is being answered, which is how proxies in front of us send theirs; one that is pipelined behind a body
+//! is judged by hyper alone.
+
+use memchr::{memchr, memrchr};
+
+/// Kept of a line that comes in pieces: more than the longest name that matters.
+const KEPT: usize = 32;
+
+/// The head that is being read.
+#[derive(Debug, Default)]
+pub(super) struct Head {
+    /// The beginning of a line whose end has not come.
+    line: Vec<u8>,
+    /// The last byte of what came of it.
+    last: u8,
+    lines: u32,
+    lengths: u32,
+    codings: u32,
+    over: bool,
+}
+
+impl Head {
+    /// Reads on; false if it is to be refused.
+    pub(super) fn accepts(&mut self, bytes: &[u8]) -> bool {
+        let mut rest = bytes;
+        while !self.over && !rest.is_empty() {
+            let end = memchr(b'\n', rest);
+            let (piece, behind) = rest.split_at(end.unwrap_or(rest.len()));
+            rest = behind.get(1..).unwrap_or_default();
+            if self.lines == 0 && memchr(b'#', piece).is_some() {
+                return false;
+            }
+            let last = piece.last().copied().unwrap_or(self.last);
+            if end.is_none() {
+                let room = KEPT.saturating_sub(self.line.len());
+                self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
+                self.last = last;
+            } else if last != b'\r' || !self.line_ends(piece) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A whole line, of which `piece` is the rest.
+    fn line_ends(&mut self, piece: &[u8]) -> bool {
+        let mut joined = std::mem::take(&mut self.line);
+        self.last = 0;
+        let line = if joined.is_empty() {
+            piece
+        } else {
+            joined.extend_from_slice(piece);
+            joined.as_slice()
+        };
+        if line == b"\r" {
+            // Empty lines before a request are passed over.
+            self.over = self.lines > 0;
+            return true;
+        }
+        self.lines = self.lines.saturating_add(1);
+        let name = memchr(b':', line).and_then(|end| line.get(..end)).unwrap_or_default();
+        self.lengths += u32::from(name.eq_ignore_ascii_case(b"content-length"));
+        self.codings += u32::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
+        // A CR elsewhere in the line ends it for some.
+        self.lengths + self.codings <= 1 && memrchr(b'\r', line) == memchr(b'\r', line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn accepts(head: &str, pieces: usize) -> bool {
+        let mut scan = Head::default();
+        head.as_bytes().chunks(pieces).all(|piece| scan.accepts(piece))
+    }
+
+    const START: &str = "POST /v1/completions?a=b HTTP/1.1\r\nHost: a\r\n";
+
+    #[test]
+    fn what_readers_take_differently_is_refused_however_it_is_cut() {
+        for pieces in 1..80 {
+            for rest in [
+                "\r\n",
+                "Content-Length: 3\r\n\r\na\nb\rc\n",
+                "transfer-encoding: chunked\r\n\r\n1\r\na",
+                "a-header-that-is-a-long-one: content-length: 1 transfer-encoding: x # \r\ncontent-length: 0\r\n\r\n",
+            ] {
+                assert!(accepts(&format!("{START}{rest}"), pieces), "{rest:?} in {pieces}");
+                assert!(accepts(&format!("\r\n{START}{rest}"), pieces), "{rest:?} in {pieces}");
+            }
+            for rest in [
+                "\n",
+                "a: b\nc: d\r\n\r\n",
+                "a: b\rc: d\r\n\r\n",
+                "content-length: 1\r\nContent-Length: 1\r\n\r\n",
+                "content-length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "TRANSFER-ENCODING: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+            ] {
+                assert!(!accepts(&format!("{START}{rest}"), pieces), "{rest:?} in {pieces}");
+            }
+            assert!(!accepts("POST /v1/completions#a HTTP/1.1\r\nHost: a\r\n\r\n", pieces));
+            assert!(!accepts("POST / HTTP/1.1\nHost: a\r\n\r\n", pieces));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunking_makes_no_difference(text in "([a-c#:\r\n]|\r\n|\ncontent-length:){0,60}", pieces in 1_usize..20) {
+            prop_assert_eq!(accepts(&text, pieces), accepts(&text, text.len().max(1)));
+        }
+    }
+}
