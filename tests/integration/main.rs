@@ -17,9 +17,11 @@
 )]
 
 mod binary;
+mod differential;
 mod failing;
 mod forwarding;
 mod harness;
+mod keeping;
 mod leaving;
 mod logging_decisions;
 mod mixture;

@@ -445,16 +445,16 @@ fn assert_prompt(left: &[Left], visits: &HashMap<String, Visit>, late: &[f64]) {
         lags.len()
     );
     assert!(lags.len() > left.len() / 4, "too few left a pod at work to mean anything: {}", lags.len());
-    // A leaving passes four tasks: the client's connection, the desk's, that to the pod and the pod's own; each may be
-    // woken as late as this machine wakes tasks now.
+    // A leaving passes half a dozen tasks (the client's, its connection, the desk's, the connection to the pod, the pod's
+    // own, its body's), each of which may be woken as late as this machine wakes tasks now.
     let promised = PROMPT.as_secs_f64() * 1e3;
-    assert!(most <= promised + 4.0 * late_most, "nine of ten within {promised} ms, on a machine that keeps up");
+    assert!(most <= promised + 6.0 * late_most, "nine of ten within {promised} ms, on a machine that keeps up");
     assert!(
-        nearly <= 3.0 * promised + 4.0 * late_nearly,
+        nearly <= 3.0 * promised + 6.0 * late_nearly,
         "99 of a hundred, on a machine that keeps up most of the time"
     );
     // A pod that goes on does so for seconds.
-    assert!(all <= promised + 4.0 * late_all + 1_000.0, "{worst:?}: a pod went on for a client that had left");
+    assert!(all <= promised + 6.0 * late_all + 1_000.0, "{worst:?}: a pod went on for a client that had left");
 }
 
 /// Leaving is nobody's fault but the client's, and it is counted.

@@ -42,8 +42,11 @@ impl Story<'_> {
             };
             self.note_failure(&pick, &failure);
             let pod = &pick.verdict.pod;
-            tried.add(pod);
-            let spent = tried.len() > retry.attempts as usize;
+            // A pod whose idle timer was faster than we is well, and may be the only one there is.
+            if failure.fault() != Fault::Race {
+                tried.add(pod);
+            }
+            let spent = receipt.attempts > retry.attempts;
             if spent || !failure.may_retry() || !self.house.retries.spend(retry, clock::now()) {
                 return Err(Rejection::Failed(failure));
             }
