@@ -18,7 +18,7 @@ use self::{
 use crate::harness::Gateway;
 
 /// Pairs of requests: as many as fit a quarter of a minute on two busy cores, unoptimised.
-const CASES: u32 = 2_000;
+const CASES: u32 = 1_500;
 
 /// What the pod calls the model `alias`: as odd as its own JSON string may be.
 const SERVED: &str = r#""the \"served\" \\ näme""#;

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use bytes::BytesMut;
 use tidegate::tasks::Tasks;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -42,13 +43,13 @@ impl Message {
 /// A connection and what was read of it and not yet taken.
 pub(super) struct Wire {
     stream: TcpStream,
-    read: Vec<u8>,
+    read: BytesMut,
 }
 
 impl Wire {
     pub(super) fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, read: Vec::new() }
+        Self { stream, read: BytesMut::new() }
     }
 
     pub(super) async fn say(&mut self, bytes: &[u8]) {
@@ -82,7 +83,7 @@ impl Wire {
             message.body = self.exactly(length).await?;
         } else {
             while self.more().await {}
-            message.body = std::mem::take(&mut self.read);
+            message.body = std::mem::take(&mut self.read).to_vec();
         }
         Some(message)
     }
@@ -122,10 +123,8 @@ impl Wire {
     async fn line(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(end) = self.read.windows(2).position(|two| two == b"\r\n") {
-                let rest = self.read.split_off(end + 2);
-                let mut line = std::mem::replace(&mut self.read, rest);
-                line.truncate(end);
-                return Some(line);
+                let line = self.read.split_to(end + 2);
+                return Some(line[..end].to_vec());
             }
             if !self.more().await {
                 return None;
@@ -139,8 +138,7 @@ impl Wire {
                 return None;
             }
         }
-        let rest = self.read.split_off(length);
-        Some(std::mem::replace(&mut self.read, rest))
+        Some(self.read.split_to(length).to_vec())
     }
 
     async fn more(&mut self) -> bool {
