@@ -21,10 +21,12 @@
 )]
 
 mod chaos;
+mod client;
 #[path = "../integration/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "what the other binary uses of it")]
 mod harness;
 mod process;
+mod soak;
 
 use tokio::sync::{Mutex, MutexGuard};
 
