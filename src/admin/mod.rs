@@ -83,5 +83,8 @@ async fn ready(State(office): State<Office>) -> Response {
 }
 
 async fn metrics(State(office): State<Office>) -> Response {
-    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], office.house.metrics.page()).into_response()
+    let metrics = &office.house.metrics;
+    let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    metrics.tasks.set(i64::try_from(alive).unwrap_or(i64::MAX));
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], metrics.page()).into_response()
 }

@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// Real seconds in each simulated second: 0.1 makes everything ten times as fast
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     time_scale: f64,
+    /// Let every answer prove which request it answers: words drawn from body and x-request-id, the last one a checksum
+    #[arg(long)]
+    checksum: bool,
 }
 
 /// Starts the pods and waits for Ctrl-C.
@@ -102,7 +105,13 @@ fn pod_config(args: &Args) -> anyhow::Result<PodConfig> {
     let engine =
         EngineConfig { num_gpu_blocks: blocks, max_num_seqs: args.max_num_seqs, max_loras: args.max_loras, ..defaults };
     let adapters = args.adapters.iter().filter(|name| !name.is_empty()).cloned().collect();
-    Ok(PodConfig { adapters, engine, time_scale: args.time_scale, ..PodConfig::new(args.model.clone()) })
+    Ok(PodConfig {
+        adapters,
+        engine,
+        time_scale: args.time_scale,
+        checksum: args.checksum,
+        ..PodConfig::new(args.model.clone())
+    })
 }
 
 fn explain(cause: &io::Error, address: SocketAddr, args: &Args) -> anyhow::Error {

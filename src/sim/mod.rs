@@ -12,6 +12,7 @@ pub mod faults;
 mod http;
 mod metrics;
 pub mod profiles;
+pub mod proof;
 pub mod step;
 pub mod terms;
 
@@ -29,13 +30,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     driver::LiveEngine,
-    http::{Journal, Shelf},
+    http::{Journal, Shelf, Visits},
     profiles::PROFILES,
     step::StepModel,
 };
 pub use self::{
     faults::{FaultSwitch, Faults},
-    http::asked,
+    http::{Visit, asked},
     terms::EngineConfig,
 };
 use crate::{clock, tasks::Tasks};
@@ -60,6 +61,8 @@ pub struct PodConfig {
     pub max_queued: Option<usize>,
     /// Idle connections are closed after this long.
     pub keep_alive: Duration,
+    /// Whether every answer proves which request it answers: see [`proof`].
+    pub checksum: bool,
     /// What is wrong from the start; `warm_up` with `for_ms` makes a pod that becomes ready.
     pub faults: Faults,
 }
@@ -76,6 +79,7 @@ impl PodConfig {
             max_model_len: 131_072, // Llama 3.1's context
             max_queued: None,
             keep_alive: Duration::from_secs(5),
+            checksum: false,
             faults: Faults::default(),
         }
     }
@@ -91,6 +95,13 @@ impl PodConfig {
     #[must_use]
     pub fn adapters(mut self, names: &[&str]) -> Self {
         self.adapters = names.iter().map(|&name| name.to_owned()).collect();
+        self
+    }
+
+    /// The same pod, whose answers prove themselves.
+    #[must_use]
+    pub fn checksum(mut self) -> Self {
+        self.checksum = true;
         self
     }
 
@@ -117,6 +128,7 @@ impl Pod {
             engine: Arc::new(engine),
             faults,
             journal: Journal::default(),
+            visits: Arc::default(),
             responses: Shelf::default(),
             loras: Mutex::default(),
             started: clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default(),
@@ -156,6 +168,11 @@ impl RunningPod {
     /// What has happened in it: what `GET /sim/state` shows.
     pub fn state(&self) -> PodState {
         self.inside.state()
+    }
+
+    /// The requests for work that left, and when.
+    pub fn visits(&self) -> Vec<Visit> {
+        self.inside.visits.over()
     }
 
     /// The switch for its faults.
@@ -209,6 +226,8 @@ pub struct PodState {
     /// Requests for work that have no answer yet, not even a head; those that hang in a fault are here and not in
     /// `live`.
     pub unanswered: usize,
+    /// Open connections, those of scrapes too.
+    pub connections: usize,
     /// Tokens generated so far.
     pub generation_tokens: u64,
     /// Prompt tokens found in the cache so far.
@@ -232,6 +251,7 @@ struct Inside {
     engine: Arc<LiveEngine>,
     faults: FaultSwitch,
     journal: Journal,
+    visits: Arc<Visits>,
     responses: Shelf,
     /// Every set of adapters that was seen running, and when it last was (seconds since 1970).
     loras: Mutex<Vec<(String, f64)>>,
@@ -251,6 +271,7 @@ impl Inside {
             served: shown.totals.finished,
             aborts: self.engine.left_early(),
             unanswered: self.journal.unanswered(),
+            connections: self.journal.connections(),
             generation_tokens: shown.totals.generation_tokens,
             cached_tokens: shown.totals.prefix_hits,
             preemptions: shown.totals.preemptions,

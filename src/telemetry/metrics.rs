@@ -154,6 +154,8 @@ pub struct Metrics {
     pub buffered: Gauge,
     /// Client connections open now.
     pub connections: Gauge,
+    /// Tasks of the whole process; set when the page is read.
+    pub tasks: Gauge,
     /// Lines that the decision log has not.
     pub decisions_dropped: Counter,
     /// Requests that wait because no pod is ready, now.
@@ -206,6 +208,7 @@ impl Metrics {
             conditions: Family::default(),
             buffered: Gauge::default(),
             connections: Gauge::default(),
+            tasks: Gauge::default(),
             decisions_dropped: Counter::default(),
             waiting: Family::default(),
             waited: histograms(&DURATION),
@@ -291,6 +294,7 @@ impl Metrics {
         let r = &mut self.registry;
         r.register_with_unit("buffered_bodies", "Request bodies held now", Unit::Bytes, self.buffered.clone());
         r.register("connections", "Client connections open now", self.connections.clone());
+        r.register("tasks", "Tasks alive: what never falls back when all is quiet is a leak", self.tasks.clone());
         let dropped = "Lines that the decision log has not, because the disk was too slow or full";
         r.register("decision_log_dropped_lines", dropped, self.decisions_dropped.clone());
         r.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));

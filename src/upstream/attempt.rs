@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::{
-    Connector, Failure, FailureKind, PodBody, body::Home, connect::Live, credentials::Credentials,
+    Connector, Failure, FailureKind, Fault, PodBody, body::Home, connect::Live, credentials::Credentials,
     idle::IdleConnections,
 };
 use crate::{
@@ -83,7 +83,12 @@ impl Upstream {
             Err(_) => return Err(Failure::timeout(FailureKind::FirstByteTimeout, timeouts.first_byte)),
             Ok(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
-                return Err(blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent)));
+                let failure = blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent));
+                if failure.fault() == Fault::Race {
+                    // Those kept beside it are as old or belong to a pod that has restarted: the next try is over a new one.
+                    self.idle.forget(&pod.id);
+                }
+                return Err(failure);
             }
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(Failure::new(FailureKind::NotHttp, "the pod switched protocols, which nobody asked for"));

@@ -17,11 +17,13 @@
 )]
 
 mod binary;
+mod differential;
 mod failing;
 mod forwarding;
 mod harness;
 mod hostile_bodies;
 mod hostile_http2;
+mod keeping;
 mod leaving;
 mod logging_decisions;
 mod mixture;

@@ -75,7 +75,10 @@ impl Story {
                 // A request that kills pods is tried at most once more, whatever the configuration says.
                 left = left.min(1);
             }
-            tried.add(&pick.verdict.pod);
+            // A pod whose idle timer was faster than we is well, and may be the only one there is.
+            if spent.failure.fault() != Fault::Race {
+                tried.add(&pick.verdict.pod);
+            }
             let may = left > 0 && held.is_some();
             let next = if may { self.another(&spent.failure, matter, &tried) } else { None };
             match (next, spent.answer) {

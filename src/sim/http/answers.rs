@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use super::asked::{Asked, Dialect, answer_text, word};
+use super::asked::{Asked, Dialect};
 
 /// The frame that ends a stream in `OpenAI`'s APIs.
 pub(super) const DONE: &str = "data: [DONE]\n\n";
@@ -63,12 +63,11 @@ pub(super) struct Answer {
     /// Seconds since 1970.
     pub(super) created: u64,
     pub(super) prompt_tokens: u32,
-    seed: u64,
 }
 
 impl Answer {
     pub(super) fn new(asked: Asked, id: String, model: String, created: u64, prompt_tokens: u32) -> Self {
-        Self { seed: asked.seed(), asked, id, model, created, prompt_tokens }
+        Self { asked, id, model, created, prompt_tokens }
     }
 
     /// The finish reason if nothing goes wrong.
@@ -87,7 +86,7 @@ impl Answer {
 
     /// A whole answer of `tokens` tokens.
     pub(super) fn whole(&self, tokens: u32, cached: u32, finish: Finish) -> Value {
-        let text = answer_text(self.seed, tokens);
+        let text = self.asked.words(tokens);
         match self.asked.dialect {
             Dialect::Chat => json!({
                 "id": format!("chatcmpl-{}", self.id), "object": "chat.completion", "created": self.created,
@@ -151,7 +150,7 @@ impl Answer {
 
     /// Token `index`.
     pub(super) fn token(&self, index: u32) -> String {
-        let word = word(self.seed, index);
+        let word = self.asked.word(index);
         match self.asked.dialect {
             Dialect::Chat => match &self.asked.tool {
                 Some(name) => self.tool_chunk(name, index, &word),
@@ -213,7 +212,7 @@ impl Answer {
     }
 
     fn close_response(&self, tokens: u32, cached: u32, finish: Finish) -> String {
-        let text = answer_text(self.seed, tokens);
+        let text = self.asked.words(tokens);
         let id = self.item_id();
         let part = json!({"type": "output_text", "text": text, "annotations": []});
         let response = self.response(finish.responses_status(), Some((tokens, cached)));
@@ -238,7 +237,7 @@ impl Answer {
 
     fn response(&self, status: &str, ended: Option<(u32, u32)>) -> Value {
         let output = ended.map_or(json!([]), |(tokens, _)| {
-            let text = answer_text(self.seed, tokens);
+            let text = self.asked.words(tokens);
             json!([{"id": self.item_id(), "type": "message", "role": "assistant", "status": status,
                     "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": null}]}])
         });

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::sim::terms::PromptBlocks;
+use crate::sim::{proof, terms::PromptBlocks};
 
 /// Bytes of text in a token: English averages a little over four in common tokenizers.
 pub const BYTES_PER_TOKEN: usize = 4;
@@ -52,6 +52,8 @@ pub struct Asked {
     /// Whether the client set that number.
     pub limited: bool,
     salt: String,
+    /// What the answer's words are drawn from if they shall prove whose they are.
+    proof: Option<u64>,
 }
 
 impl Asked {
@@ -74,19 +76,46 @@ impl Asked {
             output_tokens: limit.unwrap_or(natural).max(1),
             limited: limit.is_some(),
             salt: string(&body, "cache_salt"),
+            proof: None,
             text,
         })
     }
 
+    /// The same, to be answered in words that prove that they answer this body with this id.
+    #[must_use]
+    pub fn proven(mut self, body: &[u8], request_id: &str) -> Self {
+        self.proof = Some(proof::seed(body, request_id));
+        self
+    }
+
     /// What the words of the answer are drawn from: the prompt alone, so that the same question gets the same answer
-    /// under any model name.
+    /// under any model name, unless they shall prove more.
     pub fn seed(&self) -> u64 {
-        xxh3_64(self.text.as_bytes())
+        self.proof.unwrap_or_else(|| xxh3_64(self.text.as_bytes()))
+    }
+
+    /// Token `index` of the answer.
+    pub fn word(&self, index: u32) -> String {
+        let seed = self.seed();
+        if self.proof.is_some() && index + 1 == self.output_tokens {
+            return proof::last_word(seed, &answer_text(seed, index));
+        }
+        word(seed, index)
+    }
+
+    /// The first `tokens` tokens of the answer.
+    pub fn words(&self, tokens: u32) -> String {
+        let before = tokens.saturating_sub(1);
+        let mut words = answer_text(self.seed(), before);
+        if tokens > 0 {
+            words.push_str(&self.word(before));
+        }
+        words
     }
 
     /// The blocks of the prompt and, beyond it, of the answer.
     pub fn prompt(&self, adapter: Option<&str>, block_size: u32) -> PromptBlocks {
-        let answer = answer_text(self.seed(), self.output_tokens);
+        let answer = self.words(self.output_tokens);
         let whole = [self.text.as_str(), answer.as_str()].concat();
         // An adapter's KV is its own, and a salt keeps tenants apart: both begin another chain.
         let mut chain = xxh3_64([adapter.unwrap_or_default(), "\0", &self.salt].concat().as_bytes());

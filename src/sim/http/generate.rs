@@ -81,6 +81,8 @@ async fn generate(dialect: Dialect, pod: &Inside, head: &HeaderMap, body: Bytes)
     let Ok(adapter) = pod.adapter_of(&asked.model) else {
         return unknown_model(&asked.model);
     };
+    let given = head.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let asked = if pod.config.checksum { asked.proven(&body, given.as_deref().unwrap_or_default()) } else { asked };
     let name = if asked.model.is_empty() { pod.config.model.clone() } else { asked.model.clone() };
     let prompt = asked.prompt(adapter.map(|_| name.as_str()), pod.config.engine.block_size);
     let prompt_tokens = prompt.tokens;
@@ -93,7 +95,6 @@ async fn generate(dialect: Dialect, pod: &Inside, head: &HeaderMap, body: Bytes)
         Err(cause) => return not_taken(&cause),
     };
     let created = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let given = head.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let id = given.unwrap_or_else(|| format!("{:016x}{:08x}", asked.seed(), ticket.number()));
     let streams = asked.stream;
     let answer = Answer::new(asked, id, name, created, prompt_tokens);

@@ -9,6 +9,7 @@ pub mod asked;
 mod generate;
 mod pooling;
 mod refusals;
+mod visits;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -35,9 +36,13 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::generate::Shelf;
-use self::refusals::{engine_died, error};
-use super::{Faults, Inside, Received, metrics::Page, until};
+pub use self::visits::Visit;
+pub(super) use self::{generate::Shelf, visits::Visits};
+use self::{
+    refusals::{engine_died, error},
+    visits::Visiting,
+};
+use super::{Faults, Inside, Received, metrics::Page, proof, until};
 use crate::{clock, tasks::Tasks};
 
 /// Bodies above this are refused: far above what any test sends (a 1M-token prompt is 4 MB).
@@ -65,6 +70,16 @@ struct Entries {
     by_path: BTreeMap<String, u64>,
     last: VecDeque<Received>,
     unanswered: usize,
+    connections: usize,
+}
+
+/// An open connection.
+struct Connected<'a>(&'a Journal);
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).connections -= 1;
+    }
 }
 
 /// A request that has no answer yet, not even a head.
@@ -86,6 +101,16 @@ impl Journal {
     /// How many requests have no answer yet.
     pub(super) fn unanswered(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).unanswered
+    }
+
+    /// How many connections are open, whatever for.
+    pub(super) fn connections(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).connections
+    }
+
+    fn connected(&self) -> Connected<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).connections += 1;
+        Connected(self)
     }
 
     fn open(&self) -> Unanswered<'_> {
@@ -149,6 +174,7 @@ async fn rebind(address: SocketAddr) -> TcpListener {
 async fn serve(inside: Arc<Inside>, stream: TcpStream, service: Router) {
     // Without this the first token waits for an acknowledgement, which one real router was found to do.
     let Ok(()) = stream.set_nodelay(true) else { return };
+    let _open = inside.journal.connected();
     let mut faults = inside.faults.watch();
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -206,10 +232,13 @@ async fn front(State(inside): State<Arc<Inside>>, request: Request, next: Next) 
     let id = request.headers().get(REQUEST_ID).cloned();
     let mut response = if is_inference(&request) {
         let _unanswered = inside.journal.open();
-        match strike_or_keep(&inside, request).await {
-            Ok(request) => next.run(request).await,
+        let name = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        let visiting = Visiting::begin(Arc::clone(&inside.visits), name.clone());
+        let answer = match strike_or_keep(&inside, request).await {
+            Ok((request, body)) => signed(&inside, next.run(request).await, &name, &body).await,
             Err(struck) => struck,
-        }
+        };
+        visiting.until_told(answer)
     } else {
         next.run(request).await
     };
@@ -226,7 +255,23 @@ fn is_inference(request: &Request) -> bool {
     request.method() == Method::POST && !path.starts_with("/sim/") && path != "/ping"
 }
 
-async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Response> {
+/// Gives a whole answer its checksum, if the pod is to prove what it says.
+async fn signed(inside: &Inside, answer: Response, request_id: &str, asked: &[u8]) -> Response {
+    let json = answer.headers().get("content-type").is_some_and(|kind| kind == "application/json");
+    if !inside.config.checksum || !json {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    // It is there already, so nothing is waited for and nothing can break.
+    let body = to_bytes(body, BODY_CAP).await.unwrap_or_default();
+    if let Ok(sum) = HeaderValue::try_from(proof::of_whole(asked, request_id, &body)) {
+        head.headers.insert(proof::CHECKSUM, sum);
+    }
+    Response::from_parts(head, Body::from(body))
+}
+
+/// The request as it came and its body, or the fault that strikes it.
+async fn strike_or_keep(inside: &Inside, request: Request) -> Result<(Request, Bytes), Response> {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_CAP)
         .await
@@ -254,7 +299,7 @@ async fn strike_or_keep(inside: &Inside, request: Request) -> Result<Request, Re
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         return Err(error(status, "ServiceUnavailable", "Too many requests are waiting; try a different instance."));
     }
-    Ok(Request::from_parts(parts, Body::from(body)))
+    Ok((Request::from_parts(parts, Body::from(body.clone())), body))
 }
 
 async fn models(State(inside): State<Arc<Inside>>) -> Response {

@@ -90,7 +90,10 @@ pub(crate) struct RawPod {
 
 impl RawPod {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::over(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap())
+    }
+
+    fn over(listener: TcpListener) -> Self {
         let addr = listener.local_addr().unwrap();
         let (told, asked) = mpsc::unbounded_channel();
         let tasks = Tasks::new();
@@ -106,7 +109,26 @@ impl RawPod {
 
     /// A pod that answers every request with the same bytes, over connections that it keeps open.
     pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
-        let (mut pod, answer) = (Self::start().await, Arc::<[u8]>::from(answer.into()));
+        Self::start().await.always_saying(answer.into())
+    }
+
+    /// The same, at the address of one that is gone.
+    pub(crate) async fn answering_at(addr: SocketAddr, answer: impl Into<Vec<u8>>) -> Self {
+        let bound = async {
+            loop {
+                // Its last connections may hold the port for a moment.
+                if let Ok(listener) = TcpListener::bind(addr).await {
+                    return listener;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        Self::over(within("the port of a pod that is gone", bound).await).always_saying(answer.into())
+    }
+
+    fn always_saying(mut self, answer: Vec<u8>) -> Self {
+        let answer = Arc::<[u8]>::from(answer);
+        let pod = &mut self;
         let (_, none) = mpsc::unbounded_channel();
         let mut asked = std::mem::replace(&mut pod.asked, none);
         pod.tasks.spawn_until_stop(async move {
@@ -119,7 +141,7 @@ impl RawPod {
                 });
             }
         });
-        pod
+        self
     }
 
     pub(crate) fn endpoint(&self) -> String {
