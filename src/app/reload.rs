@@ -107,9 +107,8 @@ impl Reloader {
             let settled = last == Some(mark);
             last = Some(mark);
             if settled && mark != *self.handled() {
-                let found = found.map_err(|error| {
-                    self.whole_file(&format!("the configuration cannot be read any more: {error}"))
-                });
+                let found = found
+                    .map_err(|error| self.whole_file(&format!("the configuration cannot be read any more: {error}")));
                 self.take(found).await;
             }
         }
@@ -227,7 +226,8 @@ impl Reloader {
     }
 
     fn whole_file(&self, message: &str) -> Report {
-        let remedy = "the configuration before it stays in force; put that right and save the file again, or send SIGHUP";
+        let remedy =
+            "the configuration before it stays in force; put that right and save the file again, or send SIGHUP";
         Report::whole_file(&self.file.display().to_string(), message, remedy)
     }
 }

@@ -6,8 +6,7 @@ use std::{
 };
 
 use crate::{
-    clock,
-    config,
+    clock, config,
     discovery::{Discovery, OnChange},
     fleet::{Changes, Condition, Fleet, Pod, PoolState},
     gateway::{House, Waiting, tell_turn},

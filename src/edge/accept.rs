@@ -2,9 +2,9 @@
 
 use std::{
     future::{Future, pending},
-    pin::pin,
     io,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Phase, drain::{self, Manners}};
+use super::{
+    Phase,
+    drain::{self, Manners},
+};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.

@@ -258,7 +258,7 @@ impl Place<'_> {
         }
         self.outcome = "expired";
         let pause = self.room.state().retry_after(&self.key.0, clock::now());
-        Err(Rejection::NoPodInTime { waited: clock::now().saturating_duration_since(self.began), pause })
+        Err(Rejection::NoPodInTime { waited: self.until.saturating_duration_since(self.began), pause })
     }
 
     /// It has its place on a pod and is out of the line. `more`: the next may find one too.

@@ -188,7 +188,9 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::config::{Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts, Waiting};
+    use crate::config::{
+        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
+    };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
         let target = |(name, weight): &(&str, u32)| TargetModel { name: (*name).into(), weight: *weight };

@@ -12,10 +12,10 @@ use tracing::{
 };
 use tracing_subscriber::{
     EnvFilter, Registry,
+    filter::ParseError,
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer, layer},
     prelude::*,
     registry::LookupSpan,
-    filter::ParseError,
     reload,
 };
 

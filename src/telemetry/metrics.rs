@@ -266,7 +266,11 @@ impl Metrics {
         r.register("config_last_reload_successful", last, self.last_reload_successful.clone());
         let generation = "How many configurations have been in force";
         r.register("config_generation", generation, self.config_generation.clone());
-        r.register("config_hash", "1 for the configuration in force, by the hash of its text", self.config_hash.clone());
+        r.register(
+            "config_hash",
+            "1 for the configuration in force, by the hash of its text",
+            self.config_hash.clone(),
+        );
     }
 
     fn register_state(&mut self, pods: PodRows) {

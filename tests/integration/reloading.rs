@@ -13,7 +13,10 @@ use std::{
 
 use tidegate::app::{Reloaded, Reloader};
 
-use crate::harness::{Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within};
+use crate::binary::{Served, config};
+use crate::harness::{
+    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within,
+};
 
 /// A gateway from a file.
 struct Reloading {
@@ -200,7 +203,8 @@ async fn a_pool_gets_other_pods_and_those_that_leave_finish_what_they_do() {
     assert!(stream.text().await.ends_with("data: [DONE]\n\n"));
     // Another way to read them makes other pods; what is known of the pool stays.
     let before = Arc::clone(&it.gateway.pods()[0]);
-    let with_metrics = yaml(&[("pods", &[&two])], M, "").replace("name: pods,", "name: pods, metrics: { interval: 50ms },");
+    let with_metrics =
+        yaml(&[("pods", &[&two])], M, "").replace("name: pods,", "name: pods, metrics: { interval: 50ms },");
     it.apply(&with_metrics).await;
     let after = Arc::clone(&it.gateway.pods()[0]);
     assert!(!Arc::ptr_eq(&before, &after) && after.view.interval == Duration::from_millis(50));
@@ -282,7 +286,11 @@ async fn nobody_fails_while_configurations_change_under_load() {
 async fn the_file_is_followed_through_swapped_links_renames_and_half_written_states() {
     let one = SimPod::start().await;
     let with = |model: &str| {
-        yaml(&[("pods", &[&one])], &format!("{{ modelName: {model}, poolRef: pods, targetModels: [{{ name: m }}] }}"), "")
+        yaml(
+            &[("pods", &[&one])],
+            &format!("{{ modelName: {model}, poolRef: pods, targetModels: [{{ name: m }}] }}"),
+            "",
+        )
     };
     let it = Reloading::start(&with("first")).await;
     // As kubelet mounts a ConfigMap: the file is a link into `..data`, which is a link to a folder, and is swapped.
@@ -320,6 +328,38 @@ async fn the_file_is_followed_through_swapped_links_renames_and_half_written_sta
     within("the broken file", refused).await;
     assert_eq!(it.model("fourth").await, 200);
     assert_eq!(it.gateway.stop(Duration::from_secs(5)).await.cut, 0);
+}
+
+#[tokio::test]
+async fn sighup_reloads_at_once_and_the_log_level_follows() {
+    let pod = SimPod::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), &pod.endpoint(), "");
+    let served = Served::start(&path);
+    assert_eq!(chat("hi", 1).send(served.addr).await.status(), 200);
+    let text = fs::read_to_string(&path).unwrap();
+    let quiet = text
+        .replace("format: json", "format: json, level: warn")
+        .replace("modelName: m,", "modelName: n, targetModels: [{ name: m }],");
+    fs::write(&path, &quiet).unwrap();
+    served.signal("HUP");
+    let body = "{\"model\":\"n\",\"prompt\":\"hi\",\"max_tokens\":1}";
+    let taken = async { while Call::post("/v1/completions", body).send(served.addr).await.status() != 200 {} };
+    within("the reload", taken).await;
+    fs::write(&path, quiet.replace("poolRef: pods", "poolRef: nowhere")).unwrap();
+    served.signal("HUP");
+    let other = "{\"model\":\"n\",\"prompt\":\"hi\",\"max_tokens\":1}";
+    assert_eq!(Call::post("/v1/completions", other).send(served.addr).await.status(), 200);
+    // The two looks of the watch are behind us when the problem is told.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    served.signal("TERM");
+    served.signal("INT");
+    let (_, log) = served.ended().await;
+    assert!(log.contains("modelName") && log.contains("configuration changed"), "{log}");
+    assert!(log.contains("tidegate.yaml:6:") && log.contains("nowhere"), "{log}");
+    assert_eq!(log.matches("configuration not reloaded").count(), 1, "once, not by the watch again: {log}");
+    let last = log.rfind("\"status\":404").or(log.rfind("\"status\":200")).unwrap();
+    assert!(last < log.find("nowhere").unwrap(), "no request is told at level warn: {log}");
 }
 
 #[tokio::test]

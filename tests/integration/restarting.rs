@@ -81,10 +81,13 @@ impl Load {
                     let (status, last) = (reply.status(), reply.header("connection") == Some("close"));
                     let text = reply.collected().await.map(|(bytes, _)| bytes);
                     let whole = |bytes: &[u8]| status == 200 && bytes.ends_with(b"data: [DONE]\n\n");
-                    load.note(who, match text {
-                        Ok(bytes) if whole(&bytes) => Ok(()),
-                        other => Err(format!("{status} {other:?}")),
-                    });
+                    load.note(
+                        who,
+                        match text {
+                            Ok(bytes) if whole(&bytes) => Ok(()),
+                            other => Err(format!("{status} {other:?}")),
+                        },
+                    );
                     if last {
                         continue 'connect;
                     }

@@ -7,7 +7,9 @@ use tidegate::{
     tasks::Tasks,
 };
 
-use crate::harness::{Call, Client, Gateway, Plan, RawClient, SimPod, chat, chat_stream, eventually, refusing_endpoint, RawPod};
+use crate::harness::{
+    Call, Client, Gateway, Plan, RawClient, RawPod, SimPod, chat, chat_stream, eventually, refusing_endpoint,
+};
 
 const WAITING: &str = "waiting: { timeout: 15s }";
 
