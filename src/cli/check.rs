@@ -109,8 +109,9 @@ fn reload(name: &str, old: &Loaded, new: &Loaded, coloured: bool) -> (String, bo
     match config::compare(name, (&old.config, &old.text), (&new.config, &new.text)) {
         Ok(changes) if changes.is_empty() => ("a reload changes nothing\n".to_owned(), true),
         Ok(changes) => {
-            let lines = changes.iter().map(|change| format!("  {change}\n")).collect::<String>();
-            (format!("a reload changes {}:\n{lines}", counted(changes.len(), "value")), true)
+            let lines: Vec<_> = changes.iter().map(ToString::to_string).collect();
+            let many = counted(changes.len(), "value");
+            (format!("a reload changes {many}:\n  {}\n", lines.join("\n  ")), true)
         }
         Err(report) => ("a reload is refused:\n".to_owned() + &told(&report.problems, coloured), false),
     }

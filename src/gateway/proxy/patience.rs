@@ -26,15 +26,26 @@ impl Story<'_> {
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let news = matter.pool.news();
-        let (room, model) = (&self.house.waiting, &matter.route.served_model);
-        if !room.has_line(&matter.pool, model) {
+        if !self.house.waiting.has_line(&matter.pool, &matter.route.served_model) {
             match self.attempts(carry, matter, receipt).await {
                 Err(refused) if self.may_wait(&refused, matter) => {}
                 told => return told,
             }
         }
+        // Rare, and as large as the attempts themselves: not carried along by every request.
+        Box::pin(self.attempts_in_line(carry, matter, receipt, news)).await
+    }
+
+    /// Stands in line, and attempts whenever it is called.
+    async fn attempts_in_line(
+        &self,
+        carry: &Carry,
+        matter: &Matter,
+        receipt: &mut Receipt,
+        news: u64,
+    ) -> Result<(upstream::Answer, Pick), Rejection> {
         let asked = Asked { bytes: carry.body.len(), news, limits: &self.policy.config.waiting };
-        let mut place = room.enter(&matter.pool, model, asked)?;
+        let mut place = self.house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
         receipt.step = Step::Waiting;
         loop {
             place.called().await?;
