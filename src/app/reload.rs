@@ -174,12 +174,13 @@ impl Reloader {
         with.scraper.follow(&house.fleet, &kits);
         house.bodies.set_limit(config.limits.buffered_bodies.0);
         self.policy.store(Arc::new(Policy::new(Arc::clone(&config), &house.fleet)));
+        // Told at the level that was in force: a reload that asks for silence is heard of.
+        self.tell(&changes, &warnings, bytes);
         if let Some(level) = &self.level
             && let Err(error) = level.follow(&config.log)
         {
             tracing::warn!(%error, "log.level is no filter; the level stays");
         }
-        self.tell(&changes, &warnings, bytes);
         changes
     }
 
