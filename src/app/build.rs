@@ -16,7 +16,7 @@ use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
     edge::{self, Door, Rejected, Stage},
-    gateway::{CurrentPolicy, Desk, Policy},
+    gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
     telemetry::Metrics,
 };
@@ -33,7 +33,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 ///
 /// # Errors
 /// As [`start`], and if the log cannot be written.
-#[expect(clippy::unused_async, reason = "it spawns, so it has to be called within a runtime")]
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
     let mut sockets = Vec::with_capacity(config.listeners.len());
@@ -50,11 +49,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let (house, instruments) = live_house(&config, decision_log, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
-    let pruned = (Arc::clone(&house), Arc::clone(&policy));
-    background.spawn_until_stop(async move {
-        let (house, policy) = pruned;
-        house.upstream.prune_forever(|| policy.load().config.timeouts.pool_idle).await;
-    });
+    prune(&house, &policy, &background);
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
 
@@ -102,6 +97,14 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         office: office_tasks,
         background,
     })
+}
+
+/// Closes what was idle too long, as the policy in force has it.
+fn prune(house: &Arc<House>, policy: &CurrentPolicy, tasks: &Tasks) {
+    let (house, policy) = (Arc::clone(house), Arc::clone(policy));
+    tasks.spawn_until_stop(async move {
+        house.upstream.prune_forever(|| policy.load().config.timeouts.pool_idle).await;
+    });
 }
 
 fn door(

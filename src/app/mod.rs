@@ -70,7 +70,7 @@ impl Running {
             file: file.into(),
             level,
         };
-        reloader.show(1, hash);
+        reloader.show(1, &hash);
         Arc::new(reloader)
     }
 

@@ -174,12 +174,13 @@ impl Reloader {
         with.scraper.follow(&house.fleet, &kits);
         house.bodies.set_limit(config.limits.buffered_bodies.0);
         self.policy.store(Arc::new(Policy::new(Arc::clone(&config), &house.fleet)));
+        // Told at the level that was in force: a reload that asks for silence is heard of.
+        self.tell(&changes, &warnings, bytes);
         if let Some(level) = &self.level
             && let Err(error) = level.follow(&config.log)
         {
             tracing::warn!(%error, "log.level is no filter; the level stays");
         }
-        self.tell(&changes, &warnings, bytes);
         changes
     }
 
@@ -195,16 +196,16 @@ impl Reloader {
         let generation = self.record.applied(hash.clone(), changes.to_vec(), problems, clock::wall());
         tracing::info!(changes = changes.len(), generation, hash, "configuration reloaded");
         self.count("applied");
-        self.show(generation, hash);
+        self.show(generation, &hash);
     }
 
     /// Which configuration is in force, in the metrics.
-    pub(super) fn show(&self, generation: u64, hash: String) {
+    pub(super) fn show(&self, generation: u64, hash: &str) {
         let metrics = &self.house.metrics;
         metrics.last_reload_successful.set(1);
         metrics.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         metrics.config_hash.clear();
-        metrics.config_hash.get_or_create(&ConfigLabels { hash: hash.as_str().into() }).set(1);
+        metrics.config_hash.get_or_create(&ConfigLabels { hash: hash.into() }).set(1);
     }
 
     fn refuse(&self, outcome: &'static str, report: &Report) {
@@ -274,7 +275,6 @@ pub(super) fn pool_tls(config: &Config, before: Option<(&Config, &PoolTls)>) -> 
 }
 
 /// The set-up of one of the pools that `tls` was made for.
-#[expect(clippy::indexing_slicing, reason = "made from these very pools")]
 pub(super) fn tls_of(tls: &PoolTls, pool: &Pool) -> Arc<ClientConfig> {
     Arc::clone(&tls[&pool.name])
 }

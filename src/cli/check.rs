@@ -23,17 +23,22 @@ const STDIN: &str = "<stdin>";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes:
   0  every file can be used, perhaps with warnings
-  1  at least one cannot, or could not be read
+  1  at least one cannot, or could not be read; with --against, also: a reload would refuse it
   2  the command line itself is wrong
 
 Examples:
   tidegate check gateway.yaml
   kubectl get configmap gateway -o jsonpath='{.data.gateway\\.yaml}' | tidegate check -
+  tidegate check new.yaml --against gateway.yaml    # what would a reload change, what needs a restart?
   tidegate check --schema > schema.json     # for editors: completion and checks while typing")]
 pub(super) struct Args {
     /// Configuration files; `-` reads standard input.
     #[arg(value_name = "FILE", required_unless_present = "schema")]
     files: Vec<PathBuf>,
+
+    /// The configuration in force: say what a reload from it would change, and what only a restart can
+    #[arg(long, value_name = "OLD", conflicts_with = "schema")]
+    against: Option<PathBuf>,
 
     /// Print the JSON schema of a configuration instead.
     #[arg(long, conflicts_with = "files")]
@@ -49,9 +54,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}", serde_json::to_string_pretty(&config::schema())?)?;
         return Ok(ExitCode::from(OK));
     }
+    let against = args.against.as_deref().map(|path| load(path).map_err(|report| (path, report))).transpose();
+    let against = match against {
+        Ok(against) => against,
+        Err((path, report)) => {
+            write!(out, "{}", told(&report.problems, coloured))?;
+            writeln!(out, "{}: {}", path.display(), counted(report.errors(), "error"))?;
+            return Ok(ExitCode::from(PROBLEMS));
+        }
+    };
     let mut code = OK;
     for path in &args.files {
-        let (text, good) = verdict(path, coloured);
+        let (text, good) = verdict(path, against.as_ref(), coloured);
         write!(out, "{text}")?;
         if !good {
             code = PROBLEMS;
@@ -61,13 +75,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// A configuration that can be used, its text and its warnings.
+struct Loaded {
+    config: Config,
+    text: String,
+    warnings: Vec<Problem>,
+}
+
 /// What there is to say about one file, and whether it can be used.
-fn verdict(path: &Path, coloured: bool) -> (String, bool) {
+fn verdict(path: &Path, against: Option<&Loaded>, coloured: bool) -> (String, bool) {
     let name = if path == Path::new("-") { STDIN.to_owned() } else { path.display().to_string() };
     let (problems, last, good) = match load(path) {
-        Ok((config, warnings)) => {
-            let last = format!("{name}: ok ({}){}\n", summary(&config), also(warnings.len()));
-            (warnings, last, true)
+        Ok(new) => {
+            let last = format!("{name}: ok ({}){}\n", summary(&new.config), also(new.warnings.len()));
+            let (more, good) = against.map_or((String::new(), true), |old| reload(&name, old, &new, coloured));
+            (new.warnings, last + &more, good)
         }
         Err(report) => {
             let errors = report.errors();
@@ -75,23 +97,41 @@ fn verdict(path: &Path, coloured: bool) -> (String, bool) {
             (report.problems, format!("{name}: {}{}\n", counted(errors, "error"), also(warnings)), false)
         }
     };
-    let shown = |problem: &Problem| problem.rendered(coloured) + "\n";
-    (problems.iter().map(shown).collect::<String>() + &last, good)
+    (told(&problems, coloured) + &last, good)
+}
+
+fn told(problems: &[Problem], coloured: bool) -> String {
+    problems.iter().map(|problem| problem.rendered(coloured) + "\n").collect()
+}
+
+/// What a reload from `old` to `new` would do, and whether it would be taken.
+fn reload(name: &str, old: &Loaded, new: &Loaded, coloured: bool) -> (String, bool) {
+    match config::compare(name, (&old.config, &old.text), (&new.config, &new.text)) {
+        Ok(changes) if changes.is_empty() => ("a reload changes nothing\n".to_owned(), true),
+        Ok(changes) => {
+            let lines: Vec<_> = changes.iter().map(ToString::to_string).collect();
+            let many = counted(changes.len(), "value");
+            (format!("a reload changes {many}:\n  {}\n", lines.join("\n  ")), true)
+        }
+        Err(report) => ("a reload is refused:\n".to_owned() + &told(&report.problems, coloured), false),
+    }
 }
 
 /// The configuration at a path, or on standard input for `-`.
-fn load(path: &Path) -> Result<(Config, Vec<Problem>), Report> {
-    if path != Path::new("-") {
-        return config::load_file(path);
-    }
-    let mut bytes = Vec::new();
-    match io::stdin().lock().read_to_end(&mut bytes) {
-        Ok(_) => config::load_bytes(STDIN, &bytes),
-        Err(error) => {
+fn load(path: &Path) -> Result<Loaded, Report> {
+    let name = path.display().to_string();
+    let (name, bytes) = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes).map_err(|error| {
             let message = format!("standard input cannot be read: {error}");
-            Err(Report::whole_file(STDIN, message, "pipe a file into it, or name one"))
-        }
-    }
+            Report::whole_file(STDIN, message, "pipe a file into it, or name one")
+        })?;
+        (STDIN, bytes)
+    } else {
+        (name.as_str(), config::read_file(path)?)
+    };
+    let (config, warnings) = config::load_bytes(name, &bytes)?;
+    Ok(Loaded { config, text: String::from_utf8_lossy(&bytes).into_owned(), warnings })
 }
 
 fn summary(config: &Config) -> String {
@@ -118,13 +158,22 @@ mod tests {
 
     #[test]
     fn a_good_file_is_summed_up() {
-        let (text, good) = verdict(Path::new("config/two-listeners.yaml"), false);
+        let (text, good) = verdict(Path::new("config/two-listeners.yaml"), None, false);
         assert_eq!((text.as_str(), good), ("config/two-listeners.yaml: ok (2 listeners, 2 pools, 1 model)\n", true));
     }
 
     #[test]
+    fn what_a_reload_would_change_or_refuse_is_told() {
+        let old = load(Path::new("config/two-listeners.yaml")).unwrap_or_else(|report| panic!("{report}"));
+        let path = Path::new("config/two-listeners.yaml");
+        assert!(verdict(path, Some(&old), false).0.ends_with("a reload changes nothing\n"));
+        let (text, good) = verdict(Path::new("config/minimal.yaml"), Some(&old), false);
+        assert!(!good && text.contains("a reload is refused:\n") && text.contains("restart for it"), "{text}");
+    }
+
+    #[test]
     fn a_missing_file_and_a_directory_are_told_apart() {
-        let (text, good) = verdict(Path::new("config/none.yaml"), false);
+        let (text, good) = verdict(Path::new("config/none.yaml"), None, false);
         assert!(!good);
         assert_eq!(
             text,
@@ -134,12 +183,12 @@ mod tests {
 config/none.yaml: 1 error
 "
         );
-        assert!(verdict(Path::new("config"), false).0.contains("this is a directory"));
+        assert!(verdict(Path::new("config"), None, false).0.contains("this is a directory"));
     }
 
     #[test]
     fn colour_is_there_only_when_asked_for() {
-        assert!(verdict(Path::new("none.yaml"), true).0.contains("\x1b[1;31merror"));
-        assert!(!verdict(Path::new("none.yaml"), false).0.contains('\x1b'));
+        assert!(verdict(Path::new("none.yaml"), None, true).0.contains("\x1b[1;31merror"));
+        assert!(!verdict(Path::new("none.yaml"), None, false).0.contains('\x1b'));
     }
 }

@@ -56,9 +56,12 @@ pub fn compare(file: &str, old: (&Config, &str), new: (&Config, &str)) -> Result
         return Ok(changes);
     }
     let findings = fixed.into_iter().map(|key| {
-        let change = changes.iter().find(|change| change.key.starts_with(&key));
-        let shown = match change.map(|change| (&change.was, &change.is)) {
-            Some((Some(was), Some(is))) => format!(" ({was} -> {is})"),
+        // What changed is the key itself, something in it, or the section that it stands in.
+        let change = changes.iter().find(|it| it.key.starts_with(&key) || key.starts_with(&it.key));
+        let shown = match change {
+            Some(Change { key: exactly, was: Some(was), is: Some(is), .. }) if *exactly == key => {
+                format!(" ({was} -> {is})")
+            }
             _ => String::new(),
         };
         let message = format!("`{key}` cannot change while the gateway runs{shown}");
@@ -220,8 +223,9 @@ timeouts: { header_read: 10s }
     fn what_needs_a_restart_is_named_in_its_place() {
         let new = OLD.replace("8081", "8082") + "limits: { connections: 10, body: 1MiB }\n";
         let told = compared(OLD, &new).unwrap_err();
-        assert!(told.contains("t.yaml:1:32: error: `listeners[a].address` cannot change while the gateway runs (127.0.0.1:8081 -> 127.0.0.1:8082)"), "{told}");
+        assert!(told.contains("t.yaml:1:33: error: `listeners[a].address` cannot change while the gateway runs (127.0.0.1:8081 -> 127.0.0.1:8082)"), "{told}");
         assert!(told.contains("`limits.connections`") && told.contains("restart"), "{told}");
+        assert!(told.contains("t.yaml:10:9: error"), "{told}");
         assert_eq!(told.matches("error:").count(), 2, "{told}");
         let removed = OLD.replace("name: a,", "name: b,");
         let told = compared(OLD, &removed).unwrap_err();

@@ -130,7 +130,22 @@ fn turn_away(_: &TcpListener) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+    use http::Request;
+    use hyper::body::Incoming;
+    use prometheus_client::metrics::gauge::Gauge;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpSocket, TcpStream},
+        sync::Semaphore,
+    };
+
+    use super::{
+        super::{Door, Limits, Rejected},
+        *,
+    };
+    use crate::tasks::Tasks;
 
     #[test]
     fn a_stop_never_goes_back() {
@@ -138,5 +153,79 @@ mod tests {
         stage.enter(Phase::Closing);
         stage.enter(Phase::Leaving);
         assert_eq!(stage.phase(), Phase::Closing);
+    }
+
+    /// A listener and its address, which others may share.
+    fn shared(address: SocketAddr) -> (TcpListener, SocketAddr) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseport(true).unwrap();
+        socket.bind(address).unwrap();
+        let listener = socket.listen(64).unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    async fn answer(mut stream: TcpStream) -> String {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn who_stands_in_the_backlog_when_the_door_closes_is_still_served() {
+        let (socket, address) = shared(([127, 0, 0, 1], 0).into());
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let long = Duration::from_secs(9);
+        let limits = Limits {
+            header_read: long,
+            client_idle: long,
+            write_stall: long,
+            header_fields: 9,
+            header_bytes: 9_000,
+            http2_streams: 9,
+        };
+        let room = Arc::new(Semaphore::new(100));
+        let door = Door {
+            name: "door".into(),
+            socket,
+            limits,
+            room,
+            open: Gauge::default(),
+            shared: false,
+            rejected: Rejected::default(),
+        };
+        let (stage, tasks) = (Stage::default(), Tasks::new());
+        stage.enter(Phase::Closing);
+        let serve = |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(String::from("here"))) };
+        let clients = clients.into_iter().map(|client| tasks.spawn(answer(client))).collect::<Vec<_>>();
+        super::super::run(door, serve, stage.watch(), tasks.clone()).await;
+        for client in clients {
+            assert!(client.await.unwrap().ends_with("here"));
+        }
+        tasks.wait().await;
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_door_with_a_successor_turns_clients_away_and_they_find_it_there() {
+        let (leaving, address) = shared(([127, 0, 0, 1], 0).into());
+        let made = TcpStream::connect(address).await.unwrap();
+        assert!(turn_away(&leaving));
+        let tasks = Tasks::new();
+        let late = tasks.spawn(TcpStream::connect(address));
+        let (mut accepted, _) = leaving.accept().await.unwrap();
+        assert_eq!(accepted.peer_addr().unwrap(), made.local_addr().unwrap(), "what was made is whole");
+        accepted.write_all(b"here").await.unwrap();
+        tokio::time::timeout(HALF_MADE, leaving.accept()).await.unwrap_err();
+        assert!(!late.is_finished(), "neither made nor refused");
+        let (successor, _) = shared(address);
+        drop(leaving);
+        let (found, _) = successor.accept().await.unwrap();
+        let late = late.await.unwrap().unwrap();
+        assert_eq!(late.local_addr().unwrap(), found.peer_addr().unwrap());
     }
 }

@@ -376,6 +376,39 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_goes_is_off_the_list_and_serves_who_was_sent_there_before() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool("one"), pool("two")], now);
+        fleet.set("one", &[target("a")], now);
+        let before = fleet.pool("one").unwrap();
+        fleet.follow(&[pool("two"), pool("three")], now);
+        assert_eq!(fleet.pools().count(), 3, "who goes is taken off by name");
+        let gone = fleet.remove("one").removed;
+        assert!(before.is_closed() && !fleet.lists(&gone[0]) && fleet.pod(&gone[0].id).is_none());
+        assert_eq!(before.pods().len(), 1);
+        assert_eq!(gone[0].condition(now), crate::fleet::Condition::Unknown, "as well as it was");
+        assert!(fleet.set("one", &[target("b")], now).added.is_empty(), "nobody joins it any more");
+        fleet.follow(&[pool("one")], now);
+        let again = fleet.pool("one").unwrap();
+        assert!(!Arc::ptr_eq(&before, &again) && !again.is_closed(), "the same name later is another pool");
+    }
+
+    #[test]
+    fn a_pod_whose_way_of_being_read_changes_is_a_new_pod_and_the_pool_keeps_what_it_learned() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool("pool")], now);
+        fleet.set("pool", &[target("a")], now);
+        let state = fleet.pool("pool").unwrap();
+        let old = Arc::clone(&state.pods()[0]);
+        let mut other = Pool::clone(&pool("pool"));
+        other.metrics.interval *= 2;
+        fleet.follow(&[Arc::new(other)], now);
+        let changes = fleet.set("pool", &[target("a")], now);
+        assert!(Arc::ptr_eq(&fleet.pool("pool").unwrap(), &state));
+        assert!(Arc::ptr_eq(&changes.removed[0], &old) && fleet.lists(&changes.added[0]) && !fleet.lists(&old));
+    }
+
+    #[test]
     fn a_pod_that_joins_a_running_pool_warms_up_and_the_first_ones_do_not() {
         let now = crate::clock::now();
         let fleet = Fleet::new(&[pool("pool")], now);

@@ -83,9 +83,9 @@ pub enum Rejection {
     #[error("{0}")]
     NoPod(NoPod),
     /// None could be used for as long as a request may wait for one.
-    #[error("no model server became ready within {waited:.1?}")]
+    #[error("no model server became ready within {waited:?}")]
     NoPodInTime {
-        /// How long it waited.
+        /// How long it may wait.
         waited: Duration,
         /// When one is likely ready.
         pause: Duration,

@@ -130,9 +130,9 @@ impl Waiting {
         &self,
         pool: &Arc<PoolState>,
         model: &Arc<str>,
-        asked: Asked<'_>,
+        asked: &Asked<'_>,
     ) -> Result<Place<'_>, Rejection> {
-        let Asked { bytes, news, limits } = asked;
+        let Asked { bytes, news, limits } = *asked;
         let now = clock::now();
         let bytes = bytes as u64;
         let mut state = self.state();
@@ -258,7 +258,7 @@ impl Place<'_> {
         }
         self.outcome = "expired";
         let pause = self.room.state().retry_after(&self.key.0, clock::now());
-        Err(Rejection::NoPodInTime { waited: clock::now().saturating_duration_since(self.began), pause })
+        Err(Rejection::NoPodInTime { waited: self.until.saturating_duration_since(self.began), pause })
     }
 
     /// It has its place on a pod and is out of the line. `more`: the next may find one too.
@@ -360,7 +360,7 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
     }
 
     fn enter<'a>(room: &'a Waiting, pool: &Arc<PoolState>, bytes: usize) -> Result<Place<'a>, Rejection> {
-        room.enter(pool, &"m".into(), Asked { bytes, news: pool.news(), limits: &LIMITS })
+        room.enter(pool, &"m".into(), &Asked { bytes, news: pool.news(), limits: &LIMITS })
     }
 
     fn called_now(place: &mut Place<'_>) -> bool {
@@ -404,7 +404,7 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
         let before = pool.news();
         pool.tell_news();
         room.call("pool");
-        let mut place = room.enter(&pool, &"m".into(), Asked { bytes: 1, news: before, limits: &LIMITS }).unwrap();
+        let mut place = room.enter(&pool, &"m".into(), &Asked { bytes: 1, news: before, limits: &LIMITS }).unwrap();
         assert!(called_now(&mut place));
         pool.tell_news();
         place.stays();

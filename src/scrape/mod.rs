@@ -93,12 +93,11 @@ impl Scraper {
             let (tls, timeout) = (tls(pool), pool.metrics.timeout);
             let same = |kit: &&Kit| Arc::ptr_eq(&kit.tls, &tls) && kit.timeout == timeout;
             let used = seats.iter().filter(|seat| *seat.state.name() == pool.name).map(|seat| &seat.kit);
-            let kit = match used.into_iter().find(same) {
-                Some(kit) => kit.clone(),
-                None => {
-                    let fetcher = Arc::new(fetch::Fetcher::new(rustls::ClientConfig::clone(&tls), timeout)?);
-                    Kit { tls, timeout, fetcher }
-                }
+            let kit = if let Some(kit) = used.into_iter().find(same) {
+                kit.clone()
+            } else {
+                let fetcher = Arc::new(fetch::Fetcher::new(rustls::ClientConfig::clone(&tls), timeout)?);
+                Kit { tls, timeout, fetcher }
             };
             kits.insert(Arc::clone(&pool.name), kit);
         }

@@ -13,6 +13,7 @@ use std::{
 
 use tidegate::app::{Reloaded, Reloader};
 
+use crate::binary::{Served, config};
 use crate::harness::{
     Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within,
 };
@@ -327,6 +328,38 @@ async fn the_file_is_followed_through_swapped_links_renames_and_half_written_sta
     within("the broken file", refused).await;
     assert_eq!(it.model("fourth").await, 200);
     assert_eq!(it.gateway.stop(Duration::from_secs(5)).await.cut, 0);
+}
+
+#[tokio::test]
+async fn sighup_reloads_at_once_and_the_log_level_follows() {
+    let pod = SimPod::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), &pod.endpoint(), "");
+    let served = Served::start(&path);
+    assert_eq!(chat("hi", 1).send(served.addr).await.status(), 200);
+    let text = fs::read_to_string(&path).unwrap();
+    let quiet = text
+        .replace("format: json", "format: json, level: warn")
+        .replace("modelName: m,", "modelName: n, targetModels: [{ name: m }],");
+    fs::write(&path, &quiet).unwrap();
+    served.signal("HUP");
+    let body = "{\"model\":\"n\",\"prompt\":\"hi\",\"max_tokens\":1}";
+    let taken = async { while Call::post("/v1/completions", body).send(served.addr).await.status() != 200 {} };
+    within("the reload", taken).await;
+    fs::write(&path, quiet.replace("poolRef: pods", "poolRef: nowhere")).unwrap();
+    served.signal("HUP");
+    let other = "{\"model\":\"n\",\"prompt\":\"hi\",\"max_tokens\":1}";
+    assert_eq!(Call::post("/v1/completions", other).send(served.addr).await.status(), 200);
+    // The two looks of the watch are behind us when the problem is told.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    served.signal("TERM");
+    served.signal("INT");
+    let (_, log) = served.ended().await;
+    assert!(log.contains("modelName") && log.contains("configuration changed"), "{log}");
+    assert!(log.contains("tidegate.yaml:7:") && log.contains("nowhere"), "{log}");
+    assert_eq!(log.matches("configuration not reloaded").count(), 1, "once, not by the watch again: {log}");
+    let last = log.rfind("\"status\":404").or(log.rfind("\"status\":200")).unwrap();
+    assert!(last < log.find("nowhere").unwrap(), "no request is told at level warn: {log}");
 }
 
 #[tokio::test]

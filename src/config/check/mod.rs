@@ -684,7 +684,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "shceduler: { policy: weighted, scorers: [] }",
             &[
-                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, pools, models, scheduler, admin, probes, limits, timeouts, retry, sessions, api, log",
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, models, scheduler, admin, probes, limits, timeouts, retry, waiting, sessions, api, log",
                 "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
             ],
         ),

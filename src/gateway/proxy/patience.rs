@@ -29,15 +29,26 @@ impl Story {
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let (news, bytes) = (matter.pool.news(), carry.body.len());
         let mut held = Some(carry);
-        let (room, model) = (&self.house.waiting, &matter.route.served_model);
-        if !room.has_line(&matter.pool, model) {
+        if !self.house.waiting.has_line(&matter.pool, &matter.route.served_model) {
             match self.attempts(&mut held, timeouts, matter, receipt).await {
                 Err(refused) if held.is_some() && self.may_wait(&refused, matter) => {}
                 told => return told,
             }
         }
         let asked = Asked { bytes, news, limits: &self.policy.config.waiting };
-        let mut place = room.enter(&matter.pool, model, asked)?;
+        // Rare, and as large as the attempts themselves: not carried along by every request.
+        Box::pin(self.attempts_in_line(held, (timeouts, matter), receipt, asked)).await
+    }
+
+    /// Stands in line, and attempts whenever it is called.
+    async fn attempts_in_line(
+        &self,
+        mut held: Option<Carry>,
+        (timeouts, matter): (&Timeouts, &Matter),
+        receipt: &mut Receipt,
+        asked: Asked<'_>,
+    ) -> Result<(upstream::Answer, Pick), Rejection> {
+        let mut place = self.house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
         receipt.step = Step::Waiting;
         loop {
             place.called().await?;
