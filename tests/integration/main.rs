@@ -17,6 +17,7 @@
 )]
 
 mod binary;
+mod ejecting;
 mod failing;
 mod forwarding;
 mod harness;
@@ -28,6 +29,7 @@ mod noticing;
 mod refusing;
 mod remembering;
 mod responses;
+mod retrying;
 mod rewriting;
 mod splitting;
 mod stopping;
