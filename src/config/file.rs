@@ -325,8 +325,8 @@ pub(super) struct RetryFile {
     pub(super) budget: Option<Ratio>,
     /// Retries a second that are always allowed. Default: 3.
     pub(super) budget_floor: Option<u32>,
-    /// What is tried again although it may have run: first_byte_timeout, connection_died, empty_answer, or a status.
-    /// Default: nothing.
+    /// What is tried again although it may have run: `first_byte_timeout`, `connection_died`, `empty_answer`, or a
+    /// status. Default: nothing.
     pub(super) on: Option<Vec<RetryOn>>,
 }
 

@@ -256,6 +256,11 @@ impl Desk {
         self.turned(pod, self.pool.failed(pod, now));
     }
 
+    /// Its pod said that it is too busy.
+    pub(super) fn refused_by(&self, sent: &Sent, now_ms: f64) {
+        sent.course.pod().health.pushed_back(None, sent.course.sent_at(), self.instant(now_ms));
+    }
+
     /// So that the next attempt goes elsewhere.
     pub(super) fn give_up(sent: &Sent, tried: &mut Tried) {
         tried.add(sent.course.pod());

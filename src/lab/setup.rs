@@ -47,6 +47,10 @@ pub enum Mishap {
     Dies,
     /// It listens again, with an empty cache.
     Returns,
+    /// Whatever it is asked, it says at once that it is too busy.
+    SaysNo,
+    /// Whatever it is asked, it fails at once.
+    Fails,
     /// Its pages do not come any more; its answers do.
     PagesHang,
     /// Its pages come and say what the last one said.

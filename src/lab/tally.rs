@@ -33,6 +33,8 @@ pub struct Told {
     pub arm: usize,
     /// Whether its pod died on it.
     pub broken: bool,
+    /// Pods that it was sent to and that did not take it.
+    pub turned_away: u32,
 }
 
 impl Told {
@@ -49,6 +51,7 @@ impl Told {
             pod: usize::MAX,
             arm: 0,
             broken: false,
+            turned_away: 0,
         }
     }
 
@@ -305,6 +308,7 @@ mod tests {
             pod: 1,
             arm: 0,
             broken: false,
+            turned_away: 0,
         }
     }
 

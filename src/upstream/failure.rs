@@ -116,9 +116,11 @@ impl Failure {
         match self.kind {
             FailureKind::Unsent | FailureKind::ReuseRace => Fault::Race,
             FailureKind::Unbuildable => Fault::Gateway,
-            FailureKind::QueueFull | FailureKind::NotReady | FailureKind::ModelUnknown => Fault::Refusal,
-            // The operator lists what may be tried again; that a 429 or 503 is load stays true.
-            FailureKind::Status(429 | 503) => Fault::Refusal,
+            FailureKind::QueueFull
+            | FailureKind::NotReady
+            | FailureKind::ModelUnknown
+            // That the operator says it may be tried again makes a sick pod of nobody.
+            | FailureKind::Status(429 | 503) => Fault::Refusal,
             _ => Fault::Pod,
         }
     }
@@ -142,12 +144,20 @@ impl Failure {
         use FailureKind as K;
         match self.kind {
             K::Unbuildable | K::NotHttp => false,
-            K::ReuseRace | K::QueueFull | K::NotReady | K::ModelUnknown | K::Leaving => true,
             K::FirstByteTimeout => on.contains(&RetryOn::FirstByteTimeout),
             K::Died => on.contains(&RetryOn::ConnectionDied),
             K::EmptyAnswer => on.contains(&RetryOn::EmptyAnswer),
             K::Status(status) => on.contains(&RetryOn::Status(status)),
-            K::Refused | K::Connect | K::ConnectTimeout | K::Tls | K::Unsent => true,
+            K::Refused
+            | K::Connect
+            | K::ConnectTimeout
+            | K::Tls
+            | K::Unsent
+            | K::ReuseRace
+            | K::QueueFull
+            | K::NotReady
+            | K::ModelUnknown
+            | K::Leaving => true,
         }
     }
 }

@@ -18,6 +18,7 @@
 
 mod binary;
 mod differential;
+mod ejecting;
 mod failing;
 mod forwarding;
 mod harness;
@@ -34,6 +35,7 @@ mod reloading;
 mod remembering;
 mod responses;
 mod restarting;
+mod retrying;
 mod rewriting;
 mod slow_clients;
 mod smuggling;

@@ -127,9 +127,10 @@ impl Story {
             return Ok(answer);
         }
         let pod = &pick.verdict.pod;
-        let known = match status.is_success() {
-            true => Some(FailureKind::EmptyAnswer),
-            false => answer.refusal(pod.health.is_leaving()).await,
+        let known = if status.is_success() {
+            Some(FailureKind::EmptyAnswer)
+        } else {
+            answer.refusal(pod.health.is_leaving()).await
         };
         let kind = known.unwrap_or(FailureKind::Status(status.as_u16()));
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {

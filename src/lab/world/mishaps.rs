@@ -2,7 +2,7 @@
 
 use rand::RngExt as _;
 
-use super::{Pages, World};
+use super::{Pages, Temper, World};
 use crate::{
     lab::{
         clockwork::{Event, Sense},
@@ -21,6 +21,8 @@ impl World<'_> {
             Mishap::Slow(times) => place.engine.slow_down(times),
             Mishap::Dies => self.die(fault.pod, now_ms),
             Mishap::Returns => place.down = false,
+            Mishap::SaysNo => place.temper = Temper::SaysNo,
+            Mishap::Fails => place.temper = Temper::Fails,
             Mishap::PagesHang => place.pages = Pages::Hanging,
             Mishap::PagesFreeze => place.pages = Pages::Frozen(Box::new(place.shows())),
             Mishap::PagesHeal => place.pages = Pages::Well,

@@ -88,7 +88,17 @@ struct Place {
     engine: Engine,
     /// Nobody listens there.
     down: bool,
+    temper: Temper,
     pages: Pages,
+}
+
+/// How it takes what it is asked.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Temper {
+    #[default]
+    Well,
+    SaysNo,
+    Fails,
 }
 
 /// How its pages are.
@@ -109,7 +119,12 @@ impl<'a> World<'a> {
         let asks = script.asks.as_slice();
         let mut starters = script.starters();
         starters.reverse();
-        let place = |config: &_| Place { engine: Engine::new(Clone::clone(config)), down: false, pages: Pages::Well };
+        let place = |config: &_| Place {
+            engine: Engine::new(Clone::clone(config)),
+            down: false,
+            temper: Temper::Well,
+            pages: Pages::Well,
+        };
         let mut world = Self {
             setup,
             asks,
@@ -192,13 +207,23 @@ impl<'a> World<'a> {
         let mut taken = None;
         while tried.len() <= desk.attempts {
             let Ok(sent) = desk.decide(&matter, &tried, now_ms, &truth) else { break };
-            if pods.get(sent.pod).is_none_or(|place| place.down) {
-                desk.failed(&sent, now_ms);
-                Desk::give_up(&sent, &mut tried);
-                continue;
+            let place = pods.get(sent.pod);
+            match place.map_or(Temper::Fails, |place| place.temper) {
+                Temper::Well if place.is_some_and(|place| !place.down) => {
+                    taken = Some(sent);
+                    break;
+                }
+                Temper::SaysNo => desk.refused_by(&sent, now_ms),
+                _ => desk.failed(&sent, now_ms),
             }
-            taken = Some(sent);
-            break;
+            if let Some(told) = told.get_mut(nth as usize) {
+                told.turned_away += 1;
+            }
+            Desk::give_up(&sent, &mut tried);
+            if place.is_some_and(|place| place.temper == Temper::Fails) {
+                // It had the request, so it may have run.
+                break;
+            }
         }
         let Some(sent) = taken else { return self.finish(nth, now_ms) };
         let request =

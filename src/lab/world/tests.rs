@@ -272,15 +272,49 @@ fn a_cold_pod_gets_no_burst_however_full_the_others_are() {
     let traffic = steady(A_SECOND, 50, 1_500);
     for policy in crate::lab::rivals::OURS.map(policy) {
         let run = run(&setup, &traffic, &policy, 1).unwrap();
-        let mut most = [0.0f64; 2];
-        for second in 15..49 {
-            let within = |told: &&Told| (second as f64 * 1e3..(second + 1) as f64 * 1e3).contains(&told.at_ms);
-            let there = run.told.iter().filter(within).filter(|told| told.pod == 3).count() as f64;
-            let fair = f64::from(A_SECOND) / 4.0;
-            let part = &mut most[usize::from(second >= 20)];
-            *part = part.max(there / fair);
-        }
-        let stats = Stats::of(&run, 1, &Slo::HEADLINE);
-        println!("{} {most:?} {:?}", policy.name(), stats.attainment);
+        let share_in = |second: u32| {
+            let second = f64::from(second) * 1e3..f64::from(second + 1) * 1e3;
+            let there = run.told.iter().filter(|told| second.contains(&told.at_ms) && told.pod == 3).count();
+            there as f64 / f64::from(A_SECOND) * 4.0
+        };
+        let shares: Vec<f64> = (15..49).map(share_in).collect();
+        assert!(shares.iter().all(|share| *share <= 1.5), "{}: {shares:?}", policy.name());
+        assert!(shares[20..].iter().all(|share| *share > 0.2), "{}: {shares:?}", policy.name());
+    }
+}
+
+/// What the first of four pods gets from two seconds after `what` befell it, of all that pods were sent; and the share
+/// of requests that came to nothing then.
+fn share_of_the_bad_one(policy: &Policy, what: Mishap) -> (f64, f64) {
+    let mut setup = Setup::new(vec![h100(); 4]);
+    setup.faults = vec![fault(5_000.0, 0, what)];
+    let run = run(&setup, &steady(60, 20, 500), policy, 1).unwrap();
+    let late: Vec<&Told> = run.told.iter().filter(|told| told.at_ms >= 7_000.0).collect();
+    let turned_away: u32 = late.iter().map(|told| told.turned_away).sum();
+    let lost = late.iter().filter(|told| told.tokens == 0).count();
+    let sent = late.len() + turned_away as usize - lost;
+    (f64::from(turned_away) / sent as f64, lost as f64 / late.len() as f64)
+}
+
+#[test]
+fn a_pod_that_refuses_or_fails_at_once_does_not_attract_what_others_would_serve() {
+    for policy in crate::lab::rivals::OURS.map(policy) {
+        let (share, lost) = share_of_the_bad_one(&policy, Mishap::SaysNo);
+        assert!(share <= 0.02 && lost == 0.0, "{}: {share} {lost}", policy.name());
+        let (share, _) = share_of_the_bad_one(&policy, Mishap::Fails);
+        assert!(share <= 0.02, "{}: {share}", policy.name());
+    }
+}
+
+#[test]
+fn where_every_pod_says_no_none_is_out_and_the_least_bad_is_asked() {
+    let mut setup = Setup::new(vec![h100(); 4]);
+    setup.faults = (0..4).map(|pod| fault(5_000.0, pod, Mishap::SaysNo)).collect();
+    let traffic = steady(60, 10, 500);
+    for policy in crate::lab::rivals::OURS.map(policy) {
+        let run = run(&setup, &traffic, &policy, 1).unwrap();
+        let late = run.told.iter().filter(|told| told.at_ms >= 6_000.0);
+        // As many attempts as are allowed: each goes to another pod, and none of them is left out.
+        assert!(late.into_iter().all(|told| told.turned_away == 3), "{}", policy.name());
     }
 }
