@@ -275,7 +275,9 @@ impl Reader {
     }
 
     fn responses(&mut self, name: &str, data: &[u8]) -> bool {
-        self.facts.next_number = self.number(data).unwrap_or(self.facts.next_number).saturating_add(1);
+        if let Some(number) = self.number(data) {
+            self.facts.next_number = number.saturating_add(1);
+        }
         match name {
             "response.created" | "response.queued" | "response.in_progress" => self.response(data),
             "response.completed" | "response.incomplete" => {

@@ -16,7 +16,10 @@
     reason = "tests fail by panicking, count exactly, own their time and their tasks, and tell a story from top to bottom"
 )]
 
+mod abandoning;
 mod binary;
+mod breaking;
+
 mod failing;
 mod forwarding;
 mod harness;
@@ -33,4 +36,5 @@ mod splitting;
 mod stopping;
 mod streaming;
 mod telling;
+mod timing;
 mod tls;
