@@ -315,8 +315,9 @@ async fn two_hundred_clients_that_do_not_read_ten_megabytes_each_are_no_burden()
         seen = (seen.1, sent.load(Relaxed));
     }
     let grown = resident().saturating_sub(before);
-    println!("{CLIENTS} clients that read nothing: {} KiB each, of 10 MB", grown / 1024 / CLIENTS as u64);
-    assert!(grown < CLIENTS as u64 * (1 << 20), "{grown} bytes");
+    let each = grown / 1024 / CLIENTS as u64;
+    // Measured: 600 KiB, of which a third is the pods' here; without the bound on what is read ahead 1,100.
+    assert!(each < 900, "{each} KiB each, of 10 MB that nobody reads");
     drop(clients);
     for pod in pods {
         pod.abort();

@@ -86,7 +86,7 @@ impl Dialect {
     }
 
     /// Plays a pod that dies there; gives what the client read.
-    async fn cut(&self, at: At, framed: bool, reset: bool) -> String {
+    async fn cut(&self, at: At, framed: bool, by_reset: bool) -> String {
         let mut pod = RawPod::start().await;
         let gateway = Gateway::over([pod.endpoint()]).start().await;
         let body = format!(r#"{{"model":"m","stream":true,{}}}"#, self.prompt);
@@ -109,10 +109,10 @@ impl Dialect {
             read += std::str::from_utf8(&reply.piece().await.unwrap().unwrap()).unwrap();
         }
         assert_eq!(read, said, "what the pod said passes");
-        if reset {
-            asked.reset()
+        if by_reset {
+            asked.reset();
         } else {
-            drop(asked)
+            drop(asked);
         }
         let rest = reply.text().await;
         gateway.quiet().await;
