@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use super::{
     AnswerText, End, Endpoint, Reported, Usage,
-    watch::{Facts, Word, has_content},
+    text::{Word, has_content},
+    watch::Facts,
 };
 
 /// How much of a whole answer is kept at its head and again at its tail. Engines put the id first and usage last;

@@ -7,11 +7,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{AnswerText, Dialect, Endpoint, ErrorBody, Event, Frames, Reported, Usage};
+use super::{
+    AnswerText, Dialect, Endpoint, ErrorBody, Event, Frames, Reported, Usage,
+    text::{Word, has_content},
+};
 
 /// The largest response of a first Responses event that is kept, to be shown again if the stream fails. It repeats the
 /// request's instructions and tools, which seldom take more.
@@ -288,7 +290,9 @@ impl Reader {
     }
 
     fn responses(&mut self, name: &str, data: &[u8]) -> bool {
-        self.facts.next_number = self.number(data).unwrap_or(self.facts.next_number).saturating_add(1);
+        if let Some(number) = self.number(data) {
+            self.facts.next_number = number.saturating_add(1);
+        }
         match name {
             "response.created" | "response.queued" | "response.in_progress" => self.response(data),
             "response.completed" | "response.incomplete" => {
@@ -365,15 +369,6 @@ fn type_of(data: &[u8]) -> Cow<'_, str> {
     serde_json::from_slice::<Typed<'_>>(data).map(|typed| typed.kind).unwrap_or_default()
 }
 
-/// A string or a list that is not empty.
-pub(super) fn has_content(value: &[u8]) -> bool {
-    match value {
-        [b'"', next, ..] => *next != b'"',
-        [b'[', next, ..] => *next != b']',
-        _ => false,
-    }
-}
-
 /// The keys that are searched for.
 #[derive(Debug)]
 struct Words {
@@ -404,36 +399,6 @@ impl Words {
                 Word::new("\"tool_calls\""),
             ],
             anthropic_content: [Word::new("\"text\""), Word::new("\"partial_json\""), Word::new("\"thinking\"")],
-        }
-    }
-}
-
-/// A key with its quotes.
-#[derive(Debug)]
-pub(super) struct Word {
-    finder: Finder<'static>,
-}
-
-impl Word {
-    pub(super) fn new(quoted: &'static str) -> Self {
-        Self { finder: Finder::new(quoted) }
-    }
-
-    pub(super) fn any(&self, json: &[u8], wanted: impl Fn(&[u8]) -> bool) -> bool {
-        self.find(json, wanted).is_some()
-    }
-
-    /// What begins behind the first of these keys whose value is `wanted`.
-    pub(super) fn find<'a>(&self, json: &'a [u8], wanted: impl Fn(&[u8]) -> bool) -> Option<&'a [u8]> {
-        let mut rest = json;
-        loop {
-            let at = self.finder.find(rest)? + self.finder.needle().len();
-            rest = rest.get(at..)?;
-            if let Some(value) = rest.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start)
-                && wanted(value)
-            {
-                return Some(value);
-            }
         }
     }
 }
@@ -576,6 +541,18 @@ mod tests {
         assert_eq!(end_of(Dialect::Responses, responses), error("m", Some("server_error")));
         let typed = "data: {\"type\":\"error\",\"code\":\"c\",\"message\":\"m\"}\n\n";
         assert_eq!(end_of(Dialect::Responses, typed), error("m", Some("c")));
+    }
+
+    #[test]
+    fn text_that_nobody_wants_is_not_read_and_what_was_read_still_counts() {
+        let mut watch = StreamWatch::new(Dialect::OpenAi).with_text(Endpoint::ChatCompletions);
+        let event = b"data: {\"choices\":[{\"delta\":{\"content\":\"abc\"}}]}\n\n";
+        watch.feed(event);
+        assert!(watch.text().unwrap().text().ends_with(b"abc"));
+        watch.stop_reading_text();
+        assert_eq!(watch.feed(event).tokens, 1);
+        let text = watch.text().unwrap();
+        assert!(text.text().is_empty() && text.comes_back());
     }
 
     #[test]

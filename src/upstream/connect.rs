@@ -26,6 +26,10 @@ use crate::{fleet::Pod, tasks::Tasks};
 /// for pods behind proxies that add their own.
 const MAX_RESPONSE_HEAD: usize = 64 << 10;
 
+/// The most that is read of an answer ahead of its client: the largest head fits, and so do hundreds of token events.
+/// hyper's own bound, six times that, is held for every stream whose client does not read.
+const MAX_READ_AHEAD: usize = MAX_RESPONSE_HEAD;
+
 /// The request type of our connections.
 pub(super) type Sender = http1::SendRequest<Full<Bytes>>;
 
@@ -98,7 +102,7 @@ impl Connector {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut builder = http1::Builder::new();
-        builder.max_header_size(MAX_RESPONSE_HEAD);
+        builder.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_READ_AHEAD);
         let (sender, connection) =
             builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
         // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it

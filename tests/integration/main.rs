@@ -16,9 +16,12 @@
     reason = "tests fail by panicking, count exactly, own their time and their tasks, and tell a story from top to bottom"
 )]
 
+mod abandoning;
 mod binary;
+mod breaking;
 mod differential;
 mod ejecting;
+
 mod failing;
 mod forwarding;
 mod harness;
@@ -43,5 +46,6 @@ mod splitting;
 mod stopping;
 mod streaming;
 mod telling;
+mod timing;
 mod tls;
 mod waiting;

@@ -8,13 +8,13 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
 use super::{
     Brought, Errand, Story,
@@ -24,6 +24,7 @@ use super::{
     relay::{Relay, is_event_stream},
 };
 use crate::{
+    clock,
     gateway::{
         receipt::{Outcome, Receipt},
         rejection::Rejection,
@@ -43,11 +44,12 @@ pub(super) struct Beat(Box<Interval>);
 impl Beat {
     /// The first comment is due after `every`, and each time it was silent so long again.
     pub(super) fn new(every: Duration) -> Self {
-        Self::from(Instant::now() + every, every)
+        Self::from(clock::now() + every, every)
     }
 
+    /// The first one is due at `first`.
     fn from(first: Instant, every: Duration) -> Self {
-        let mut interval = interval_at(first, every);
+        let mut interval = interval_at(first.into(), every);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self(Box::new(interval))
     }
@@ -122,7 +124,7 @@ impl Story {
             let (brought, receipt) = work.await;
             self.late(brought, receipt, dialect).await
         };
-        let beat = Beat::from(Instant::now(), every);
+        let beat = Beat::from(clock::now(), every);
         let early = Early { beat, work: Box::pin(late), dialect, request_id: request_id.clone() };
         let mut response = Response::new(Answer::early(early));
         let headers = response.headers_mut();

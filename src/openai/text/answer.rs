@@ -5,12 +5,8 @@
 //! Thoughts do not come back either, but the pod's cache holds them before the answer, so nothing behind them is found
 //! there again: with thoughts there is no text.
 
-use super::{Cursor, Plain, opening};
-use crate::openai::{
-    Dialect, Endpoint, Event,
-    sse::KEPT_BUFFER,
-    watch::{Word, has_content},
-};
+use super::{Cursor, Plain, Word, has_content, opening};
+use crate::openai::{Dialect, Endpoint, Event, sse::KEPT_BUFFER};
 
 /// Reads the text of one answer.
 #[derive(Debug)]

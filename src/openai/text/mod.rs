@@ -11,10 +11,12 @@ mod cursor;
 mod plain;
 #[cfg(test)]
 mod tests;
+mod word;
 
 use std::ops::Range;
 
 pub use answer::AnswerText;
+pub(super) use word::{Word, has_content};
 
 use self::{cursor::Cursor, plain::Plain};
 use super::Endpoint;
