@@ -28,6 +28,7 @@ mod mixture;
 mod models;
 mod noticing;
 mod refusing;
+mod reliability;
 mod remembering;
 mod responses;
 mod rewriting;
