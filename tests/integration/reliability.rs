@@ -185,6 +185,7 @@ async fn a_pod_taken_off_the_list_and_put_back_while_it_streams_counts_to_zero()
     let listed = format!("- {}\n", pod.endpoint());
     fs::write(&list, &listed).unwrap();
     let gateway = Gateway::over([format!("{{ file: {list:?} }}")]).start().await;
+    eventually("the pod", || gateway.pods().len() == 1).await;
     gateway.sees_all_pods().await;
     let call = chat_stream("hi", 1_000).begin(gateway.addr);
     let reply = call.await.unwrap();
