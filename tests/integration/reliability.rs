@@ -165,7 +165,7 @@ async fn of_four_hundred_pods_that_join_at_once_none_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("pods.yaml");
     fs::write(&list, "[]").unwrap();
-    let gateway = Gateway::over([format!("{{ file: {list:?} }}")]).start().await;
+    let gateway = Gateway::over([format!("{{ file: \"{}\" }}", list.display())]).start().await;
     assert!(gateway.pods().is_empty(), "it starts without any");
     let addresses = (0..400_u32).map(|nth| SocketAddr::from((Ipv4Addr::from(0x7f00_0100 + nth), port)));
     fs::write(&list, addresses.map(|address| format!("- {{ url: \"http://{address}\" }}\n")).collect::<String>())
@@ -184,7 +184,7 @@ async fn a_pod_taken_off_the_list_and_put_back_while_it_streams_counts_to_zero()
     let list = folder.path().join("pods.yaml");
     let listed = format!("- {}\n", pod.endpoint());
     fs::write(&list, &listed).unwrap();
-    let gateway = Gateway::over([format!("{{ file: {list:?} }}")]).start().await;
+    let gateway = Gateway::over([format!("{{ file: \"{}\" }}", list.display())]).start().await;
     eventually("the pod", || gateway.pods().len() == 1).await;
     gateway.sees_all_pods().await;
     let call = chat_stream("hi", 1_000).begin(gateway.addr);

@@ -127,7 +127,11 @@ impl Caller {
         };
         tally.open.fetch_sub(1, Relaxed);
         match told {
-            None => tally.ended("left"),
+            None => {
+                tally.ended("left");
+                // Who left before a word was sent has a connection on which nobody asked anything, which is closed soon.
+                self.kept.take_if(|(_, _, lived)| ask.h2 && lived.requests <= 1);
+            }
             Some(Ok(how)) => {
                 tally.ended(&how);
                 if how != "complete" {
