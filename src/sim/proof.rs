@@ -209,7 +209,9 @@ impl Proof {
 
     fn read_response_event(&self, event: &Value, said: &mut Said) -> Result<(), Wrong> {
         let kind = event.get("type").and_then(Value::as_str).unwrap_or_default();
-        if kind == "error" {
+        // Whoever cuts a stream may not know how it began.
+        let failed = kind == "response.failed" && event.pointer("/response/error").is_some_and(Value::is_object);
+        if kind == "error" || failed {
             said.error = Some(event.to_string());
             return Ok(());
         }
