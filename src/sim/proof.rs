@@ -209,7 +209,9 @@ impl Proof {
 
     fn read_response_event(&self, event: &Value, said: &mut Said) -> Result<(), Wrong> {
         let kind = event.get("type").and_then(Value::as_str).unwrap_or_default();
-        if kind == "error" {
+        // Whoever cuts a stream may not know how it began.
+        let failed = kind == "response.failed" && event.pointer("/response/error").is_some_and(Value::is_object);
+        if kind == "error" || failed {
             said.error = Some(event.to_string());
             return Ok(());
         }
@@ -337,18 +339,16 @@ mod tests {
         let events: Vec<&str> = answer.split_inclusive("\n\n").collect();
         let judge = |events: Vec<&str>| proof.judge(events.concat().as_bytes(), true);
         assert_eq!(judge(events.clone()), Ok(Ending::Complete));
-        let edits: [&dyn Fn(&mut Vec<&str>); 5] = [
-            &|events| drop(events.remove(3)),
-            &|events| events.insert(3, events[3]),
-            &|events| events.swap(3, 4),
-            &|events| drop(events.pop()),
-            &|events| events.push(events[3]),
-        ];
-        for (nth, edit) in edits.iter().enumerate() {
+        let with = |edit: fn(&mut Vec<&str>)| {
             let mut edited = events.clone();
             edit(&mut edited);
-            assert!(judge(edited).is_err(), "edit {nth} went unseen");
-        }
+            judge(edited)
+        };
+        assert!(with(|events| _ = events.remove(3)).is_err(), "lost");
+        assert!(with(|events| events.insert(3, events[3])).is_err(), "repeated");
+        assert!(with(|events| events.swap(3, 4)).is_err(), "swapped");
+        assert!(with(|events| _ = events.pop()).is_err(), "without its end");
+        assert!(with(|events| events.push(events[3])).is_err(), "beyond its end");
         let told = [&events[..4], &["data: {\"error\": {\"message\": \"x\"}}\n\n", "data: [DONE]\n\n"]].concat();
         assert!(matches!(judge(told), Ok(Ending::Error(_))));
     }

@@ -34,6 +34,7 @@ mod mixture;
 mod models;
 mod noticing;
 mod refusing;
+mod reliability;
 mod reloading;
 mod remembering;
 mod responses;

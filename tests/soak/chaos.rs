@@ -373,7 +373,7 @@ impl Drop for Seed {
 
 fn seed() -> Seed {
     let given = std::env::var("TIDEGATE_CHAOS_SEED").ok().map(|seed| seed.parse().expect("a number"));
-    Seed(given.unwrap_or_else(|| rand::random()))
+    Seed(given.unwrap_or_else(rand::random))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -50,9 +50,9 @@ impl Ask {
         let dialect = rng.random_bool(0.95).then(|| dialects[rng.random_range(0..dialects.len())]);
         // Some share a beginning, as conversations do; a few are as long as a book's chapter.
         let shared = format!("You are guest {}. ", rng.random_range(0..20)).repeat(rng.random_range(1..30));
-        let long = if rng.random_bool(0.02) { "tide and gate ".repeat(10_000) } else { String::new() };
+        let long = if rng.random_bool(0.02) { "tide and gate ".repeat(1_500) } else { String::new() };
         let prompt = format!("{shared}{long}{}", rng.random::<u64>());
-        let tokens = rng.random_range(1..120);
+        let tokens = rng.random_range(1..80);
         let body = json!({
             "model": "m", "prompt": prompt, "input": prompt, "messages": [{"role": "user", "content": prompt}],
             "stream": dialect.is_some() && rng.random_bool(0.85),
@@ -89,8 +89,15 @@ pub(crate) struct Caller {
     to: SocketAddr,
     nth: usize,
     asked: u64,
-    kept: Option<(H2, Connection)>,
+    kept: Option<(H2, Connection, Lived)>,
     tally: Arc<Tally>,
+}
+
+/// Since when a kept connection is there, and how many requests it has carried.
+#[derive(Clone, Copy, Debug)]
+struct Lived {
+    since: Instant,
+    requests: u32,
 }
 
 /// Closes when dropped.
@@ -120,7 +127,11 @@ impl Caller {
         };
         tally.open.fetch_sub(1, Relaxed);
         match told {
-            None => tally.ended("left"),
+            None => {
+                tally.ended("left");
+                // Who left before a word was sent has a connection on which nobody asked anything, which is closed soon.
+                self.kept.take_if(|(_, _, lived)| ask.h2 && lived.requests <= 1);
+            }
             Some(Ok(how)) => {
                 tally.ended(&how);
                 if how != "complete" {
@@ -156,15 +167,23 @@ impl Caller {
     }
 
     async fn over_h2(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
-        if self.kept.as_ref().is_none_or(|(sender, _)| sender.is_closed()) {
+        if self.kept.as_ref().is_none_or(|(sender, ..)| sender.is_closed()) {
             let stream = TcpStream::connect(self.to).await.map_err(told)?;
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
             let (sender, connection) = handshake.await.map_err(told)?;
-            self.kept = Some((sender, Connection(tokio::spawn(async { _ = connection.await }))));
+            let lived = Lived { since: Instant::now(), requests: 0 };
+            self.kept = Some((sender, Connection(tokio::spawn(async { _ = connection.await })), lived));
         }
-        let (sender, _) = self.kept.as_mut().unwrap();
-        let mut sender = sender.clone();
-        sender.send_request(request).await.map_err(told)
+        let (sender, _, lived) = self.kept.as_mut().unwrap();
+        lived.requests += 1;
+        let (mut sender, lived, now) = (sender.clone(), *lived, Instant::now());
+        let answer = sender.send_request(request).await;
+        if answer.is_err() {
+            self.kept = None;
+        }
+        answer.map_err(|error| {
+            format!("{}, request {} of a connection {:?} old", told(error), lived.requests, now - lived.since)
+        })
     }
 }
 
@@ -196,7 +215,8 @@ async fn judge(ask: &Ask, id: &str, answer: Response<Incoming>) -> Result<String
     match ending {
         Ending::Complete => Ok("complete".to_owned()),
         Ending::Aborted => Ok("aborted by its pod".to_owned()),
-        Ending::Error(_) => Ok("error told in the stream".to_owned()),
+        Ending::Error(told) if told.contains("stream_cut") => Ok("told that its stream was cut".to_owned()),
+        Ending::Error(_) => Ok("a pod's error in its stream".to_owned()),
         Ending::BrokenOff if ask.streamed() => Err("a stream that broke off without a word".to_owned()),
         Ending::BrokenOff => Ok("whole answer broken off".to_owned()),
     }

@@ -17,6 +17,9 @@
     clippy::cast_sign_loss,
     clippy::format_push_string,
     clippy::too_many_lines,
+    clippy::float_cmp,
+    clippy::format_collect,
+    clippy::similar_names,
     reason = "tests fail by panicking, count exactly, own their time and their tasks, and tell what they measured"
 )]
 

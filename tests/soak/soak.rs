@@ -32,13 +32,13 @@ use crate::{
 };
 
 /// Pods in the list when nothing is wrong.
-const PODS: usize = 6;
+const PODS: usize = 8;
 
 /// Pods in trouble at once, at most: the rest must be able to carry on.
 const TROUBLED: usize = 2;
 
 /// How long one trouble lasts, at most.
-const TROUBLE: Duration = Duration::from_secs(3);
+const TROUBLE: Duration = Duration::from_secs(2);
 
 /// How long requests may take to end when no new ones come: the longest deadline of the configuration, and some.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -159,10 +159,10 @@ fn free_ports() -> [SocketAddr; 2] {
 /// The `nth` configuration: each differs from the one before in what may be reloaded.
 fn configuration(folder: &Path, addr: SocketAddr, admin: SocketAddr, nth: usize) -> String {
     let policy = ["least-cost", "least-request", "power-of-two"][nth % 3];
-    let (attempts, list) = (2 + nth % 2, folder.join("pods.yaml"));
+    let (attempts, list) = (2 + nth % 2, folder.join("pods.yaml").display().to_string());
     format!(
         "listeners:\n  - {{ name: main, address: \"{addr}\" }}\npools:\n  - name: pods\n    engine: vllm\n    endpoints:\n      \
-         - {{ file: {list:?} }}\nmodels:\n  - {{ modelName: m, poolRef: pods }}\nadmin: {{ address: \"{admin}\" }}\n\
+         - {{ file: \"{list}\" }}\nmodels:\n  - {{ modelName: m, poolRef: pods }}\nadmin: {{ address: \"{admin}\" }}\n\
          log: {{ format: json, level: error }}\nscheduler: {{ policy: {policy} }}\nretry: {{ attempts: {attempts} }}\n\
          timeouts: {{ connect: 1s, first_byte: 15s, idle: 15s, drain_delay: 0s, drain_grace: 20s }}\n"
     )
@@ -264,7 +264,7 @@ impl Pods {
 
     fn live(&self) -> usize {
         let pods = self.places.iter().filter_map(|place| place.pod.as_ref());
-        pods.map(|pod| pod.state()).map(|state| state.live + state.unanswered).sum()
+        pods.map(RunningPod::state).map(|state| state.live + state.unanswered).sum()
     }
 }
 
@@ -365,14 +365,17 @@ async fn stir_and_watch(plan: &Plan, gateway: &Gateway, pods: &mut Pods, tally: 
             break;
         }
         sleep_until(due.into()).await;
-        pods.stir(&mut rng).await;
-        if plan.reloads && beat % 10 == 0 {
+        // Every two seconds: a stream takes six, and some must come through.
+        if beat % 4 == 1 {
+            pods.stir(&mut rng).await;
+        }
+        if plan.reloads && beat.is_multiple_of(10) {
             reloads += 1;
             let new = configuration(pods.list.parent().unwrap(), gateway.addr, gateway.admin, reloads);
             fs::write(&gateway.config, new).unwrap();
             gateway.signal("HUP");
         }
-        if beat % 2 == 0 {
+        if beat.is_multiple_of(2) {
             samples.push(sample(gateway, began).await);
             progress(on_screen, beat, tally, samples[samples.len() - 1]);
         }
@@ -382,7 +385,7 @@ async fn stir_and_watch(plan: &Plan, gateway: &Gateway, pods: &mut Pods, tally: 
 
 fn progress(on_screen: bool, beat: u32, tally: &Tally, now: Sample) {
     // A line a second where it is overwritten, one every half minute where it stays.
-    if !on_screen && beat % 60 != 0 {
+    if !on_screen && !beat.is_multiple_of(60) {
         return;
     }
     let line = format!(
@@ -469,10 +472,11 @@ fn assert_sound(plan: &Plan, tally: &Tally, samples: &[Sample]) {
     let wrong = tally.wrong.lock().unwrap();
     assert!(wrong.is_empty(), "seed {}: wrong answers:\n{}", plan.seed, wrong.join("\n"));
     let complete = tally.count("complete");
-    assert!(complete * 2 > tally.total(), "most requests must have gone well, or nothing was shown");
+    assert!(complete * 5 > tally.total(), "too few requests went well to show anything");
     let most = samples.iter().map(|it| it.mib).fold(0.0, f64::max);
-    // Twice a tenth of what it holds at its most: allocators keep what bursts needed, and a minute is one burst.
-    let allowed = (most * 0.2).max(16.0);
+    // Within a minute everything that is kept for reuse is still being made; after ten nothing new may be.
+    let share = if plan.length < Duration::from_secs(600) { 0.4 } else { 0.05 };
+    let allowed = most * share;
     assert!(gained(samples) < allowed, "{:.1} MiB gained in the second half, {allowed:.1} allowed", gained(samples));
     let files = samples.iter().map(|it| it.files).max().unwrap_or(0);
     // A client's connection and a pod's each, idle ones to every pod (256 are kept at most), and the gateway's own.

@@ -120,8 +120,8 @@ pub(super) struct Answered {
     body: Vec<u8>,
     framing: Framing,
     trailers: Vec<Field>,
-    /// Cut there on its way, in shares of the whole.
-    cuts: Vec<f64>,
+    /// Cut there on its way, in thousandths of the whole.
+    cuts: Vec<usize>,
 }
 
 /// How an answer says where it ends.
@@ -170,7 +170,7 @@ impl Answered {
                 }
             }
         }
-        let mut at: Vec<usize> = self.cuts.iter().map(|cut| (wire.len() as f64 * cut) as usize).collect();
+        let mut at: Vec<usize> = self.cuts.iter().map(|cut| wire.len() * cut / 1_000).collect();
         at.sort_unstable();
         let mut pieces = Vec::new();
         for cut in at.into_iter().rev() {
@@ -373,7 +373,7 @@ fn answered(rows: &[Row]) -> impl Strategy<Value = Answered> + use<> {
         1 => Just(Framing::Close),
     ];
     let said = prop_oneof![whole().boxed(), events().boxed()];
-    let cuts = prop_oneof![2 => Just(Vec::new()), 2 => vec(0.0..1.0, 1..6), 1 => vec(0.0..1.0, 40..60)];
+    let cuts = prop_oneof![2 => Just(Vec::new()), 2 => vec(0..1_000_usize, 1..6), 1 => vec(0..1_000_usize, 40..60)];
     (select(statuses), answer_fields(rows), said, framing, trailers, cuts).prop_map(
         |(status, mut fields, (kind, body), framing, trailers, cuts)| {
             fields.extend(kind.map(|kind| (b"Content-Type".to_vec(), kind.as_bytes().to_vec())));
