@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use tidegate::openai::{Ask, Endpoint};
+use tidegate_fuzz::openai::{Ask, Endpoint};
 
 const ENDPOINTS: [Endpoint; 8] = [
     Endpoint::ChatCompletions,
@@ -20,18 +20,16 @@ fuzz_target!(|input: &[u8]| {
     let Some((which, body)) = input.split_first() else { return };
     let endpoint = ENDPOINTS[usize::from(*which) % ENDPOINTS.len()];
     let Ok(ask) = Ask::parse(endpoint, None, body) else { return };
-    for part in &ask.prompt {
-        let value = body.get(part.span.clone()).expect("a span within the body");
-        serde_json::from_slice::<&serde_json::value::RawValue>(value).expect("a span of one value");
-    }
     for span in ask.opening(body) {
-        body.get(span).expect("a span within the body");
+        let value = body.get(span).expect("a span within the body");
+        serde_json::from_slice::<&serde_json::value::RawValue>(value).expect("a span of one value");
     }
     let mut whole = Vec::new();
     let length = ask.prompt_text(body, usize::MAX, |piece| whole.extend_from_slice(piece));
     assert_eq!(length, whole.len());
     let mut beginning = Vec::new();
-    assert_eq!(ask.prompt_text(body, 64, |piece| beginning.extend_from_slice(piece)), length);
+    // What is skipped is counted as it lies, so that the length is near enough and no more.
+    ask.prompt_text(body, 64, |piece| beginning.extend_from_slice(piece));
     assert!(whole.starts_with(&beginning) && beginning.len() >= length.min(64));
     // Some values are beyond a tree (deep nesting, numbers too large): those are the engine's to judge.
     let Ok(tree) = serde_json::from_slice::<Value>(body) else { return };

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::config;
+use tidegate_fuzz::config;
 
 fuzz_target!(|text: &str| {
     match config::load("fuzz.yaml", text) {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::{config::Engine, scrape::read_page};
+use tidegate_fuzz::{config::Engine, scrape::read_page};
 
 fuzz_target!(|page: &[u8]| {
     for engine in [Engine::Auto, Engine::Vllm, Engine::Sglang] {

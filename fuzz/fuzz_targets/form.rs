@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::openai::{Ask, Changes, Endpoint, splice};
+use tidegate_fuzz::openai::{Ask, Changes, Endpoint, splice};
 
 fuzz_target!(|input: (String, Vec<u8>)| {
     let (parameters, body) = input;

@@ -3,7 +3,7 @@
 
 use http::Method;
 use libfuzzer_sys::fuzz_target;
-use tidegate::openai::{Endpoint, classify};
+use tidegate_fuzz::openai::{Endpoint, classify};
 
 fuzz_target!(|path: &str| {
     for method in [Method::GET, Method::POST] {

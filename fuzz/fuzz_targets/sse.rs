@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use tidegate::openai::{BodyWatch, Dialect, Endpoint, Frames, Framing, ModelRenamer, StreamWatch, UsageStripper};
+use tidegate_fuzz::openai::{BodyWatch, Dialect, Endpoint, Frames, Framing, ModelRenamer, StreamWatch, UsageStripper};
 
 fn pieces(bytes: &[u8], cuts: &[u8]) -> Vec<Bytes> {
     let mut rest = Bytes::copy_from_slice(bytes);

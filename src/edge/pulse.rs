@@ -99,7 +99,7 @@ impl Pulse {
     pub(super) fn heard(&self, bytes: &[u8]) {
         if self.nothing_open() && self.stirred.load(Relaxed) == 0 {
             self.stirred.store(self.since_beginning() + 1, Relaxed);
-            if bytes.starts_with(b"PRI ") {
+            if bytes.starts_with(b"PRI * HTTP/2.0\r\n") {
                 self.http2.store(true, Relaxed);
             }
         }

@@ -134,7 +134,8 @@ fn own_answer(bytes: &[u8]) -> Option<u16> {
     }
     let text = str::from_utf8(bytes).ok()?;
     let bare = text.ends_with("\r\n\r\n") && text.contains("content-length: 0\r\n") && !text.contains("x-request-id");
-    bare.then(|| text.get(9..12)?.parse().ok()).flatten()
+    let status = text.get(9..12)?.parse().ok()?;
+    (bare && matches!(status, 400 | 414 | 431)).then_some(status)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
@@ -211,6 +212,7 @@ mod tests {
             &b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..],
             b"HTTP/1.1 400 Bad Request\r\nx-request-id: 1\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n",
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 4",
             b"",
         ] {

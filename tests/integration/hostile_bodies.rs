@@ -113,6 +113,7 @@ fn form(lines: &[&str]) -> String {
 const MODEL: &str = "Content-Disposition: form-data; name=\"model\"";
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn forms_that_pods_could_read_otherwise_are_refused() {
     let mut pod = RawPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;

@@ -272,7 +272,7 @@ async fn a_few_bytes_cannot_become_a_large_head() {
             for stream in streams(100) {
                 let mut head = request("POST", "/v1/completions");
                 head.extend(remembered(name, &"v".repeat(120)));
-                head.extend(std::iter::repeat_n(0x80 | 62_u8, 15_000));
+                head.extend(std::iter::repeat_n(0x80 + 62_u8, 15_000));
                 if !attacker.say(&frame(HEADERS, END_HEADERS, stream, &head)).await {
                     break;
                 }

@@ -173,15 +173,16 @@ async fn bodies_that_come_byte_by_byte_are_cut_off_and_reach_no_pod() {
     let mut pod = RawPod::start().await;
     let gateway = Gateway::over([pod.endpoint()]).yaml("timeouts: { body_read: 300ms }").start().await;
     let mut clients = Vec::new();
+    let drops = [" ", "1\r\n \r\n"];
     for framing in ["content-length: 1000", "transfer-encoding: chunked"] {
         let mut client = RawClient::connect(gateway.addr).await;
         client.say(format!("POST /v1/completions HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n")).await;
         clients.push(client);
     }
-    for turn in 0.. {
-        let [one, two] = clients.as_mut_slice() else { unreachable!() };
-        if !(one.try_say(" ").await && two.try_say("1\r\n \r\n").await) || turn == 40 {
-            break;
+    for _ in 0..40 {
+        for (client, drop) in clients.iter_mut().zip(drops) {
+            // Once refused, nobody listens any more.
+            client.try_say(drop).await;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

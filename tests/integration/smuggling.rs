@@ -130,6 +130,7 @@ async fn the_recorder_sees_two_requests_where_two_were_asked() {
 
 /// Nothing of these may reach a pod: not the first request, for nobody knows what it is, nor the second.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn what_can_be_framed_in_two_ways_is_refused_whole() {
     let pod = Recorder::start().await;
     let gateway = Gateway::over([pod.endpoint()]).start().await;

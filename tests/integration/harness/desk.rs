@@ -37,7 +37,7 @@ impl LoneDesk {
         let house = Arc::new(house);
         let [config::Endpoint::Fixed(target)] = &config.pools[0].endpoints[..] else { panic!("one pod") };
         house.fleet.set("pods", std::slice::from_ref(target), clock::now());
-        let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config)));
+        let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
         let desk = Desk::new(Arc::clone(&house), policy, 0);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, tasks) = (listener.local_addr().unwrap(), Tasks::new());
