@@ -66,9 +66,10 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
             &house.metrics,
         );
         let told = Arc::clone(&stage);
+        // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
         let serve = move |request: Request<Incoming>| {
             let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
-            async move { desk.serve(request).await.map(|answer| told.take_leave(version, answer)) }
+            Box::pin(async move { desk.serve(request).await.map(|answer| told.take_leave(version, answer)) })
         };
         clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
     }

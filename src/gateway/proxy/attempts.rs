@@ -157,7 +157,8 @@ impl Story {
         let pod = Arc::clone(&ours.pick.verdict.pod);
         // An operator who has slow failures tried again needs the body for as long as they take.
         let large = carry.body.len() >= WORTH_LETTING_GO && self.policy.config.retry.on.is_empty();
-        let mut attempt = std::pin::pin!(self.house.upstream.attempt(&pod, carry, timeouts));
+        // Boxed, because connecting needs much room, and all around it would have to be as large, and is moved.
+        let mut attempt = Box::pin(self.house.upstream.attempt(&pod, carry, timeouts));
         let (mut unstarted, mut keeps) = (!ours.streamed, large);
         if !unstarted && !keeps {
             return attempt.await;
