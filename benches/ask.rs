@@ -8,7 +8,9 @@ use std::hint::black_box;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tidegate::{
-    openai::{Ask, Changes, Dialect, Endpoint, Framing, ModelRenamer, StreamWatch, UsageStripper, classify, splice},
+    openai::{
+        Ask, Changes, Dialect, Endpoint, Framing, Lexicon, ModelRenamer, StreamWatch, UsageStripper, classify, splice,
+    },
     prefix::Chain,
 };
 
@@ -58,12 +60,13 @@ fn asks(c: &mut Criterion) {
 fn answers(c: &mut Criterion) {
     let mut group = c.benchmark_group("event");
     group.throughput(Throughput::Bytes(EVENT.len() as u64));
+    let lexicon = Lexicon::default();
     group.bench_function("watch", |b| {
-        let mut watch = StreamWatch::new(Dialect::OpenAi);
+        let mut watch = StreamWatch::new(Dialect::OpenAi, &lexicon);
         b.iter(|| watch.feed(black_box(EVENT.as_bytes())));
     });
     group.bench_function("watch+text", |b| {
-        let mut watch = StreamWatch::new(Dialect::OpenAi).with_text(Endpoint::ChatCompletions);
+        let mut watch = StreamWatch::new(Dialect::OpenAi, &lexicon).with_text(Endpoint::ChatCompletions);
         let mut chain = Chain::new("m", "");
         b.iter(|| {
             watch.feed(black_box(EVENT.as_bytes()));
@@ -81,7 +84,7 @@ fn answers(c: &mut Criterion) {
         b.iter_batched(|| Bytes::from_static(EVENT.as_bytes()), |event| stripper.push(event), BatchSize::SmallInput);
     });
     group.finish();
-    c.bench_function("watch/new", |b| b.iter(|| StreamWatch::new(Dialect::OpenAi)));
+    c.bench_function("watch/new", |b| b.iter(|| StreamWatch::new(Dialect::OpenAi, &lexicon)));
 }
 
 criterion_group!(benches, asks, answers);

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use tidegate_fuzz::openai::{BodyWatch, Dialect, Endpoint, Frames, Framing, ModelRenamer, StreamWatch, UsageStripper};
+use tidegate_fuzz::openai::{BodyWatch, Dialect, Endpoint, Frames, Framing, Lexicon, ModelRenamer, StreamWatch, UsageStripper};
 
 fn pieces(bytes: &[u8], cuts: &[u8]) -> Vec<Bytes> {
     let mut rest = Bytes::copy_from_slice(bytes);
@@ -27,7 +27,7 @@ fn events(pieces: &[Bytes]) -> Vec<(Option<String>, Vec<u8>)> {
 }
 
 fn watched(pieces: &[Bytes], dialect: Dialect, endpoint: Endpoint) -> String {
-    let mut watch = StreamWatch::new(dialect).with_text(endpoint);
+    let mut watch = StreamWatch::new(dialect, &Lexicon::default()).with_text(endpoint);
     let mut tokens = 0;
     for piece in pieces {
         tokens += watch.feed(piece).tokens;
@@ -49,7 +49,7 @@ fn edited(pieces: &[Bytes], framing: Framing) -> Vec<u8> {
 }
 
 fn whole(pieces: &[Bytes]) -> String {
-    let mut watch = BodyWatch::new().with_text(Endpoint::ChatCompletions);
+    let mut watch = BodyWatch::new(&Lexicon::default()).with_text(Endpoint::ChatCompletions);
     for piece in pieces {
         watch.feed(piece);
     }

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     clock,
-    openai::{Dialect, End, Frames, Seen, StreamWatch, Usage},
+    openai::{Dialect, End, Frames, Lexicon, Seen, StreamWatch, Usage},
     tasks::Tasks,
 };
 
@@ -189,7 +189,7 @@ impl Client {
 }
 
 async fn read(mut body: Incoming, each: &mut impl FnMut(&[u8], Seen)) -> Result<StreamWatch, String> {
-    let mut watch = StreamWatch::new(Dialect::OpenAi);
+    let mut watch = StreamWatch::new(Dialect::OpenAi, &Lexicon::default());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("the connection broke: {error}"))?;
         if let Some(chunk) = frame.data_ref() {

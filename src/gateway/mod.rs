@@ -36,6 +36,7 @@ pub use waiting::Waiting;
 use crate::{
     config::{Config, Listener, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
+    openai::Lexicon,
     prefix,
     routing::Table,
     telemetry::{DecisionLog, Metrics, Name},
@@ -54,6 +55,8 @@ pub struct House {
     pub prefix: Arc<prefix::Index>,
     /// The hands.
     pub upstream: Upstream,
+    /// The words by which answers are read along.
+    pub lexicon: Lexicon,
     /// What is told.
     pub metrics: Arc<Metrics>,
     /// Where decisions are logged, if the operator wants that.

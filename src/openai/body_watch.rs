@@ -8,19 +8,16 @@ use std::borrow::Cow;
 use memchr::memchr2;
 use serde::Deserialize;
 
-use super::{
-    AnswerText, End, Endpoint, Reported, Usage,
-    text::{Word, has_content},
-    watch::Facts,
-};
+use super::{AnswerText, End, Endpoint, Lexicon, Reported, Usage, text::has_content, watch::Facts};
 
 /// How much of a whole answer is kept at its head and again at its tail. Engines put the id first and usage last;
 /// 64 KiB hold nearly every generated answer whole, and for a list of embeddings the two ends are enough.
 const KEPT_END: usize = 64 * 1024;
 
 /// Watches a whole answer, of which it keeps no more than both ends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BodyWatch {
+    lexicon: Lexicon,
     head: Vec<u8>,
     tail: Vec<u8>,
     /// Whether bytes between the two were let go.
@@ -34,14 +31,24 @@ pub struct BodyWatch {
 
 impl BodyWatch {
     /// A watch at the start of a body.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(lexicon: &Lexicon) -> Self {
+        let lexicon = lexicon.clone();
+        Self {
+            lexicon,
+            head: Vec::new(),
+            tail: Vec::new(),
+            gap: false,
+            facts: Facts::default(),
+            text: None,
+            balance: None,
+            blind: false,
+        }
     }
 
     /// The same, reading the text too, of an answer of `endpoint` that is kept whole.
     #[must_use]
     pub fn with_text(self, endpoint: Endpoint) -> Self {
-        Self { text: Some(AnswerText::new(endpoint)), ..self }
+        Self { text: Some(AnswerText::new(endpoint, &self.lexicon)), ..self }
     }
 
     /// The same, also following whether the JSON that passes is complete: for bodies of which nothing else says so.
@@ -95,7 +102,9 @@ impl BodyWatch {
     pub fn finish(&mut self) {
         let (head, tail) = (std::mem::take(&mut self.head), std::mem::take(&mut self.tail));
         if self.gap {
-            let id = Word::new("\"id\"")
+            let id = self
+                .lexicon
+                .id
                 .find(&head, has_content)
                 .and_then(|raw| serde_json::Deserializer::from_slice(raw).into_iter::<String>().next()?.ok());
             self.facts.response_id = id;
@@ -140,7 +149,7 @@ impl BodyWatch {
                 self.facts.cut("cancelled");
             }
         }
-        let words = ["\"error\"", "\"detail\""].map(Word::new);
+        let words = [&self.lexicon.error, &self.lexicon.detail];
         if words.iter().any(|word| word.any(body, |value| !value.starts_with(b"null")))
             && let Some(reported) = Reported::read(body)
         {
@@ -149,11 +158,11 @@ impl BodyWatch {
     }
 
     fn read(&mut self, part: &[u8]) {
-        if let Some(raw) = Word::new("\"usage\"").find(part, |value| value.starts_with(b"{")) {
+        if let Some(raw) = self.lexicon.usage.find(part, |value| value.starts_with(b"{")) {
             self.facts.take_usage(raw);
         }
-        for key in ["\"finish_reason\"", "\"stop_reason\""].map(Word::new) {
-            self.facts.take_reason(&key, part);
+        for key in [&self.lexicon.finish_reason, &self.lexicon.stop_reason] {
+            self.facts.take_reason(key, part);
         }
     }
 }
@@ -214,7 +223,7 @@ mod tests {
     use super::*;
 
     fn watch(body: &[u8], length: usize) -> BodyWatch {
-        let mut watch = BodyWatch::new();
+        let mut watch = BodyWatch::new(&Lexicon::default());
         for chunk in body.chunks(length) {
             watch.feed(chunk);
             assert!(watch.head.len() + watch.tail.len() <= 4 * KEPT_END);
@@ -260,12 +269,12 @@ mod tests {
         let end = body.len() - 1;
         for length in [1, 2, 3, 7, body.len()] {
             for cut in 0..=body.len() {
-                let mut watch = BodyWatch::new().with_balance();
+                let mut watch = BodyWatch::new(&Lexicon::default()).with_balance();
                 body[..cut].chunks(length).for_each(|chunk| watch.feed(chunk));
                 assert_eq!(watch.is_half(), cut < end, "{:?}", String::from_utf8_lossy(&body[..cut]));
             }
         }
-        let mut unfollowed = BodyWatch::new();
+        let mut unfollowed = BodyWatch::new(&Lexicon::default());
         unfollowed.feed(b"{");
         assert!(!unfollowed.is_half(), "where HTTP says the end, nobody else needs to");
     }
@@ -280,6 +289,6 @@ mod tests {
         let cancelled = End::Cut { reason: "cancelled".to_owned() };
         assert_eq!(end_of(r#"{"id":"resp_1","status":"cancelled"}"#), cancelled);
         assert_eq!(end_of("not json"), End::Done);
-        assert_eq!(BodyWatch::new().end(), &End::Running);
+        assert_eq!(BodyWatch::new(&Lexicon::default()).end(), &End::Running);
     }
 }

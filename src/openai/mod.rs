@@ -25,7 +25,7 @@ pub use models::{ModelCard, list, one, parse_list};
 pub use rename::{Framing, ModelRenamer};
 pub use splice::{Changes, splice};
 pub use sse::{Event, Frames};
-pub use text::{AnswerText, Part};
+pub use text::{AnswerText, Lexicon, Part};
 pub use usage::{Usage, UsageStripper};
 pub use watch::{End, Seen, StreamWatch};
 

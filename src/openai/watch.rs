@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    AnswerText, Dialect, Endpoint, ErrorBody, Event, Frames, Reported, Usage,
+    AnswerText, Dialect, Endpoint, ErrorBody, Event, Frames, Lexicon, Reported, Usage,
     text::{Word, has_content},
 };
 
@@ -115,15 +115,15 @@ pub struct StreamWatch {
 
 impl StreamWatch {
     /// A watch at the start of a stream in this dialect.
-    pub fn new(dialect: Dialect) -> Self {
-        let reader = Reader { dialect, words: Words::new(), facts: Facts::default() };
+    pub fn new(dialect: Dialect, lexicon: &Lexicon) -> Self {
+        let reader = Reader { dialect, lexicon: lexicon.clone(), facts: Facts::default() };
         Self { frames: Frames::new(), reader, text: None, generated: false }
     }
 
     /// The same, reading the text too, of an answer of `endpoint`.
     #[must_use]
     pub fn with_text(self, endpoint: Endpoint) -> Self {
-        Self { text: Some(Box::new(AnswerText::new(endpoint))), ..self }
+        Self { text: Some(Box::new(AnswerText::new(endpoint, &self.reader.lexicon))), ..self }
     }
 
     /// Reads the next bytes along.
@@ -229,7 +229,7 @@ impl Seen {
 #[derive(Debug)]
 struct Reader {
     dialect: Dialect,
-    words: Words,
+    lexicon: Lexicon,
     facts: Facts,
 }
 
@@ -264,23 +264,23 @@ impl Reader {
 
     fn chunk(&mut self, event: &Event<'_>) -> bool {
         let data = event.data;
-        if event.event == Some("error") || self.words.error.any(data, |value| !value.starts_with(b"null")) {
+        if event.event == Some("error") || self.lexicon.error.any(data, |value| !value.starts_with(b"null")) {
             self.fail_if_told(data, event.event.is_some());
         }
         self.usage(data);
-        self.facts.take_reason(&self.words.finish_reason, data);
-        self.words.openai_content.iter().any(|word| word.any(data, has_content))
+        self.facts.take_reason(&self.lexicon.finish_reason, data);
+        self.lexicon.openai_content().iter().any(|word| word.any(data, has_content))
     }
 
     fn anthropic(&mut self, name: &str, data: &[u8]) -> bool {
         match name {
             "content_block_delta" => {
-                return self.words.anthropic_content.iter().any(|word| word.any(data, has_content));
+                return self.lexicon.anthropic_content().iter().any(|word| word.any(data, has_content));
             }
             "message_start" => self.usage(data),
             "message_delta" => {
                 self.usage(data);
-                self.facts.take_reason(&self.words.stop_reason, data);
+                self.facts.take_reason(&self.lexicon.stop_reason, data);
             }
             "message_stop" => self.facts.close(End::Done),
             "error" => self.fail_if_told(data, true),
@@ -306,21 +306,21 @@ impl Reader {
                 self.fail_if_told(data, true);
             }
             "response.cancelled" => self.facts.cut("cancelled"),
-            _ if name.strip_suffix(".delta").is_some() => return self.words.delta.any(data, has_content),
+            _ if name.strip_suffix(".delta").is_some() => return self.lexicon.delta.any(data, has_content),
             _ => (),
         }
         false
     }
 
     fn usage(&mut self, data: &[u8]) {
-        if let Some(raw) = self.words.usage.find(data, |value| value.starts_with(b"{")) {
+        if let Some(raw) = self.lexicon.usage.find(data, |value| value.starts_with(b"{")) {
             self.facts.take_usage(raw);
         }
     }
 
     /// The event's own number.
     fn number(&self, data: &[u8]) -> Option<u64> {
-        let raw = self.words.number.find(data, |value| value.first().is_some_and(u8::is_ascii_digit))?;
+        let raw = self.lexicon.number.find(data, |value| value.first().is_some_and(u8::is_ascii_digit))?;
         let digits = raw.iter().take_while(|byte| byte.is_ascii_digit()).count();
         str::from_utf8(raw.get(..digits)?).ok()?.parse().ok()
     }
@@ -369,40 +369,6 @@ fn type_of(data: &[u8]) -> Cow<'_, str> {
     serde_json::from_slice::<Typed<'_>>(data).map(|typed| typed.kind).unwrap_or_default()
 }
 
-/// The keys that are searched for.
-#[derive(Debug)]
-struct Words {
-    usage: Word,
-    error: Word,
-    finish_reason: Word,
-    stop_reason: Word,
-    delta: Word,
-    number: Word,
-    openai_content: [Word; 5],
-    anthropic_content: [Word; 3],
-}
-
-impl Words {
-    fn new() -> Self {
-        Self {
-            usage: Word::new("\"usage\""),
-            error: Word::new("\"error\""),
-            finish_reason: Word::new("\"finish_reason\""),
-            stop_reason: Word::new("\"stop_reason\""),
-            delta: Word::new("\"delta\""),
-            number: Word::new("\"sequence_number\""),
-            openai_content: [
-                Word::new("\"content\""),
-                Word::new("\"text\""),
-                Word::new("\"reasoning_content\""),
-                Word::new("\"reasoning\""),
-                Word::new("\"tool_calls\""),
-            ],
-            anthropic_content: [Word::new("\"text\""), Word::new("\"partial_json\""), Word::new("\"thinking\"")],
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -444,7 +410,7 @@ mod tests {
     type Told = (u32, u32, Option<Usage>, End, Option<String>);
 
     fn watch(dialect: Dialect, chunks: &[&[u8]]) -> Told {
-        let mut watch = StreamWatch::new(dialect);
+        let mut watch = StreamWatch::new(dialect, &Lexicon::default());
         let mut seen: Vec<Seen> = chunks.iter().map(|chunk| watch.feed(chunk)).collect();
         seen.push(watch.finish());
         let tokens = seen.iter().map(|seen| seen.tokens).sum();
@@ -486,18 +452,21 @@ mod tests {
 
     #[test]
     fn a_keep_alive_is_no_token_and_moves_nothing() {
-        assert_eq!(StreamWatch::new(Dialect::OpenAi).feed(b": keep-alive\n\n: keep-alive\n\n"), Seen::default());
-        let mut watch = StreamWatch::new(Dialect::OpenAi);
+        assert_eq!(
+            StreamWatch::new(Dialect::OpenAi, &Lexicon::default()).feed(b": keep-alive\n\n: keep-alive\n\n"),
+            Seen::default()
+        );
+        let mut watch = StreamWatch::new(Dialect::OpenAi, &Lexicon::default());
         for piece in [": kee", "p-al", "ive\n", "\n", ""] {
             assert_eq!(watch.feed(piece.as_bytes()), Seen::default(), "{piece:?}");
         }
         let ping = b"event: ping\ndata: {\"type\":\"ping\"}\n\n";
-        assert_eq!(StreamWatch::new(Dialect::Anthropic).feed(ping), Seen::default());
+        assert_eq!(StreamWatch::new(Dialect::Anthropic, &Lexicon::default()).feed(ping), Seen::default());
     }
 
     #[test]
     fn an_event_moves_the_stream_from_its_first_byte_on_without_being_a_token() {
-        let mut watch = StreamWatch::new(Dialect::OpenAi);
+        let mut watch = StreamWatch::new(Dialect::OpenAi, &Lexicon::default());
         for piece in ["d", "ata: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}]}", "\n\n"] {
             assert_eq!(watch.feed(piece.as_bytes()), Seen { moved: true, ..Seen::default() }, "{piece:?}");
         }
@@ -508,7 +477,7 @@ mod tests {
     #[test]
     fn a_cut_responses_stream_fails_the_response_that_it_showed_with_the_next_number() {
         let failed = |stream: &str| -> Value {
-            let mut watch = StreamWatch::new(Dialect::Responses);
+            let mut watch = StreamWatch::new(Dialect::Responses, &Lexicon::default());
             watch.feed(stream.as_bytes());
             let event = watch.last_event(&ERROR);
             let data = str::from_utf8(&event).unwrap().strip_prefix("event: response.failed\ndata: ").unwrap();
@@ -545,7 +514,7 @@ mod tests {
 
     #[test]
     fn text_that_nobody_wants_is_not_read_and_what_was_read_still_counts() {
-        let mut watch = StreamWatch::new(Dialect::OpenAi).with_text(Endpoint::ChatCompletions);
+        let mut watch = StreamWatch::new(Dialect::OpenAi, &Lexicon::default()).with_text(Endpoint::ChatCompletions);
         let event = b"data: {\"choices\":[{\"delta\":{\"content\":\"abc\"}}]}\n\n";
         watch.feed(event);
         assert!(watch.text().unwrap().text().ends_with(b"abc"));

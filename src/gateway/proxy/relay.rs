@@ -29,7 +29,7 @@ use crate::{
         decide::{Matter, Pick},
         receipt::{Receipt, Step},
     },
-    openai::{AnswerText, BodyWatch, Endpoint, Framing, ModelRenamer, Seen, StreamWatch, UsageStripper},
+    openai::{AnswerText, BodyWatch, Endpoint, Framing, Lexicon, ModelRenamer, Seen, StreamWatch, UsageStripper},
     upstream::PodBody,
 };
 
@@ -75,14 +75,15 @@ pub(super) enum Watch {
 
 impl Watch {
     /// `text`: whether that is to be read as well.
-    fn of_stream(endpoint: Endpoint, text: bool) -> Self {
-        let watch = StreamWatch::new(endpoint.dialect());
+    fn of_stream(endpoint: Endpoint, text: bool, lexicon: &Lexicon) -> Self {
+        let watch = StreamWatch::new(endpoint.dialect(), lexicon);
         Self::Stream(Box::new(if text { watch.with_text(endpoint) } else { watch }))
     }
 
     /// `ends_unsaid`: whether only the body itself can tell that it is complete.
-    fn of_whole(endpoint: Endpoint, text: bool, ends_unsaid: bool) -> Self {
-        let watch = if text { BodyWatch::new().with_text(endpoint) } else { BodyWatch::new() };
+    fn of_whole(endpoint: Endpoint, text: bool, ends_unsaid: bool, lexicon: &Lexicon) -> Self {
+        let watch = BodyWatch::new(lexicon);
+        let watch = if text { watch.with_text(endpoint) } else { watch };
         Self::Whole(Box::new(if ends_unsaid { watch.with_balance() } else { watch }))
     }
 
@@ -128,9 +129,9 @@ impl Relay {
         let text = goes_on && status.is_success() && story.policy.config.api.index_answers;
         let framed = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
         let watch = if events {
-            Watch::of_stream(sent.endpoint, text)
+            Watch::of_stream(sent.endpoint, text, &story.house.lexicon)
         } else {
-            Watch::of_whole(sent.endpoint, text, !framed && is_json(headers))
+            Watch::of_whole(sent.endpoint, text, !framed && is_json(headers), &story.house.lexicon)
         };
         let framing = if events { Framing::Events } else { Framing::Whole };
         let rename = sent

@@ -6,13 +6,13 @@
 //! there again: with thoughts there is no text.
 
 use super::{Cursor, Plain, Word, has_content, opening};
-use crate::openai::{Dialect, Endpoint, Event, sse::KEPT_BUFFER};
+use crate::openai::{Dialect, Endpoint, Event, Lexicon, sse::KEPT_BUFFER};
 
 /// Reads the text of one answer.
 #[derive(Debug)]
 pub struct AnswerText {
     endpoint: Endpoint,
-    words: Words,
+    lexicon: Lexicon,
     /// What was read since it was last taken.
     text: Vec<u8>,
     opened: bool,
@@ -21,33 +21,11 @@ pub struct AnswerText {
     thought: bool,
 }
 
-#[derive(Debug)]
-struct Words {
-    text: Word,
-    calls: Word,
-    thoughts: [Word; 2],
-    arguments: Word,
-}
-
 impl AnswerText {
     /// Of an answer of `endpoint`.
-    pub fn new(endpoint: Endpoint) -> Self {
-        let text = match endpoint {
-            Endpoint::ChatCompletions => "\"content\"",
-            Endpoint::Responses => "\"delta\"",
-            _ => "\"text\"",
-        };
-        let thoughts = match endpoint.dialect() {
-            Dialect::Anthropic => ["\"thinking\"", "\"signature\""],
-            _ => ["\"reasoning_content\"", "\"reasoning\""],
-        };
-        let words = Words {
-            text: Word::new(text),
-            calls: Word::new("\"tool_calls\""),
-            thoughts: thoughts.map(Word::new),
-            arguments: Word::new("\"partial_json\""),
-        };
-        Self { endpoint, words, text: Vec::new(), opened: false, closed: false, thought: false }
+    pub fn new(endpoint: Endpoint, lexicon: &Lexicon) -> Self {
+        let lexicon = lexicon.clone();
+        Self { endpoint, lexicon, text: Vec::new(), opened: false, closed: false, thought: false }
     }
 
     /// What was read since [`AnswerText::clear`].
@@ -94,13 +72,13 @@ impl AnswerText {
             Dialect::OpenAi => {
                 self.thought |= self.thinks(data);
                 self.string(data);
-                if let Some(calls) = self.words.calls.find(data, has_content) {
+                if let Some(calls) = self.lexicon.tool_calls.find(data, has_content) {
                     self.write(|plain| plain.calls(&mut Cursor::new(calls)));
                 }
             }
             Dialect::Anthropic => {
                 self.thought |= self.thinks(data);
-                self.closed |= self.words.arguments.any(data, |value| value.starts_with(b"\""));
+                self.closed |= self.lexicon.partial_json.any(data, |value| value.starts_with(b"\""));
                 self.string(data);
             }
             Dialect::Responses => match responses_delta(event) {
@@ -117,7 +95,7 @@ impl AnswerText {
         match self.endpoint {
             Endpoint::Completions => self.string(body),
             Endpoint::ChatCompletions => {
-                let message = Word::new("\"message\"").find(body, |value| value.starts_with(b"{"));
+                let message = self.lexicon.message.find(body, |value| value.starts_with(b"{"));
                 if let Some(message) = message {
                     self.write(|plain| plain.message(&mut Cursor::new(message)));
                 }
@@ -145,12 +123,21 @@ impl AnswerText {
     }
 
     fn thinks(&self, data: &[u8]) -> bool {
-        self.words.thoughts.iter().any(|word| word.any(data, has_content))
+        let words: [&Word; 2] = match self.endpoint.dialect() {
+            Dialect::Anthropic => [&self.lexicon.thinking, &self.lexicon.signature],
+            _ => [&self.lexicon.reasoning_content, &self.lexicon.reasoning],
+        };
+        words.iter().any(|word| word.any(data, has_content))
     }
 
     fn string(&mut self, data: &[u8]) {
         let is_text = |value: &[u8]| value.starts_with(b"\"") && has_content(value);
-        if let Some(text) = self.words.text.find(data, is_text) {
+        let word = match self.endpoint {
+            Endpoint::ChatCompletions => &self.lexicon.content,
+            Endpoint::Responses => &self.lexicon.delta,
+            _ => &self.lexicon.text,
+        };
+        if let Some(text) = word.find(data, is_text) {
             self.write(|plain| plain.string(&mut Cursor::new(text)));
         }
     }

@@ -8,6 +8,7 @@
 
 mod answer;
 mod cursor;
+mod lexicon;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod word;
 use std::ops::Range;
 
 pub use answer::AnswerText;
+pub use lexicon::Lexicon;
 pub(super) use word::{Word, has_content};
 
 use self::{cursor::Cursor, plain::Plain};

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::openai::{Ask, BodyWatch, Endpoint, StreamWatch, pieces};
+use crate::openai::{Ask, BodyWatch, Endpoint, Lexicon, StreamWatch, pieces};
 
 fn form_of(endpoint: Endpoint, body: &str) -> Vec<u8> {
     let ask = Ask::parse(endpoint, None, body.as_bytes()).unwrap();
@@ -21,7 +21,7 @@ fn chat(messages: &Value) -> Vec<u8> {
 
 /// The text of a streamed answer, if it comes back.
 fn heard<P: AsRef<[u8]>>(endpoint: Endpoint, chunks: impl IntoIterator<Item = P>) -> Option<Vec<u8>> {
-    let mut watch = StreamWatch::new(endpoint.dialect()).with_text(endpoint);
+    let mut watch = StreamWatch::new(endpoint.dialect(), &Lexicon::default()).with_text(endpoint);
     let mut text = Vec::new();
     for chunk in chunks {
         watch.feed(chunk.as_ref());
@@ -42,7 +42,7 @@ fn deltas(deltas: &[Value]) -> String {
 }
 
 fn whole(endpoint: Endpoint, body: &Value) -> Option<Vec<u8>> {
-    let mut watch = BodyWatch::new().with_text(endpoint);
+    let mut watch = BodyWatch::new(&Lexicon::default()).with_text(endpoint);
     watch.feed(body.to_string().as_bytes());
     watch.finish();
     let text = watch.text().unwrap();
@@ -293,7 +293,7 @@ proptest! {
                 super::prompt(&[part], noise, usize::MAX, &mut |_| ());
             }
             for endpoint in [Endpoint::ChatCompletions, Endpoint::Messages, Endpoint::Responses] {
-                super::AnswerText::new(endpoint).whole(noise);
+                super::AnswerText::new(endpoint, &Lexicon::default()).whole(noise);
                 heard(endpoint, [&[b"data: {\"delta\":{\"content\":\"", noise, b"\n\n"].concat()]);
             }
         }
