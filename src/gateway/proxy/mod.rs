@@ -154,7 +154,8 @@ impl Story {
         let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
             .map_err(|problem| self.refuse_path(problem, &head, receipt))?;
         *dialect = asked.endpoint.dialect();
-        receipt.endpoint = asked.endpoint.label();
+        let endpoint = asked.endpoint;
+        receipt.endpoint = endpoint.label();
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
@@ -162,10 +163,11 @@ impl Story {
         receipt.read = Some(clock::now());
         receipt.body_bytes = body.len();
         if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
-            return self.revisit(&head, body, id, receipt);
+            let id = id.to_owned();
+            return self.revisit(head, body, &id, receipt);
         }
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(asked.endpoint, content_type, &body)?;
+        let ask = Ask::parse(endpoint, content_type, &body)?;
         let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
         let matter = Matter::new(&self.house, &self.listener, &ask, &body, session).inspect_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
@@ -176,7 +178,7 @@ impl Story {
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         let forward = matter.pool.config().forward_authorization;
-        let carry = carry(&head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
+        let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.
@@ -184,7 +186,7 @@ impl Story {
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let sent = Sent { matter: Some(matter), endpoint: asked.endpoint, inject_usage, timeouts, heartbeat };
+        let sent = Sent { matter: Some(matter), endpoint, inject_usage, timeouts, heartbeat };
         Ok(Told::ByPod(Box::new(Errand { carry, sent, home: None })))
     }
 
@@ -266,7 +268,7 @@ impl Story {
     }
 
     /// A request about a response that one pod made: to that pod or to nobody.
-    fn revisit(&self, head: &request::Parts, body: Bytes, id: &str, receipt: &Receipt) -> Result<Told, Rejection> {
+    fn revisit(&self, head: request::Parts, body: Bytes, id: &str, receipt: &Receipt) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
@@ -332,11 +334,11 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     })
 }
 
-fn carry(head: &request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {
+fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {
     Carry {
-        method: head.method.clone(),
+        method: head.method,
         path: head.uri.path_and_query().map_or("/", |it| it.as_str()).into(),
-        headers: headers::to_pod(&head.headers, request_id, forward_authorization),
+        headers: headers::to_pod(head.headers, request_id, forward_authorization),
         body,
     }
 }
