@@ -20,7 +20,7 @@ from proxies import MODEL, Direct, Unavailable
 PODS = 4  # so that there is something to choose
 FIRST_POD = 19_300  # below the ports that Linux hands out by itself (32768 and up)
 PORT = 19_400
-SCRAPED = 19_500  # and as many more as pods are scraped
+SCRAPED = 20_000  # and as many more as pods are scraped
 READY_WITHIN = 60  # seconds; LiteLLM takes twenty, the others one or two
 SETTLE = 2  # seconds until each has read its pods
 TICKS = os.sysconf("SC_CLK_TCK")
