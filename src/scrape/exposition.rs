@@ -38,15 +38,23 @@ impl<'a> Page<'a> {
         let mut page = Self::default();
         let mut line_buffer = String::new();
         let mut rest = text;
+        // Most of a page are the buckets of histograms, whose lines have one name after the other.
+        let mut unwanted: &[u8] = &[];
         while !rest.is_empty() {
             let end = memchr(b'\n', rest).unwrap_or(rest.len());
             let (line, tail) = rest.split_at_checked(end).unwrap_or((rest, &[]));
             rest = tail.get(1..).unwrap_or_default();
-            if is_wanted(line, wanted) {
-                match Sample::parse(line, &mut line_buffer) {
-                    Some(sample) => page.samples.push(sample),
-                    None => page.unparsed_lines = page.unparsed_lines.saturating_add(1),
-                }
+            if let Some(b'{') = line.strip_prefix(unwanted).and_then(<[u8]>::first) {
+                continue;
+            }
+            let Some(name) = name_of(line) else { continue };
+            if !wanted.iter().any(|it| it.as_bytes() == name) {
+                unwanted = name;
+                continue;
+            }
+            match Sample::parse(line, &mut line_buffer) {
+                Some(sample) => page.samples.push(sample),
+                None => page.unparsed_lines = page.unparsed_lines.saturating_add(1),
             }
         }
         page
@@ -63,16 +71,15 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Whether a line is a sample of a wanted metric, told from its name alone.
-fn is_wanted(line: &[u8], wanted: &[&str]) -> bool {
+/// The metric's name in a line that is a sample.
+fn name_of(line: &[u8]) -> Option<&[u8]> {
     let line = match line.first() {
-        None | Some(b'#') => return false,
+        None | Some(b'#') => return None,
         Some(b' ' | b'\t') => line.trim_ascii_start(),
         Some(_) => line,
     };
     let name = memchr3(b'{', b' ', b'\t', line).map_or(line, |end| line.get(..end).unwrap_or(line));
-    let name = name.strip_suffix(b"\r").unwrap_or(name);
-    wanted.iter().any(|it| it.as_bytes() == name)
+    Some(name.strip_suffix(b"\r").unwrap_or(name))
 }
 
 impl<'a> Sample<'a> {
@@ -91,6 +98,10 @@ impl<'a> Sample<'a> {
 
 /// What stands after name and labels: value, perhaps a timestamp, perhaps an exemplar.
 fn value(rest: &str, buffer: &mut String) -> Option<f64> {
+    // Engines write the value alone.
+    if let Ok(value) = rest.trim_ascii().parse() {
+        return Some(value);
+    }
     buffer.clear();
     buffer.push_str("sample ");
     buffer.push_str(rest);
