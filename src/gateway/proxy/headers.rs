@@ -71,8 +71,8 @@ fn is_ours(word: &str) -> bool {
     let is = |it: &&str| *it == word;
     // By the first byte most are told to be none of these.
     match word.as_bytes().first() {
-        Some(b'x') => CONTROL.iter().any(|it| is(it)) || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix)),
-        _ => HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(|it| is(it)),
+        Some(b'x') => CONTROL.iter().any(is) || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix)),
+        _ => HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(is),
     }
 }
 
