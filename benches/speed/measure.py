@@ -79,6 +79,8 @@ class Program:
 
 
 class Stage:
+    latest = False  # routers in the versions that are pinned
+
     def __init__(self, programs, install, repository, logs):
         self.binary, self.player = str(programs / "tidegate"), str(programs / "examples" / "speed-play")
         self.install, self.logs = install, logs

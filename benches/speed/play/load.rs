@@ -70,8 +70,8 @@ struct Load {
 /// What was felt.
 #[derive(Default)]
 struct Felt {
-    done: u64,
-    failed: u64,
+    done: usize,
+    failed: usize,
     open: usize,
     events: u64,
     failure: Option<String>,
@@ -140,6 +140,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl Felt {
+    /// Streams that came so far that something is known of them.
+    fn answered_or_failed(&self) -> usize {
+        self.first.len() + self.failed
+    }
+
     fn told(&self, began: Instant) -> serde_json::Value {
         let micros = |samples: &Samples| {
             let [half, most] = samples.quantiles([0.5, 0.99]);
@@ -157,7 +162,8 @@ impl Felt {
 /// An open loop.
 async fn at_rate(load: &Rc<Load>, began: Instant) -> anyhow::Result<()> {
     for _ in 0..load.args.connections {
-        load.idle.borrow_mut().push(connect(load.args.to).await?);
+        let stream = connect(load.args.to).await?;
+        load.idle.borrow_mut().push(stream);
     }
     let (rate, length) = (load.args.rate, load.args.seconds);
     let (due, mut asks) = mpsc::unbounded_channel();
@@ -212,9 +218,7 @@ async fn in_turn(load: &Rc<Load>, began: Instant) {
 
 /// Opens streams until there are as many as wanted, tells, and holds them.
 async fn hold(load: Rc<Load>, streams: usize) -> anyhow::Result<()> {
-    let mut number = first_number();
-    for _ in 0..streams {
-        number += 1;
+    for number in (first_number()..).take(streams) {
         while load.felt.borrow().open - load.felt.borrow().first.len() >= OPENING {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -222,7 +226,7 @@ async fn hold(load: Rc<Load>, streams: usize) -> anyhow::Result<()> {
         tokio::task::spawn_local(async move { load.one(number).await });
         tokio::task::yield_now().await;
     }
-    while load.felt.borrow().first.len() + (load.felt.borrow().failed as usize) < streams {
+    while load.felt.borrow().answered_or_failed() < streams {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let failure = load.felt.borrow().failure.clone();
