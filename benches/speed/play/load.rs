@@ -28,6 +28,9 @@ const MOST_OPEN: usize = 4_096;
 /// Streams that are being opened at once while many are to be held: fewer than what listeners queue.
 const OPENING: usize = 64;
 
+/// How long the next stream may take to begin: a proxy that holds answers back is not waited for.
+const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Digits in the part of a prompt that is its own.
 const OWN: usize = 16;
 
@@ -218,19 +221,24 @@ async fn in_turn(load: &Rc<Load>, began: Instant) {
 
 /// Opens streams until there are as many as wanted, tells, and holds them.
 async fn hold(load: Rc<Load>, streams: usize) -> anyhow::Result<()> {
-    for number in (first_number()..).take(streams) {
-        while load.felt.borrow().open - load.felt.borrow().first.len() >= OPENING {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut numbers = (first_number()..).take(streams);
+    let (mut asked, mut known, mut moved) = (0, 0, clock::now());
+    while known < streams && clock::now() < moved + BEGINS_WITHIN {
+        let begun = load.felt.borrow().answered_or_failed();
+        if begun > known {
+            (known, moved) = (begun, clock::now());
         }
-        let load = Rc::clone(&load);
-        tokio::task::spawn_local(async move { load.one(number).await });
-        tokio::task::yield_now().await;
-    }
-    while load.felt.borrow().answered_or_failed() < streams {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        while asked < known + OPENING
+            && let Some(number) = numbers.next()
+        {
+            asked += 1;
+            let load = Rc::clone(&load);
+            tokio::task::spawn_local(async move { load.one(number).await });
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let failure = load.felt.borrow().failure.clone();
-    println!("{}", json!({"open": load.felt.borrow().open, "failure": failure}));
+    println!("{}", json!({"open": load.felt.borrow().first.len(), "failure": failure}));
     std::io::stdout().flush()?;
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
     // The streams are not over: this program is.
