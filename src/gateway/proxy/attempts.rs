@@ -59,8 +59,9 @@ impl Story {
         let mut left = retry.attempts;
         let mut pick = matter.reserve(&self.house, &self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
+            let carry = if retry.attempts == 0 { held.take() } else { held.clone() };
             // Who goes on to another attempt has seen that it is there.
-            let Some(carry) = held.clone() else { return Err(Rejection::NoPod(NoPod::AllTried)) };
+            let Some(carry) = carry else { return Err(Rejection::NoPod(NoPod::AllTried)) };
             receipt.chose(chosen(&pick, matter), pick.took);
             let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, held };
             let answered = self.attempt(carry, timeouts, &mut ours).await;

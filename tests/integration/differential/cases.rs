@@ -377,9 +377,10 @@ fn answered(rows: &[Row]) -> impl Strategy<Value = Answered> + use<> {
     (select(statuses), answer_fields(rows), said, framing, trailers, cuts).prop_map(
         |(status, mut fields, (kind, body), framing, trailers, cuts)| {
             fields.extend(kind.map(|kind| (b"Content-Type".to_vec(), kind.as_bytes().to_vec())));
-            let stream = kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/event-stream"));
-            // A stream without framing and without its own end is told of as broken, and rightly.
-            let framing = if stream && matches!(framing, Framing::Close) { Framing::Length } else { framing };
+            let kind = kind.map(str::to_ascii_lowercase).unwrap_or_default();
+            let has_an_end = kind.starts_with("text/event-stream") || kind.starts_with("application/json");
+            // A stream or JSON that comes without framing and without its own end is told of as broken, and rightly.
+            let framing = if has_an_end && matches!(framing, Framing::Close) { Framing::Length } else { framing };
             Answered { status, fields, body, framing, trailers, cuts }
         },
     )
