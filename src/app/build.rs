@@ -58,13 +58,8 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
-        let door = door(
-            &config,
-            Arc::clone(&listener.name),
-            socket,
-            (Arc::clone(&room), house.metrics.connections.clone()),
-            &house.metrics,
-        );
+        let guests = (Arc::clone(&room), house.metrics.connections.clone());
+        let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
         let told = Arc::clone(&stage);
         // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
         let serve = move |request: Request<Incoming>| {

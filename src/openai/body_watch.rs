@@ -164,6 +164,10 @@ impl BodyWatch {
         for key in [&self.lexicon.finish_reason, &self.lexicon.stop_reason] {
             self.facts.take_reason(key, part);
         }
+        // An engine of few words may say neither; what it wrote is there all the same.
+        if !self.facts.told_its_end && self.facts.usage.is_none() {
+            self.facts.told_its_end = self.lexicon.openai_content().iter().any(|word| word.any(part, has_content));
+        }
     }
 }
 
@@ -234,6 +238,18 @@ mod tests {
 
     fn end_of(body: &str) -> End {
         watch(body.as_bytes(), 64).end().clone()
+    }
+
+    #[test]
+    fn an_answer_with_words_in_it_is_not_empty_though_it_gives_no_reason_to_finish_and_no_usage() {
+        for (body, told) in
+            [(r#"{"choices":[{"message":{"content":"hi"}}]}"#, true), ("{}", false), (r#"{"content":""}"#, false)]
+        {
+            let mut watch = BodyWatch::new(&Lexicon::default());
+            watch.feed(body.as_bytes());
+            watch.finish();
+            assert_eq!(watch.told_its_end(), told, "{body}");
+        }
     }
 
     #[test]

@@ -270,7 +270,8 @@ async fn a_panic_before_the_answer_is_a_500_in_the_clients_dialect_and_the_conne
     assert_eq!(counted(&desk, "reason=\"panic\""), 1);
     assert_eq!(desk.house.requests_open.load(std::sync::atomic::Ordering::Relaxed), 0);
     let again = async { client.ask(chat("hi", 1)).await.unwrap().status() };
-    let (status, ()) = tokio::join!(again, async { pod.asked().await.say(whole_json("{\"usage\":{\"completion_tokens\":1}}")).await });
+    let (status, ()) =
+        tokio::join!(again, async { pod.asked().await.say(whole_json("{\"usage\":{\"completion_tokens\":1}}")).await });
     assert_eq!(status, 200);
 }
 

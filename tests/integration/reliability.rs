@@ -102,7 +102,9 @@ async fn prompts_of_token_numbers_are_told_apart_by_their_numbers() {
 async fn words_inside_a_prompt_name_no_session() {
     let mut pods = Vec::new();
     for nth in 0..3 {
-        pods.push(RawPod::answering(whole_json(&format!("{{\"pod\":{nth},\"usage\":{{\"completion_tokens\":1}}}}"))).await);
+        pods.push(
+            RawPod::answering(whole_json(&format!("{{\"pod\":{nth},\"usage\":{{\"completion_tokens\":1}}}}"))).await,
+        );
     }
     let gateway =
         Gateway::over(pods.iter().map(RawPod::endpoint)).yaml("scheduler: { policy: session-hash }").start().await;
@@ -122,7 +124,9 @@ async fn words_inside_a_prompt_name_no_session() {
 async fn gateways_that_know_the_same_do_not_all_begin_with_the_same_pod() {
     let mut pods = Vec::new();
     for nth in 0..4 {
-        pods.push(RawPod::answering(whole_json(&format!("{{\"pod\":{nth},\"usage\":{{\"completion_tokens\":1}}}}"))).await);
+        pods.push(
+            RawPod::answering(whole_json(&format!("{{\"pod\":{nth},\"usage\":{{\"completion_tokens\":1}}}}"))).await,
+        );
     }
     let mut first = BTreeSet::new();
     for _ in 0..12 {

@@ -29,6 +29,7 @@ mod client;
 #[allow(dead_code, unused_imports, reason = "what the other binary uses of it")]
 mod harness;
 mod process;
+mod slow_readers;
 mod soak;
 
 use tokio::sync::{Mutex, MutexGuard};
