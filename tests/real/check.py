@@ -33,6 +33,8 @@ ENV = dict(
     CUDA_VISIBLE_DEVICES="",
     LD_PRELOAD=f"/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4:{HOME}/venv/lib/libiomp5.so",
 )
+# Requests that may wait at one engine; the next is refused.
+QUEUE = 8
 PROMPT = [{"role": "user", "content": "You may copy and distribute verbatim copies of this licence"}]
 passed, failed = [], []
 
@@ -54,6 +56,7 @@ class Engine:
         self.url = f"http://127.0.0.1:{self.port}"
         words = f"serve {HOME}/model --served-model-name tiny --host 127.0.0.1 --port {self.port} --max-model-len 4096"
         words += " --dtype bfloat16 --enforce-eager --max-num-seqs 4 --num-gpu-blocks-override 96"
+        words += f" --max-num-queued-reqs {QUEUE}"
         words += f" --enable-lora --max-loras 2 --lora-modules ad0={HOME}/lora/ad0 ad1={HOME}/lora/ad1"
         self.process = subprocess.Popen(
             [f"{HOME}/venv/bin/vllm", *words.split()], env=ENV, stdout=log, stderr=log, start_new_session=True
@@ -196,6 +199,37 @@ def follows_gauges(raw, admin, engines):
     until("the engines to be idle", 30, lambda: sum(engine.metric("num_requests_running") for engine in engines) == 0)
 
 
+def full_queue(turns, admin, engines):
+    """Taking turns looks at no gauge, so that requests are sent to an engine that refuses them."""
+    full, _ = engines
+    body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True}
+
+    async def load():
+        async with httpx.AsyncClient(timeout=120) as client:
+            ask = lambda: client.post(f"{full.url}/v1/chat/completions", json=body)
+            tasks = [asyncio.create_task(ask()) for _ in range(4 + QUEUE + 4)]
+            # Those beyond the queue are refused, which shows that it is full.
+            while sum(task.done() for task in tasks) < 4:
+                await asyncio.sleep(0.02)
+            refused = next(task.result() for task in tasks if task.done())
+            small = {"model": "tiny", "messages": PROMPT, "max_tokens": 2}
+            answers = [await client.post(f"{turns}/v1/chat/completions", json=small) for _ in range(10)]
+            fleet = (await client.get(f"{admin}/debug/fleet")).json()["pools"][0]["pods"]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return refused, answers, fleet
+
+    refused, answers, fleet = asyncio.run(load())
+    check("an engine whose queue is full says 503", refused.status_code == 503, refused.text[:80])
+    good = [answer.status_code for answer in answers].count(200)
+    tries = [int(answer.headers.get("x-tidegate-attempts", 1)) for answer in answers]
+    check("... clients are all answered, by the other where it refuses", good == 10 and max(tries) == 2, str(tries))
+    conditions = {pod["url"]: pod["condition"] for pod in fleet}
+    check("... and it is not ejected for that", conditions[full.url] == "ready", str(conditions))
+    until("the engines to be idle", 30, lambda: sum(engine.metric("num_requests_running") for engine in engines) == 0)
+
+
 def dies(client, raw, engines):
     body = {"model": "tiny", "messages": PROMPT, "max_tokens": 3500, "ignore_eos": True, "stream": True}
     with raw.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -226,10 +260,11 @@ def main():
             if until(f"vLLM on {engine.port}", 600, up) is None:
                 sys.exit(f"vLLM did not start; see {log.name}")
         print(f"     two vLLM servers are up on ports {', '.join(str(engine.port) for engine in engines)}", flush=True)
-        port, admin_port = free_port(), free_port()
+        port, turns_port, admin_port = free_port(), free_port(), free_port()
         config = f"""
 listeners:
   - {{ name: openai, address: "127.0.0.1:{port}" }}
+  - {{ name: turns, address: "127.0.0.1:{turns_port}", scheduler: {{ policy: round-robin }} }}
 pools:
   - name: real
     endpoints: [ {{ url: "{engines[0].url}" }}, {{ url: "{engines[1].url}" }} ]
@@ -251,6 +286,7 @@ api: {{ decision_headers: true }}
         aborts(raw, engines, stream=True)
         aborts(raw, engines, stream=False)
         follows_gauges(raw, admin, engines)
+        full_queue(f"http://127.0.0.1:{turns_port}", admin, engines)
         dies(client, raw, engines)
         fleet = httpx.get(f"{admin}/debug/fleet").json()["pools"][0]["pods"]
         counts = [(pod["in_flight"], pod["prefill_tokens"], pod["kv_tokens"]) for pod in fleet]
