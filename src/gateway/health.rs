@@ -14,9 +14,9 @@ use crate::{
 };
 
 impl House {
-    /// A request was answered by `pod`.
-    pub(super) fn pod_answered(&self, pod: &Pod) {
-        self.told(pod, pod.health.note(Evidence::RequestOk, clock::now()));
+    /// A request that was sent at `sent` was answered by `pod`.
+    pub(super) fn pod_answered(&self, pod: &Pod, sent: Instant) {
+        self.told(pod, pod.health.note(Evidence::RequestOk { sent }, clock::now()));
     }
 
     /// A request failed by the pod's fault: noted, and the pod is asked how it is.

@@ -247,7 +247,7 @@ impl Desk {
         }
         text::read_along(&mut sent.chain, answer);
         self.index.insert(slot, sent.chain.blocks());
-        self.note(sent.course.pod(), Evidence::RequestOk, now);
+        self.note(sent.course.pod(), Evidence::RequestOk { sent: sent.course.sent_at() }, now);
     }
 
     /// An attempt failed by its pod's fault, or an answer broke off.

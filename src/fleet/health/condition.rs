@@ -1,5 +1,7 @@
 //! The words on a pod's health: what was seen of it, what it is, why it is out, whether a request may go there.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 /// What was seen of a pod.
@@ -13,7 +15,10 @@ pub enum Evidence {
     /// Nobody listens at its address.
     ScrapeRefused,
     /// A request was answered (also with an error that is the client's own).
-    RequestOk,
+    RequestOk {
+        /// When it was sent there: an answer to what was sent before an ejection says nothing of what came after.
+        sent: Instant,
+    },
     /// A request failed by the pod's fault.
     RequestFailed {
         /// Whether the pool can do without it: traffic's word alone does not empty a pool.

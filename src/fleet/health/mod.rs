@@ -223,12 +223,12 @@ impl Health {
                     _ => before,
                 }
             }
-            Evidence::RequestOk => {
+            Evidence::RequestOk { sent } => {
                 record.failures = 0;
                 record.window.note(false, now);
                 match before {
                     Condition::Unknown => self.set(Condition::Ready, now),
-                    Condition::Ejected => self.readmit(record, now),
+                    Condition::Ejected if record.ejected_at.is_none_or(|at| sent > at) => self.readmit(record, now),
                     _ => before,
                 }
             }
@@ -354,7 +354,7 @@ mod tests {
         for _ in 0..4 {
             assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), None);
         }
-        health.note(Evidence::RequestOk, t);
+        health.note(Evidence::RequestOk { sent: t }, t);
         for _ in 0..4 {
             assert_eq!(health.note(Evidence::RequestFailed { spare: true }, t), None);
         }
@@ -372,12 +372,25 @@ mod tests {
         assert!(health.begin_probe());
         assert!(!health.begin_probe(), "a second request must not join the probe");
         assert_eq!(health.admits(later), Admission::No(Condition::Ejected));
-        assert_eq!(health.note(Evidence::RequestOk, later), Some(Condition::Warming));
+        assert_eq!(health.note(Evidence::RequestOk { sent: later }, later), Some(Condition::Warming));
         health.end_probe();
         assert_eq!(health.admits(later), Admission::Warming(WARM_UP_SHARE));
         assert_eq!(health.admits(later + seconds(15)), Admission::Warming(0.5));
         assert_eq!(health.admits(later + seconds(30)), Admission::Yes);
         assert_eq!(health.condition(later + seconds(30)), Condition::Ready);
+    }
+
+    #[test]
+    fn an_answer_to_what_was_sent_before_an_ejection_does_not_undo_it() {
+        let t = crate::clock::now();
+        let health = ready(t);
+        for _ in 0..5 {
+            health.note(Evidence::RequestFailed { spare: true }, t + seconds(1));
+        }
+        assert_eq!(health.note(Evidence::RequestOk { sent: t }, t + seconds(2)), None);
+        assert_eq!(health.admits(t + seconds(2)), Admission::No(Condition::Ejected));
+        let sent = t + seconds(3);
+        assert_eq!(health.note(Evidence::RequestOk { sent }, t + seconds(4)), Some(Condition::Warming));
     }
 
     #[test]
@@ -423,7 +436,10 @@ mod tests {
         }
         health.note(Evidence::HealthOk, t + seconds(60));
         assert_eq!(health.admits(t + seconds(60)), Admission::Probe);
-        assert_eq!(health.note(Evidence::RequestOk, t + seconds(60)), Some(Condition::Warming));
+        assert_eq!(
+            health.note(Evidence::RequestOk { sent: t + seconds(60) }, t + seconds(60)),
+            Some(Condition::Warming)
+        );
         // The sixty answers were one ejection, so the next is the second.
         health.note(Evidence::HealthBad, t + seconds(61));
         assert_eq!(health.admits(t + seconds(61 + 20)), Admission::Probe);
@@ -446,7 +462,8 @@ mod tests {
         let t = crate::clock::now();
         let health = ready(t);
         let turns = (0..20u64).map(|n| {
-            let evidence = if n % 2 == 0 { Evidence::RequestOk } else { Evidence::RequestFailed { spare: true } };
+            let evidence =
+                if n % 2 == 0 { Evidence::RequestOk { sent: t } } else { Evidence::RequestFailed { spare: true } };
             health.note(evidence, t + Duration::from_millis(n * 100))
         });
         let turned: Vec<_> = turns.collect();
@@ -507,7 +524,7 @@ mod tests {
         let t = crate::clock::now();
         let health = ready(t);
         health.note(Evidence::Gone, t);
-        health.note(Evidence::RequestOk, t);
+        health.note(Evidence::RequestOk { sent: t }, t);
         assert_eq!(health.admits(t), Admission::No(Condition::Draining));
     }
 }

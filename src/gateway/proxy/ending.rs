@@ -3,6 +3,8 @@
 //! An answer that breaks off never ends as if it were complete: a stream is told so in an event of its own dialect, and
 //! a whole answer's connection is cut. A stream that has said its own end is complete whatever happens after it.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::Body as _;
@@ -153,7 +155,7 @@ impl Relay {
             }
         }
         if self.receipt.outcome == Outcome::Complete {
-            note_status(&self.house, &self.pick.verdict.pod, self.status);
+            note_status(&self.house, &self.pick.verdict.pod, self.status, self.pick.course.sent_at());
         }
         self.teach(usage);
     }
@@ -178,12 +180,13 @@ impl Relay {
     }
 }
 
-/// What an answer's status says of its pod. 429 and 503 are load, noted when the head came; every other 5xx is its fault; the rest is an answer.
-pub(super) fn note_status(house: &House, pod: &Pod, status: StatusCode) {
+/// What the status of an answer, to what was sent at `sent`, says of its pod. 429 and 503 are load, noted when the head
+/// came; every other 5xx is its fault; the rest is an answer.
+pub(super) fn note_status(house: &House, pod: &Pod, status: StatusCode, sent: Instant) {
     match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
         status if status.is_server_error() => house.pod_failed(pod),
-        _ => house.pod_answered(pod),
+        _ => house.pod_answered(pod, sent),
     }
 }
 

@@ -150,7 +150,7 @@ impl Story {
         }
         receipt.outcome = Outcome::Refused("late_error");
         let Brought { answer, pick, sent } = brought;
-        note_status(&self.house, &pick.verdict.pod, status);
+        note_status(&self.house, &pick.verdict.pod, status, answer.sent);
         let body = timeout(sent.timeouts.idle, Limited::new(answer.body, KEPT_ERROR).collect()).await;
         let body = body.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
         let told = Reported::read(&body).unwrap_or_default();
