@@ -10,7 +10,14 @@ mod patience;
 mod relay;
 mod timer;
 
-use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use answer::{Answer, refuse_unparsed};
 use bytes::Bytes;
@@ -112,14 +119,15 @@ impl Desk {
         receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
         let story = Story { house: self.house, policy, listener };
         let mut dialect = Dialect::OpenAi;
-        let told = story.guarded(story.tell(request, &mut receipt, &mut dialect)).await;
+        let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
         Ok(match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
-                    let brought = story.guarded(story.run(*errand, &mut receipt)).await;
+                    let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
                     story.answer(brought, receipt, dialect)
                 }
-                Some(every) => story.alive(errand, receipt, dialect, every).await,
+                // Boxed, because few need its room, and what all need would have to be as large.
+                Some(every) => Box::pin(story.alive(errand, receipt, dialect, every)).await,
             },
             Ok(Told::ByUs(body)) => {
                 receipt.status = Some(200);
@@ -132,8 +140,9 @@ impl Desk {
 }
 
 impl Story {
-    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other.
-    async fn guarded<T>(&self, work: impl Future<Output = Result<T, Rejection>>) -> Result<T, Rejection> {
+    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other. Pinned where it is, because
+    /// it is large and each move would copy it.
+    async fn guarded<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Rejection>>>) -> Result<T, Rejection> {
         tokio::select! {
             biased;
             done = AssertUnwindSafe(work).catch_unwind() => done.unwrap_or_else(|panic| Err(Rejection::Panicked(said(&*panic)))),
