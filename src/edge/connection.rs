@@ -67,6 +67,8 @@ impl Host {
             // `Pulse` has the deadlines. hyper's own covers the pause between two requests as well, which is longer.
             .header_read_timeout(None)
             .max_headers(limits.header_fields)
+            // The buffer's bound alone is none: what a read brings beyond it is still parsed.
+            .max_header_size(limits.header_bytes)
             .max_buf_size(limits.header_bytes.max(8 << 10));
         http2
             .timer(TokioTimer::new())
