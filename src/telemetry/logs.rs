@@ -239,7 +239,7 @@ impl Visit for Fields {
 /// digit by digit, because to find the shortest of all forms of any number takes a thousand instructions.
 fn in_thousandths(value: f64) -> Option<(u32, u32)> {
     let thousandths = (value * 1e3).round();
-    if !(0.0..f64::from(u32::MAX)).contains(&thousandths) || thousandths / 1e3 != value {
+    if !(0.0..f64::from(u32::MAX)).contains(&thousandths) || (thousandths / 1e3).to_bits() != value.to_bits() {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within its bounds, as just seen")]
