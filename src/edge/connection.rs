@@ -1,14 +1,18 @@
 //! One connection from its first byte to its last: who drives it, and what may end it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{error::Error, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::conn::auto,
+    server::graceful::GracefulConnection,
 };
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
@@ -45,26 +49,33 @@ pub struct Limits {
 pub(super) struct Host {
     limits: Limits,
     rejected: Rejected,
-    builder: auto::Builder<Streams>,
+    builders: Arc<(http1::Builder, http2::Builder<Streams>)>,
+}
+
+/// One client's stay: what may end it.
+struct Visit {
+    limits: Limits,
+    pulse: Arc<Pulse>,
+    phase: watch::Receiver<Phase>,
 }
 
 impl Host {
     pub(super) fn new(limits: Limits, rejected: Rejected, tasks: &Tasks) -> Self {
         let streams = Streams { tasks: tasks.clone(), limit: limits.write_stall, rejected: rejected.clone() };
-        let mut builder = auto::Builder::new(streams);
-        builder
-            .http1()
+        let (mut http1, mut http2) = (http1::Builder::new(), http2::Builder::new(streams));
+        http1
             // `Pulse` has the deadlines. hyper's own covers the pause between two requests as well, which is longer.
             .header_read_timeout(None)
             .max_headers(limits.header_fields)
+            // The buffer's bound alone is none: what a read brings beyond it is still parsed.
+            .max_header_size(limits.header_bytes)
             .max_buf_size(limits.header_bytes.max(8 << 10));
-        builder
-            .http2()
+        http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_send_buf_size(HTTP2_SEND_BUFFER);
-        Self { limits, rejected, builder }
+        Self { limits, rejected, builders: Arc::new((http1, http2)) }
     }
 
     /// Serves one client until it leaves or has to.
@@ -89,34 +100,66 @@ impl Host {
             let answer = service(request);
             async move { answer.await.map(|answer| answer.map(|body| Watched::new(body, open))) }
         };
-        let wire = Wire::new(stream, Arc::clone(&pulse), limits.write_stall);
-        let connection = self.builder.serve_connection(TokioIo::new(wire), service_fn(serve)).into_owned();
+        let mut wire = Wire::new(stream, Arc::clone(&pulse), limits.write_stall);
+        let builders = Arc::clone(&self.builders);
+        let visit = Visit { limits, pulse, phase };
         async move {
-            let mut cut = phase.clone();
-            let mut connection = pin!(connection);
-            let why = tokio::select! {
-                // What has arrived is read before anything is closed.
+            let greeted = tokio::select! {
                 biased;
-                // How a connection ends is told request by request, by their receipts.
-                ended = connection.as_mut() => return pulse.ended(ended.err()),
-                () = drain::last_call(phase, || pulse.is_http2()) => None,
-                why = pulse.runs_out(&limits) => Some(why),
-            };
-            if let Some(reason) = why.and_then(Why::reason) {
-                return pulse.rejected.count(reason);
-            }
-            connection.as_mut().graceful_shutdown();
-            let over = async {
-                match why {
-                    // Nothing is open. What still waits for windows to open had its time.
-                    Some(_) => sleep(limits.header_read).await,
-                    None => _ = cut.wait_for(|phase| *phase >= Phase::Cutting).await,
+                greeted = wire.greets_in_http2() => greeted.ok(),
+                () = visit.last_call() => None,
+                why = visit.pulse.runs_out(&visit.limits) => {
+                    if let Some(reason) = why.reason() {
+                        visit.pulse.rejected.count(reason);
+                    }
+                    None
                 }
             };
-            tokio::select! {
-                _ = connection => {}
-                () = over => {}
+            let Some(speaks_http2) = greeted else { return };
+            let (wire, service) = (TokioIo::new(wire), service_fn(serve));
+            // Boxed, so that neither has to make room for the other.
+            if speaks_http2 {
+                visit.drive(Box::pin(builders.1.serve_connection(wire, service)).as_mut()).await;
+            } else {
+                visit.drive(Box::pin(builders.0.serve_connection(wire, service)).as_mut()).await;
             }
         }
+    }
+}
+
+impl Visit {
+    /// Serves until the client leaves or has to.
+    async fn drive<C>(&self, mut connection: Pin<&mut C>)
+    where
+        C: GracefulConnection,
+        C::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let why = tokio::select! {
+            // What has arrived is read before anything is closed.
+            biased;
+            // How a connection ends is told request by request, by their receipts.
+            ended = connection.as_mut() => return self.pulse.ended(ended.err().map(Into::into)),
+            () = self.last_call() => None,
+            why = self.pulse.runs_out(&self.limits) => Some(why),
+        };
+        if let Some(reason) = why.and_then(Why::reason) {
+            return self.pulse.rejected.count(reason);
+        }
+        connection.as_mut().graceful_shutdown();
+        let over = async {
+            match why {
+                // Nothing is open. What still waits for windows to open had its time.
+                Some(_) => sleep(self.limits.header_read).await,
+                None => _ = self.phase.clone().wait_for(|phase| *phase >= Phase::Cutting).await,
+            }
+        };
+        tokio::select! {
+            _ = connection => {}
+            () = over => {}
+        }
+    }
+
+    async fn last_call(&self) {
+        drain::last_call(self.phase.clone(), || self.pulse.is_http2()).await;
     }
 }

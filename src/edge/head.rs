@@ -67,6 +67,10 @@ impl Head {
             return true;
         }
         self.lines = self.lines.saturating_add(1);
+        // Few lines begin as those two do.
+        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
+            return true;
+        }
         let name = memchr(b':', line).and_then(|end| line.get(..end)).unwrap_or_default();
         self.lengths += u32::from(name.eq_ignore_ascii_case(b"content-length"));
         self.codings += u32::from(name.eq_ignore_ascii_case(b"transfer-encoding"));

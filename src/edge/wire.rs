@@ -14,7 +14,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     time::{Sleep, sleep},
 };
 
@@ -34,6 +34,9 @@ const LINGER_BYTES: usize = 32 << 20;
 /// NUL is allowed nowhere in a head...
 const NO_BYTE_OF_A_HEAD: u8 = 0;
 
+/// How a client begins that speaks HTTP/2 (RFC 9113, 3.4).
+const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// ... and hyper looks at one once it seems to be complete.
 const END_OF_HEAD: &[u8] = b"\n\n";
 
@@ -43,6 +46,8 @@ pub(super) struct Wire<S> {
     pulse: Arc<Pulse>,
     /// How long a write may get nowhere.
     limit: Duration,
+    /// What was read to tell how the client speaks; it comes again, in one piece with what follows.
+    greeting: Vec<u8>,
     stalled: Option<Pin<Box<Sleep>>>,
     /// Our words in place of hyper's, not yet written.
     words: Bytes,
@@ -58,12 +63,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             socket,
             pulse,
             limit,
+            greeting: Vec::new(),
             stalled: None,
             words: Bytes::new(),
             linger: None,
             head: Default::default(),
             unfit: false,
         }
+    }
+
+    /// Whether the client begins as HTTP/2 does. hyper-util can tell that as well, but then the first head comes in two
+    /// pieces, for which hyper makes its buffer twice as large.
+    pub(super) async fn greets_in_http2(&mut self) -> io::Result<bool> {
+        while let Some(rest) = HTTP2.get(self.greeting.len()..).filter(|rest| !rest.is_empty()) {
+            let mut piece = [0; HTTP2.len()];
+            let room = piece.get_mut(..rest.len()).unwrap_or_default();
+            let read = self.socket.read(room).await?;
+            let new = piece.get(..read).unwrap_or_default();
+            self.greeting.extend_from_slice(new);
+            if new.is_empty() || !rest.starts_with(new) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// A write that gets nowhere ends after a while.
@@ -145,7 +167,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
             return Poll::Ready(Ok(()));
         }
         let before = into.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, into))?;
+        if !self.greeting.is_empty() {
+            let fits = self.greeting.len().min(into.remaining());
+            let rest = self.greeting.split_off(fits);
+            into.put_slice(&std::mem::replace(&mut self.greeting, rest));
+        }
+        let read = Pin::new(&mut self.socket).poll_read(cx, into)?;
+        if into.filled().len() == before {
+            ready!(read);
+        }
         let Some(new) = into.filled_mut().get_mut(before..).filter(|new| !new.is_empty()) else {
             return Poll::Ready(Ok(()));
         };

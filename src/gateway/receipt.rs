@@ -4,6 +4,7 @@
 //! that came to its end.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -267,7 +268,7 @@ impl Receipt {
             cached_tokens = self.usage.and_then(|it| it.cached_tokens),
             output_tokens = self.usage.and_then(|it| it.completion_tokens),
             "{}",
-            self.summary(whole),
+            Summary { receipt: self, whole },
         );
     }
 
@@ -299,32 +300,38 @@ impl Receipt {
         decision.outcome = self.ending().0;
         log.put(decision);
     }
+}
 
-    /// The line for a person: what, where to, how it went.
-    fn summary(&self, whole: Duration) -> String {
-        let model = self.model.as_ref().map_or("", |it| &*it.0);
-        let mut line = format!("{} {model}", self.endpoint);
-        if let Some(asked) = &self.asked {
-            line.push_str(&format!("{asked:?}"));
+/// The line for a person: what, where to, how it went. Written only where a person reads it.
+struct Summary<'a> {
+    receipt: &'a Receipt,
+    whole: Duration,
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { receipt, whole } = self;
+        write!(f, "{} {}", receipt.endpoint, receipt.model.as_ref().map_or("", |it| &*it.0))?;
+        if let Some(asked) = &receipt.asked {
+            write!(f, "{asked:?}")?;
         }
-        if let Some(chosen) = &self.chosen {
-            line.push_str(&format!(" -> {}", chosen.pod));
+        if let Some(chosen) = &receipt.chosen {
+            write!(f, " -> {}", chosen.pod)?;
         }
-        line.push_str(&format!("  {}  {:.0} ms", self.code(), whole.as_secs_f64() * 1e3));
-        if let Some(first) = self.first_token {
-            let ttft = first.saturating_duration_since(self.received);
-            line.push_str(&format!(", first token {:.0} ms, {} tokens", ttft.as_secs_f64() * 1e3, self.tokens));
+        write!(f, "  {}  {:.0} ms", receipt.code(), whole.as_secs_f64() * 1e3)?;
+        if let Some(first) = receipt.first_token {
+            let ttft = first.saturating_duration_since(receipt.received);
+            write!(f, ", first token {:.0} ms, {} tokens", ttft.as_secs_f64() * 1e3, receipt.tokens)?;
         }
-        if self.attempts > 1 {
-            line.push_str(&format!(", {} attempts", self.attempts));
+        if receipt.attempts > 1 {
+            write!(f, ", {} attempts", receipt.attempts)?;
         }
-        match &self.outcome {
-            Outcome::Complete => {}
-            Outcome::Open => line.push_str(&format!(", the client left ({})", self.step.name())),
-            Outcome::Refused(reason) => line.push_str(&format!(", refused: {reason}")),
-            Outcome::Cut(reason) => line.push_str(&format!(", CUT: {reason}")),
+        match &receipt.outcome {
+            Outcome::Complete => Ok(()),
+            Outcome::Open => write!(f, ", the client left ({})", receipt.step.name()),
+            Outcome::Refused(reason) => write!(f, ", refused: {reason}"),
+            Outcome::Cut(reason) => write!(f, ", CUT: {reason}"),
         }
-        line
     }
 }
 

@@ -3,12 +3,13 @@
 //! It keeps both ends of the body and nothing between, so that a large answer costs no more than a small one, and
 //! understands them when the body is over. It searches for JSON's own words as the watch over streams does.
 
-use std::borrow::Cow;
-
 use memchr::memchr2;
-use serde::Deserialize;
 
-use super::{AnswerText, End, Endpoint, Lexicon, Reported, Usage, text::has_content, watch::Facts};
+use super::{
+    AnswerText, End, Endpoint, Lexicon, Reported, Usage,
+    text::{Cursor, has_content},
+    watch::Facts,
+};
 
 /// How much of a whole answer is kept at its head and again at its tail. Engines put the id first and usage last;
 /// 64 KiB hold nearly every generated answer whole, and for a list of embeddings the two ends are enough.
@@ -142,11 +143,19 @@ impl BodyWatch {
 
     /// What only a body known from its beginning to its end can tell.
     fn read_shape(&mut self, body: &[u8]) {
-        if let Ok(answer) = serde_json::from_slice::<Answer<'_>>(body) {
-            self.facts.response_id = answer.id.map(Cow::into_owned);
-            self.facts.told_its_end |= answer.status.is_some();
-            if answer.status.as_deref() == Some("cancelled") {
-                self.facts.cut("cancelled");
+        let mut at = Cursor::new(body);
+        at.eat(b'{');
+        while let Some(key) = at.key() {
+            let value = at.value();
+            match key {
+                b"id" => self.facts.response_id = serde_json::from_slice(value).ok(),
+                b"status" => {
+                    self.facts.told_its_end |= value.starts_with(b"\"");
+                    if value == b"\"cancelled\"" {
+                        self.facts.cut("cancelled");
+                    }
+                }
+                _ => {}
             }
         }
         let words = [&self.lexicon.error, &self.lexicon.detail];
@@ -212,14 +221,6 @@ impl Balance {
     fn is_complete(&self) -> bool {
         self.begun && self.depth == 0 && !self.in_string
     }
-}
-
-#[derive(Deserialize)]
-struct Answer<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    status: Option<Cow<'a, str>>,
 }
 
 #[cfg(test)]

@@ -105,6 +105,8 @@ impl Connector {
         builder.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_READ_AHEAD);
         let (sender, connection) =
             builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
+        // Boxed, because a task that waits for two things has room for each twice.
+        let connection = Box::pin(connection);
         // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
         // open for ever.
         let carried = async move { _ = connection.await };

@@ -6,7 +6,7 @@
 //! the pod writes.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -109,7 +109,7 @@ impl Story {
     ) -> Response<Answer> {
         let (request_id, story) = (receipt.request_id.clone(), self.clone());
         let mut work = Box::pin(async move {
-            let brought = story.guarded(story.run(*errand, &mut receipt)).await;
+            let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
             (brought, receipt)
         });
         let done = tokio::select! {

@@ -10,7 +10,14 @@ mod patience;
 mod relay;
 mod timer;
 
-use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use answer::{Answer, refuse_unparsed};
 use bytes::Bytes;
@@ -112,14 +119,15 @@ impl Desk {
         receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
         let story = Story { house: self.house, policy, listener };
         let mut dialect = Dialect::OpenAi;
-        let told = story.guarded(story.tell(request, &mut receipt, &mut dialect)).await;
+        let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
         Ok(match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
-                    let brought = story.guarded(story.run(*errand, &mut receipt)).await;
+                    let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
                     story.answer(brought, receipt, dialect)
                 }
-                Some(every) => story.alive(errand, receipt, dialect, every).await,
+                // Boxed, because few need its room, and what all need would have to be as large.
+                Some(every) => Box::pin(story.alive(errand, receipt, dialect, every)).await,
             },
             Ok(Told::ByUs(body)) => {
                 receipt.status = Some(200);
@@ -132,8 +140,9 @@ impl Desk {
 }
 
 impl Story {
-    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other.
-    async fn guarded<T>(&self, work: impl Future<Output = Result<T, Rejection>>) -> Result<T, Rejection> {
+    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other. Pinned where it is, because
+    /// it is large and each move would copy it.
+    async fn guarded<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Rejection>>>) -> Result<T, Rejection> {
         tokio::select! {
             biased;
             done = AssertUnwindSafe(work).catch_unwind() => done.unwrap_or_else(|panic| Err(Rejection::Panicked(said(&*panic)))),
@@ -252,7 +261,7 @@ impl Story {
         receipt.sent = Some(answer.sent);
         let mut response = Response::new(());
         *response.status_mut() = status;
-        *response.headers_mut() = answer.head.headers;
+        *response.headers_mut() = slimmed(answer.head.headers);
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
         let decided = self.policy.config.api.decision_headers.then(|| (pick.verdict.pod.address(), decision(&pick)));
         let relay = Relay::new(self, (answer.body, status, response.headers()), pick, sent, receipt);
@@ -293,6 +302,17 @@ impl Story {
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
+}
+
+/// A stream's head in a map of its own. hyper reads it into the map of the request, which has room for three times as
+/// many fields (2.7 KB), and keeps the map until the client's connection has a next request.
+fn slimmed(headers: HeaderMap) -> HeaderMap {
+    if !relay::is_event_stream(&headers) {
+        return headers;
+    }
+    let mut slim = HeaderMap::with_capacity(headers.len() + 1);
+    slim.extend(headers);
+    slim
 }
 
 fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {

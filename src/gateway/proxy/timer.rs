@@ -3,7 +3,7 @@
 use std::{
     future::Future as _,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,10 @@ pub(super) struct Timer {
     idle: Duration,
     total: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    stop: CancellationToken,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Whom both wake. While it is the same, they need not be told again: then an event costs a look at the clock.
+    waker: Option<Waker>,
 }
 
 /// What the pod owes.
@@ -52,7 +55,8 @@ impl Timer {
     pub(super) fn new(patience: Patience, stop: &CancellationToken) -> Self {
         let Patience { first_token, first_piece, idle, total } = patience;
         let waits_for = first_token.map_or(WaitsFor::FirstPiece(first_piece), WaitsFor::FirstToken);
-        Self { waits_for, idle, total, sleep: None, stop: Box::pin(stop.clone().cancelled_owned()) }
+        let stopped = Box::pin(stop.clone().cancelled_owned());
+        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped, waker: None }
     }
 
     /// Something came; `token`: content of the answer.
@@ -64,7 +68,13 @@ impl Timer {
 
     /// Ready with the reason once the time is up.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
-        if self.stop.as_mut().poll(cx).is_ready() {
+        let known = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if !known {
+            self.waker = Some(cx.waker().clone());
+            _ = self.stopped.as_mut().poll(cx);
+        }
+        // Looked at after that, so that no stop is missed between the two.
+        if self.stop.is_cancelled() {
             return Poll::Ready(STOPPING);
         }
         loop {
@@ -82,11 +92,17 @@ impl Timer {
             }
             let until = self.total.map_or(due, |total| total.min(due)).into();
             // An armed sleep that fires early, because something came since, is simply armed again.
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(until)));
-            if sleep.deadline() > until {
-                sleep.as_mut().reset(until);
+            match &mut self.sleep {
+                Some(sleep) if known && sleep.deadline() > now.into() && sleep.deadline() <= until => {
+                    return Poll::Pending;
+                }
+                Some(sleep) if sleep.deadline() > until => sleep.as_mut().reset(until),
+                Some(_) => {}
+                None => self.sleep = Some(Box::pin(sleep_until(until))),
             }
-            ready!(sleep.as_mut().poll(cx));
+            if let Some(sleep) = &mut self.sleep {
+                ready!(sleep.as_mut().poll(cx));
+            }
             self.sleep = None;
         }
     }
@@ -182,7 +198,8 @@ mod tests {
     async fn a_stop_is_told_at_once() {
         let mut timer = timer(true, None);
         let stop = CancellationToken::new();
-        timer.stop = Box::pin(stop.clone().cancelled_owned());
+        timer.stopped = Box::pin(stop.clone().cancelled_owned());
+        timer.stop = stop.clone();
         waits(&mut timer, SECOND).await;
         stop.cancel();
         assert_eq!(ends(&mut timer).await, Some((STOPPING, 0)));

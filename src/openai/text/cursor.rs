@@ -1,30 +1,30 @@
 //! A walk over JSON that was found to be JSON before. Whatever else it is given, it comes to an end and says something.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 /// What is still to be read.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cursor<'a> {
+pub(in crate::openai) struct Cursor<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(json: &'a [u8]) -> Self {
+    pub(in crate::openai) fn new(json: &'a [u8]) -> Self {
         Self { rest: json }
     }
 
-    pub(super) fn rest(&self) -> &'a [u8] {
+    pub(in crate::openai) fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
     /// The next byte that is no space.
-    pub(super) fn peek(&mut self) -> Option<u8> {
+    pub(in crate::openai) fn peek(&mut self) -> Option<u8> {
         self.rest = self.rest.trim_ascii_start();
         self.rest.first().copied()
     }
 
     /// Steps over `byte` if it is next.
-    pub(super) fn eat(&mut self, byte: u8) -> bool {
+    pub(in crate::openai) fn eat(&mut self, byte: u8) -> bool {
         let is_next = self.peek() == Some(byte);
         if is_next {
             self.take(1);
@@ -33,14 +33,14 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `length` bytes, or all that are left.
-    pub(super) fn take(&mut self, length: usize) -> &'a [u8] {
+    pub(in crate::openai) fn take(&mut self, length: usize) -> &'a [u8] {
         let (taken, rest) = self.rest.split_at_checked(length).unwrap_or((self.rest, &[]));
         self.rest = rest;
         taken
     }
 
     /// A whole value, as it lies. Takes at least one byte if there is one.
-    pub(super) fn value(&mut self) -> &'a [u8] {
+    pub(in crate::openai) fn value(&mut self) -> &'a [u8] {
         let length = match self.peek() {
             None => 0,
             Some(b'"') => string(self.rest).0,
@@ -55,7 +55,7 @@ impl<'a> Cursor<'a> {
 
     /// The string that is next, without its quotes, and whether it may be spelt oddly: with an escape for what hardly
     /// anybody escapes.
-    pub(super) fn string(&mut self) -> (&'a [u8], bool) {
+    pub(in crate::openai) fn string(&mut self) -> (&'a [u8], bool) {
         if self.peek() != Some(b'"') {
             return (&[], false);
         }
@@ -67,7 +67,7 @@ impl<'a> Cursor<'a> {
 
     /// Inside an object: the next key, without its quotes and with its escapes, and its value is next. At the object's
     /// end steps out of it.
-    pub(super) fn key(&mut self) -> Option<&'a [u8]> {
+    pub(in crate::openai) fn key(&mut self) -> Option<&'a [u8]> {
         self.eat(b',');
         if self.peek() != Some(b'"') {
             self.eat(b'}');
@@ -78,7 +78,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Inside a list: the first byte of its next element, which is next. At the list's end steps out of it.
-    pub(super) fn element(&mut self) -> Option<u8> {
+    pub(in crate::openai) fn element(&mut self) -> Option<u8> {
         self.eat(b',');
         let first = self.peek();
         if matches!(first, Some(b']')) {
@@ -103,6 +103,11 @@ const ODD: u8 = 2;
 /// Code has an escaped quote every line or so. So a stride is passed over at once unless it has a quote without a
 /// backslash before it, or two backslashes in a row, of which the second escapes nothing.
 fn string(json: &[u8]) -> (usize, bool) {
+    // Most strings are keys and words.
+    let short = json.get(1..=2 * STRIDE).or_else(|| json.get(1..)).unwrap_or_default();
+    if let Some(end) = memchr2(b'"', b'\\', short).filter(|end| short.get(*end) == Some(&b'"')) {
+        return (end + 2, false);
+    }
     let (mut at, mut signs) = (1, 0);
     while let (Some(before), Some(block)) = (chunk(json, at - 1), chunk(json, at)) {
         let here = before.iter().zip(block).fold(0, |any, (before, byte)| any | sign(*before, *byte));

@@ -17,10 +17,11 @@ mod word;
 use std::ops::Range;
 
 pub use answer::AnswerText;
+pub(super) use cursor::Cursor;
 pub use lexicon::Lexicon;
 pub(super) use word::{Word, has_content};
 
-use self::{cursor::Cursor, plain::Plain};
+use self::plain::Plain;
 use super::Endpoint;
 
 /// Begins a turn; its role follows.
