@@ -25,8 +25,7 @@ use crate::{
     gateway::{CurrentPolicy, House, Policy},
     scrape::Kits,
     telemetry::{
-        Name,
-        labels::{ConfigLabels, OutcomeLabels, PoolLabels},
+        labels::{ConfigLabels, OutcomeLabels},
         logs::Level,
     },
     upstream::{PoolTls, client_tls},
@@ -169,7 +168,6 @@ impl Reloader {
         for gone in house.fleet.pools().filter(|pool| !kept.contains(pool.name())) {
             let left = house.fleet.remove(gone.name());
             (with.on_change)(gone.name(), &left);
-            house.metrics.waiting.remove(&PoolLabels { pool: Name::from(gone.name()) });
         }
         with.scraper.follow(&house.fleet, &kits);
         house.bodies.set_limit(config.limits.buffered_bodies.0);

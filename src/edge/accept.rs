@@ -87,6 +87,7 @@ where
 
 /// The next connection and its place. Waits while the house is full: the kernel's backlog is the queue then.
 async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
+    let mut told = false;
     loop {
         // The semaphore is never closed.
         let Ok(room) = Arc::clone(&door.room).acquire_owned().await else {
@@ -100,7 +101,10 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
             }
             Err(error) if is_about_one_client(&error) => {}
             Err(error) => {
-                tracing::warn!(listener = %door.name, %error, "cannot accept connections: raise the file descriptor limit?");
+                // Once until somebody comes in again: it fails twenty times a second.
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(listener = %door.name, %error, "cannot accept connections: raise the file descriptor limit?");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -143,6 +143,15 @@ impl Receipt {
         self.model = Some(model);
     }
 
+    /// An attempt is followed by another for this reason. A request that waits for pods may see many.
+    pub(super) fn tried_again(&mut self, reason: &'static str) {
+        /// As many as an operator reads.
+        const SHOWN: usize = 8;
+        if self.retried.len() < SHOWN {
+            self.retried.push(reason);
+        }
+    }
+
     /// We said no. That we failed ourselves, somebody should look into.
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());

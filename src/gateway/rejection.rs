@@ -121,7 +121,10 @@ fn shown(served: &[String]) -> String {
 fn told(kind: FailureKind) -> &'static str {
     match kind {
         FailureKind::FirstByteTimeout => "the model server did not begin to answer in time",
-        FailureKind::Died => "the model server closed the connection before it answered",
+        FailureKind::OutOfFiles => "the gateway has too many connections open; try again shortly",
+        FailureKind::EmptyAnswer => "the model server's answer was empty",
+        FailureKind::Status(_) => "the model server failed on the request",
+        FailureKind::Died | FailureKind::ReuseRace => "the model server closed the connection before it answered",
         FailureKind::NotHttp => "the model server's answer could not be understood",
         FailureKind::Unbuildable => "the gateway could not prepare the request for the model server",
         _ => "no model server could be reached",
@@ -177,9 +180,9 @@ impl Rejection {
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
-                FailureKind::Died | FailureKind::NotHttp => {
-                    told_as(S::BAD_GATEWAY, SERVER, "upstream_failed", "upstream_failed")
-                }
+                FailureKind::OutOfFiles => told_as(S::SERVICE_UNAVAILABLE, SERVER, "overloaded", "out_of_files"),
+                // Something had left for the pod.
+                _ if failure.bytes_left() => told_as(S::BAD_GATEWAY, SERVER, "upstream_failed", "upstream_failed"),
                 _ => told_as(S::SERVICE_UNAVAILABLE, SERVER, "upstream_unreachable", "upstream_unreachable"),
             },
             Self::Stopping => told_as(S::SERVICE_UNAVAILABLE, SERVER, "stopping", "stopping"),

@@ -112,7 +112,11 @@ impl Waiting {
         if let Some(pool) = pool {
             pool.tell_news();
         } else {
-            self.state().gaps.remove(name);
+            let mut state = self.state();
+            state.gaps.remove(name);
+            if !state.lines.keys().any(|(pool, _)| **pool == *name) {
+                self.shown.remove(&PoolLabels { pool: Name::from(name) });
+            }
         }
         self.call(name);
     }
@@ -269,6 +273,12 @@ impl Place<'_> {
         self.outcome = "served";
     }
 
+    /// Its pool is gone, and so are the hopes of whoever stands behind it.
+    pub(super) fn turned_away(&mut self) {
+        self.leave(true);
+        self.outcome = "turned_away";
+    }
+
     /// The pod that it had could not be reached after all: it stands where it stood.
     pub(super) fn back(&mut self) {
         self.outcome = "left";
@@ -321,12 +331,19 @@ impl Place<'_> {
                 state.lines.remove(&self.key);
             }
         }
-        if !state.lines.keys().any(|(pool, _)| *pool == self.key.0) {
+        let last = !state.lines.keys().any(|(pool, _)| *pool == self.key.0);
+        let gone = self.pool.is_closed();
+        if last && gone {
+            state.gaps.remove(&self.key.0);
+        } else if last {
             state.gaps(&self.key.0).began = None;
         }
         self.room.many.fetch_sub(1, Relaxed);
         drop(state);
         self.shown().dec();
+        if last && gone {
+            self.room.shown.remove(&PoolLabels { pool: Name::from(&self.key.0) });
+        }
     }
 
     fn shown(&self) -> Gauge {

@@ -26,6 +26,10 @@ use crate::{fleet::Pod, tasks::Tasks};
 /// for pods behind proxies that add their own.
 const MAX_RESPONSE_HEAD: usize = 64 << 10;
 
+/// What Linux and the BSDs say when this process, or the whole system, may open no further files (errno.h).
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
 /// The most that is read of an answer ahead of its client: the largest head fits, and so do hundreds of token events.
 /// hyper's own bound, six times that, is held for every stream whose client does not read.
 const MAX_READ_AHEAD: usize = MAX_RESPONSE_HEAD;
@@ -81,8 +85,12 @@ impl Connector {
     async fn make(&self, pod: &Pod) -> Result<Live, Failure> {
         let origin = &pod.target.origin;
         let tcp = TcpStream::connect((origin.host.as_str(), origin.port)).await.map_err(|error| {
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            Failure::new(if refused { FailureKind::Refused } else { FailureKind::Connect }, error)
+            let kind = match error.raw_os_error() {
+                Some(EMFILE | ENFILE) => FailureKind::OutOfFiles,
+                _ if error.kind() == io::ErrorKind::ConnectionRefused => FailureKind::Refused,
+                _ => FailureKind::Connect,
+            };
+            Failure::new(kind, error)
         })?;
         // A first token must not wait for a delayed ACK.
         tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;

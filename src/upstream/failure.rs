@@ -53,6 +53,8 @@ pub enum FailureKind {
     NotHttp,
     /// The request could not be built (a token file that cannot be read).
     Unbuildable,
+    /// This process may open no further files.
+    OutOfFiles,
     /// The pod said that its queue is full: nothing ran.
     QueueFull,
     /// The pod said that it is still loading: nothing ran.
@@ -81,6 +83,7 @@ impl FailureKind {
             Self::FirstByteTimeout => "first_byte_timeout",
             Self::NotHttp => "not_http",
             Self::Unbuildable => "unbuildable",
+            Self::OutOfFiles => "out_of_files",
             Self::QueueFull => "queue_full",
             Self::NotReady => "not_ready",
             Self::ModelUnknown => "model_unknown",
@@ -115,7 +118,7 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self.kind {
             FailureKind::Unsent | FailureKind::ReuseRace => Fault::Race,
-            FailureKind::Unbuildable => Fault::Gateway,
+            FailureKind::Unbuildable | FailureKind::OutOfFiles => Fault::Gateway,
             FailureKind::QueueFull
             | FailureKind::NotReady
             | FailureKind::ModelUnknown
@@ -127,8 +130,8 @@ impl Failure {
 
     /// Whether any byte of the request may have reached the pod.
     pub fn bytes_left(&self) -> bool {
-        use FailureKind::{Connect, ConnectTimeout, Refused, Tls, Unbuildable, Unsent};
-        !matches!(self.kind, Refused | Connect | ConnectTimeout | Tls | Unsent | Unbuildable)
+        use FailureKind::{Connect, ConnectTimeout, OutOfFiles, Refused, Tls, Unbuildable, Unsent};
+        !matches!(self.kind, Refused | Connect | ConnectTimeout | Tls | Unsent | Unbuildable | OutOfFiles)
     }
 
     /// Whether the pod may have died of it: the request had left, and then the connection died. That the pod's idle
@@ -143,12 +146,14 @@ impl Failure {
     pub fn may_retry(&self, on: &[RetryOn]) -> bool {
         use FailureKind as K;
         match self.kind {
-            K::Unbuildable | K::NotHttp => false,
+            K::OutOfFiles | K::NotHttp => false,
             K::FirstByteTimeout => on.contains(&RetryOn::FirstByteTimeout),
             K::Died => on.contains(&RetryOn::ConnectionDied),
             K::EmptyAnswer => on.contains(&RetryOn::EmptyAnswer),
             K::Status(status) => on.contains(&RetryOn::Status(status)),
-            K::Refused
+            // Another pod may need no token, or have one that can be read.
+            K::Unbuildable
+            | K::Refused
             | K::Connect
             | K::ConnectTimeout
             | K::Tls
@@ -184,7 +189,7 @@ mod tests {
         {
             assert!(may(kind), "{}", kind.name());
         }
-        for kind in [K::Died, K::FirstByteTimeout, K::NotHttp, K::Unbuildable, K::EmptyAnswer, K::Status(500)] {
+        for kind in [K::Died, K::FirstByteTimeout, K::NotHttp, K::OutOfFiles, K::EmptyAnswer, K::Status(500)] {
             assert!(!may(kind), "{}", kind.name());
         }
     }
@@ -211,7 +216,8 @@ mod tests {
             (failure.fault().culprit(), failure.bytes_left(), failure.may_have_killed())
         };
         assert_eq!(told(K::Refused), ("pod", false, false));
-        assert_eq!(told(K::Unbuildable), ("gateway", false, false));
+        assert_eq!(told(K::Unbuildable), ("gateway", false, true));
+        assert_eq!(told(K::OutOfFiles), ("gateway", false, false));
         assert_eq!(told(K::Died), ("pod", true, true));
         assert_eq!(told(K::ReuseRace), ("pod", true, true));
         assert_eq!(told(K::QueueFull), ("pod", true, false));

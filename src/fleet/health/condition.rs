@@ -108,7 +108,7 @@ impl Ejection {
         match self {
             Self::FailuresInARow => "ejected: failures in a row",
             Self::FailureShare => "ejected: too many failures of late",
-            Self::OwnWord => "ejected: not well by its own word",
+            Self::OwnWord => "ejected: not well by its own word, or silent for long",
             Self::Unreachable => "ejected: nobody listens there",
         }
     }

@@ -54,9 +54,9 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let retry = &self.policy.config.retry;
-        self.house.retries.earn(retry);
         let mut tried = Tried::none();
         let mut left = retry.attempts;
+        let mut killed = false;
         let mut pick = matter.reserve(&self.house, &self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
             let carry = if retry.attempts == 0 { held.take() } else { held.clone() };
@@ -74,7 +74,8 @@ impl Story {
             };
             if spent.failure.may_have_killed() {
                 // A request that kills pods is tried at most once more, whatever the configuration says.
-                left = left.min(1);
+                left = left.min(u32::from(!killed));
+                killed = true;
             }
             // A pod whose idle timer was faster than we is well, and may be the only one there is.
             if spent.failure.fault() != Fault::Race {
@@ -87,11 +88,15 @@ impl Story {
                 (None, Some(answer)) => return Ok((answer, pick)),
                 (None, None) => {
                     self.note_failure(&pick, &spent.failure);
+                    if killed {
+                        // Nor does it wait for a pod that it could try next.
+                        *held = None;
+                    }
                     return Err(Rejection::Failed(spent.failure));
                 }
                 (Some(next), _) => {
                     self.note_failure(&pick, &spent.failure);
-                    receipt.retried.push(spent.failure.kind.name());
+                    receipt.tried_again(spent.failure.kind.name());
                     left -= 1;
                     pick = next;
                 }
@@ -190,7 +195,12 @@ impl Story {
         (pool, pod): (&Arc<PoolState>, &Arc<Pod>),
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let pick = Pick::of_pod(pool, pod);
-        match self.house.upstream.attempt(pod, carry, timeouts).await {
+        let mut told = self.house.upstream.attempt(pod, carry.clone(), timeouts).await;
+        if told.as_ref().is_err_and(|failure| failure.fault() == Fault::Race) {
+            // The pod is well, and its kept connections are forgotten.
+            told = self.house.upstream.attempt(pod, carry, timeouts).await;
+        }
+        match told {
             Ok(answer) => Ok((answer, pick)),
             Err(failure) => {
                 self.note_failure(&pick, &failure);
@@ -206,6 +216,9 @@ impl Story {
         tracing::debug!(pod = %pod.id, %failure, "attempt failed");
         if failure.fault() == Fault::Pod {
             self.house.pod_failed(pod);
+        } else if failure.kind == FailureKind::Unbuildable {
+            // It failed at once and cost nothing: without a price it would be everybody's favourite.
+            self.house.pod_refused(pod, failure.kind.name(), None, clock::now());
         }
     }
 }

@@ -29,6 +29,7 @@ impl Story {
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let (news, bytes) = (matter.pool.news(), carry.body.len());
         let mut held = Some(carry);
+        self.house.retries.earn(&self.policy.config.retry);
         if !self.house.waiting.has_line(&matter.pool, &matter.route.served_model) {
             match self.attempts(&mut held, timeouts, matter, receipt).await {
                 Err(refused) if held.is_some() && self.may_wait(&refused, matter) => {}
@@ -60,6 +61,10 @@ impl Story {
                     Poll::Ready(Err(refused)) if self.may_wait(&refused, matter) => {
                         place.stays();
                         continue;
+                    }
+                    Poll::Ready(Err(refused)) if matter.pool.is_closed() => {
+                        place.turned_away();
+                        return Err(refused);
                     }
                     first => {
                         place.served(usable(matter));
