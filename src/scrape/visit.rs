@@ -159,19 +159,16 @@ impl Watch {
     /// A pod whose page cannot be read is chosen blindly, which somebody should know.
     fn tell_an_operator(&self, failure: Option<Failure>) {
         let pod = &self.pod;
-        match failure {
-            Some(failure) => {
-                let condition = pod.condition(clock::now());
-                let tell = self.turns().unread.failed(failure, condition);
-                if tell {
-                    tracing::warn!(pod = %pod.id, "pod cannot be read: {}", unread::described(pod, failure));
-                }
+        if let Some(failure) = failure {
+            let condition = pod.condition(clock::now());
+            let tell = self.turns().unread.failed(failure, condition);
+            if tell {
+                tracing::warn!(pod = %pod.id, "pod cannot be read: {}", unread::described(pod, failure));
             }
-            None => {
-                let tell = self.turns().unread.read();
-                if tell {
-                    tracing::info!(pod = %pod.id, "pod can be read again");
-                }
+        } else {
+            let tell = self.turns().unread.read();
+            if tell {
+                tracing::info!(pod = %pod.id, "pod can be read again");
             }
         }
     }
