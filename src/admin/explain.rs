@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    body::Bytes,
+    body::{Body, to_bytes},
     extract::{Query, State},
     http::{Method, StatusCode},
     response::{IntoResponse, Response},
@@ -43,12 +43,17 @@ pub struct ExplainAnswer {
     pub decision: Explanation,
 }
 
-pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Place>, body: Bytes) -> Response {
+pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Place>, body: Body) -> Response {
     let policy = office.policy.load_full();
+    // What the gateway takes is explained, and no more.
+    let limit = policy.config.limits.body;
+    let Ok(body) = to_bytes(body, usize::try_from(limit.0).unwrap_or(usize::MAX)).await else {
+        return Rejection::TooLarge { limit: limit.0 }.to_response(Dialect::OpenAi).map(Body::from);
+    };
     match explain_request(&office.house, &policy, place.listener.as_deref(), &place.path, &body) {
         Ok(answer) => Json(answer).into_response(),
-        Err(problem @ Problem::NoListener(_)) => (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response(),
-        Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(axum::body::Body::from),
+        Err(problem @ Problem::NoListener { .. }) => (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response(),
+        Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(Body::from),
     }
 }
 
@@ -56,8 +61,13 @@ pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Pl
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// No listener has that name.
-    #[error("no listener is named '{0}'")]
-    NoListener(String),
+    #[error("no listener is named `{asked}`; there are: {there}")]
+    NoListener {
+        /// The name.
+        asked: String,
+        /// Those that there are.
+        there: String,
+    },
     /// The request itself would be refused.
     #[error("the gateway would refuse this request: {0}")]
     Refused(Rejection),
@@ -80,7 +90,10 @@ pub fn explain_request(
     path: &str,
     body: &[u8],
 ) -> Result<ExplainAnswer, Problem> {
-    let missing = || Problem::NoListener(listener.unwrap_or_default().to_owned());
+    let missing = || {
+        let there: Vec<&str> = policy.listeners.iter().map(|it| &*it.name.0).collect();
+        Problem::NoListener { asked: listener.unwrap_or_default().to_owned(), there: there.join(", ") }
+    };
     let named = |name: &str| policy.listeners.iter().position(|it| *it.name.0 == *name);
     let at = listener.map_or(Some(0), named).ok_or_else(missing)?;
     let listener = policy.listeners.get(at).ok_or_else(missing)?;

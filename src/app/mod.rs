@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use build::{start, start_logging};
 pub use house::still_house;
-pub use reload::{Reloaded, Reloader};
+pub use reload::{Reloaded, Reloader, hash};
 pub use stop::Stopped;
 
 use crate::{

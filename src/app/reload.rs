@@ -177,7 +177,7 @@ impl Reloader {
         if let Some(level) = &self.level
             && let Err(error) = level.follow(&config.log)
         {
-            tracing::warn!(%error, "log.level is no filter; the level stays");
+            tracing::warn!(%error, "the log level stays");
         }
         changes
     }
@@ -236,7 +236,7 @@ fn mark_of<E>(found: &Result<Vec<u8>, E>) -> Option<u64> {
 }
 
 /// The text's hash, as it is shown.
-pub(super) fn hash(bytes: &[u8]) -> String {
+pub fn hash(bytes: &[u8]) -> String {
     format!("{:016x}", xxh3_64(bytes))
 }
 

@@ -96,7 +96,11 @@ pub(super) fn on_change(house: &Arc<House>) -> OnChange {
             told.prefix.forget(pod.slot);
             told.upstream.forget(&pod.id);
         }
-        told.waiting.pool_changed(pool, told.fleet.pool(pool).as_deref());
+        let still = told.fleet.pool(pool);
+        if still.is_none() {
+            told.retries.forget(pool);
+        }
+        told.waiting.pool_changed(pool, still.as_deref());
     })
 }
 

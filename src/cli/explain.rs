@@ -178,6 +178,10 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
             return serde_json::from_str(&text).map_err(|_| stranger());
         }
         if is_admin(&client, admin).await {
+            // Refusals are as a client would get them, JSON; anything else is about the question.
+            if serde_json::from_str::<serde_json::Value>(&text).is_err() {
+                bail!("{}", text.trim());
+            }
             bail!("the gateway would refuse this request ({status}): {}", text.trim());
         }
         Err(stranger())

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{OK, load_config_text};
@@ -42,7 +41,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some((config, text)) = load_config_text(&args.config)? else {
         return Ok(ExitCode::from(super::PROBLEMS));
     };
-    let level = logs::start(&config.log).context("log.level is no filter")?;
+    let level = logs::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(args, config, &text, level))
 }
@@ -50,6 +49,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
+    tracing::info!(
+        config = %args.config.display(),
+        hash = app::hash(text.as_bytes()),
+        listeners = config.listeners.len(),
+        pools = config.pools.len(),
+        concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
+    );
     let running = app::start_logging(config, args.decision_log.as_deref()).await?;
     let reloader = running.reloader(&args.config, text, Some(level));
     running.follow(&reloader);
@@ -57,6 +63,9 @@ async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> a
         tracing::info!(listener = %name, %address, "listening");
     }
     tracing::info!(address = %running.admin, "admin listening");
+    if let Some(address) = running.probes {
+        tracing::info!(%address, "probes listening");
+    }
     let stop = loop {
         match signals.next().await {
             SignalKindSeen::Hangup => _ = reloader.reload().await,

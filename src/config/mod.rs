@@ -20,7 +20,7 @@ mod tree;
 mod units;
 
 pub use change::{Change, compare};
-pub use check::{load, load_bytes, load_file, read_file, schema};
+pub use check::{load, load_bytes, load_file, read_file, schema, wrong_levels};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
 pub use target::parse_endpoints;

@@ -50,9 +50,6 @@ pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicB
         // Whoever found it well again: it was restarted, or may as well have been.
         prefix.forget(pod.slot);
     }
-    if matches!(condition, Condition::Ready | Condition::Warming) {
-        ready_once.store(true, Relaxed);
-    }
     let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: condition.name() };
     metrics.conditions.get_or_create(&labels).inc();
     match condition {
@@ -61,6 +58,9 @@ pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicB
             tracing::warn!(pod = %pod.id, "pod {why}");
         }
         other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
+    }
+    if matches!(condition, Condition::Ready | Condition::Warming) && !ready_once.swap(true, Relaxed) {
+        tracing::info!("ready");
     }
 }
 

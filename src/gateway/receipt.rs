@@ -79,6 +79,8 @@ pub(super) struct Receipt {
     pub(super) added: Option<Duration>,
     /// How long it waited because no pod was ready.
     pub(super) waited: Option<Duration>,
+    /// Since when it stands in line, if it ever did.
+    pub(super) in_line_since: Option<Instant>,
     pub(super) sent: Option<Instant>,
     pub(super) first_token: Option<Instant>,
     pub(super) last_token: Option<Instant>,
@@ -116,6 +118,7 @@ impl Receipt {
             read: None,
             added: None,
             waited: None,
+            in_line_since: None,
             sent: None,
             first_token: None,
             last_token: None,
@@ -269,7 +272,7 @@ impl Receipt {
             body_bytes = self.body_bytes,
             read_ms = self.ms_to(self.read),
             added_ms = self.added.map(|added| rounded(added.as_secs_f64() * 1e3)),
-            waited_ms = self.waited.map(|waited| rounded(waited.as_secs_f64() * 1e3)),
+            waited_ms = self.waited_in_all().map(|waited| rounded(waited.as_secs_f64() * 1e3)),
             ttft_ms = self.ms_to(self.first_token),
             itl_ms = self.itl_ms().map(rounded),
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
@@ -279,6 +282,14 @@ impl Receipt {
             "{}",
             Summary { receipt: self, whole },
         );
+    }
+
+    /// How long it waited, also if that is how it ended: out of time, or its client left.
+    fn waited_in_all(&self) -> Option<Duration> {
+        if self.step != Step::Waiting {
+            return self.waited;
+        }
+        self.in_line_since.map(|since| clock::now().saturating_duration_since(since))
     }
 
     fn ending(&self) -> (&'static str, Option<&'static str>) {

@@ -40,6 +40,9 @@ const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 /// Weight of the last gap or interval in what is expected of the next: the last three count for most of it.
 const WEIGHT: f64 = 0.3;
 
+/// A pool's gap is told no more often than this: pods that flap would fill the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 /// Who waits, for which pool and model.
 pub struct Waiting {
     state: Mutex<State>,
@@ -70,6 +73,9 @@ struct Gaps {
     seconds: Option<f64>,
     last_served: Option<Instant>,
     seconds_each: Option<f64>,
+    told: Option<Instant>,
+    /// When the gap began that was told of and of whose end nobody was told.
+    open: Option<Instant>,
 }
 
 impl std::fmt::Debug for Waiting {
@@ -196,10 +202,13 @@ impl State {
         let elapsed = gaps.began.map_or(0.0, |began| now.saturating_duration_since(began).as_secs_f64());
         // A gap that already lasts longer than the others did lasts about as long again.
         let left = if elapsed < expected { expected - elapsed } else { elapsed };
-        let waiting: usize = self.lines.iter().filter(|((name, _), _)| name == pool).map(|(_, line)| line.len()).sum();
-        let line = gaps.seconds_each.unwrap_or_default() * waiting as f64;
+        let line = gaps.seconds_each.unwrap_or_default() * self.waiting_for(pool) as f64;
         let pause = Duration::try_from_secs_f64((left + line).ceil()).unwrap_or(RETRY_AFTER_MOST);
         pause.clamp(RETRY_AFTER_LEAST, RETRY_AFTER_MOST)
+    }
+
+    fn waiting_for(&self, pool: &Arc<str>) -> usize {
+        self.lines.iter().filter(|((name, _), _)| name == pool).map(|(_, line)| line.len()).sum()
     }
 
     fn gaps(&mut self, pool: &Arc<str>) -> &mut Gaps {
@@ -208,7 +217,21 @@ impl State {
 }
 
 impl Gaps {
-    fn served(&mut self, now: Instant) {
+    /// Somebody waits since `began`; whether an operator is to be told now.
+    fn begins(&mut self, began: Instant) -> bool {
+        let new = self.began.is_none();
+        let since = *self.began.get_or_insert(began);
+        let now = clock::now();
+        let tell = new && self.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
+        if tell {
+            self.told = Some(now);
+            self.open = Some(since);
+        }
+        tell
+    }
+
+    /// The first of a gap, or one more, was served: how long the gap was, if an operator knows of it.
+    fn served(&mut self, now: Instant) -> Option<Duration> {
         let mean = |known: Option<f64>, since: Instant| {
             let seen = now.saturating_duration_since(since).as_secs_f64();
             Some(known.map_or(seen, |known| known + (seen - known) * WEIGHT))
@@ -219,6 +242,7 @@ impl Gaps {
             self.seconds_each = mean(self.seconds_each, last);
         }
         self.last_served = Some(now);
+        self.open.take().map(|open| now.saturating_duration_since(open))
     }
 }
 
@@ -268,7 +292,13 @@ impl Place<'_> {
     /// It has its place on a pod and is out of the line. `more`: the next may find one too.
     pub(super) fn served(&mut self, more: bool) {
         let now = clock::now();
-        self.room.state().gaps(&self.key.0).served(now);
+        let mut state = self.room.state();
+        let (gap, waited) = (state.gaps(&self.key.0).served(now), state.waiting_for(&self.key.0));
+        drop(state);
+        if let Some(gap) = gap {
+            let pool = &*self.key.0;
+            tracing::info!(pool, waited, "pool is served again after {:.1} s, {waited} waited", gap.as_secs_f64());
+        }
         self.leave(more);
         self.outcome = "served";
     }
@@ -309,10 +339,12 @@ impl Place<'_> {
         let first = line.first_key_value().is_some_and(|(id, _)| *id == self.id);
         self.room.many.fetch_add(1, Relaxed);
         self.in_line = true;
-        if first {
-            state.gaps(&self.key.0).began.get_or_insert(self.began);
-        }
+        let tell = first && state.gaps(&self.key.0).begins(self.began);
         drop(state);
+        if tell {
+            let (pool, timeout) = (&*self.key.0, self.until.saturating_duration_since(self.began));
+            tracing::warn!(pool, ?timeout, "pool has no usable pod; requests wait");
+        }
         self.catch_up();
         self.shown().inc();
     }
@@ -444,6 +476,21 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
         assert!(matches!(enter(&room, &pool, 0), Err(Rejection::LineFull { .. })));
         drop(few);
         assert!(room.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_told_when_it_begins_and_when_it_is_over_and_flapping_is_told_seldom() {
+        let mut gaps = Gaps::default();
+        let began = clock::now();
+        assert!(gaps.begins(began));
+        assert!(!gaps.begins(began), "the next who waits is no other gap");
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!(gaps.served(clock::now()), Some(Duration::from_secs(7)));
+        assert_eq!(gaps.served(clock::now()), None, "once");
+        assert!(!gaps.begins(clock::now()), "it flaps");
+        assert_eq!(gaps.served(clock::now()), None, "nobody was told that it began");
+        tokio::time::advance(TELL_EVERY).await;
+        assert!(gaps.begins(clock::now()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ mod report;
 mod rhythm;
 mod rounds;
 mod token;
+mod unread;
 mod visit;
 
 use std::{

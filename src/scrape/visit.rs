@@ -13,6 +13,7 @@ use super::{
     report::{Failure, PageRead, Report},
     rhythm::Rhythm,
     token::Token,
+    unread::{self, Unread},
 };
 use crate::{
     clock,
@@ -39,6 +40,7 @@ struct Turns {
     page: Rhythm,
     models: ModelsTurn,
     health: HealthWatch,
+    unread: Unread,
 }
 
 /// What a visit is for.
@@ -71,6 +73,7 @@ impl Watch {
                 page: Rhythm::new(pod.view.interval, now),
                 models: ModelsTurn::new(now),
                 health: HealthWatch::default(),
+                unread: Unread::default(),
             }),
         }
     }
@@ -144,12 +147,30 @@ impl Watch {
             tracing::debug!(pod = %pod.id, %failure, "page of metrics not read");
             self.report.page_failed(pod, failure, took);
         }
+        self.tell_an_operator(failure);
         let sent_since = pod.ledger.sent() != sent_mark;
         // A first refusal wants to be confirmed soon.
         let unconfirmed = failure == Some(Failure::Refused) && pod.condition(now) != Condition::Ejected;
         let streams = failure.is_none() && pod.streams().is_some_and(|streams| streams > 0);
         let busy = sent_since || unconfirmed || streams || pod.ledger.in_flight() > 0;
         self.turns().page.returned(busy, &mut clock::rng());
+    }
+
+    /// A pod whose page cannot be read is chosen blindly, which somebody should know.
+    fn tell_an_operator(&self, failure: Option<Failure>) {
+        let pod = &self.pod;
+        if let Some(failure) = failure {
+            let condition = pod.condition(clock::now());
+            let tell = self.turns().unread.failed(failure, condition);
+            if tell {
+                tracing::warn!(pod = %pod.id, "pod cannot be read: {}", unread::described(pod, failure));
+            }
+        } else {
+            let tell = self.turns().unread.read();
+            if tell {
+                tracing::info!(pod = %pod.id, "pod can be read again");
+            }
+        }
     }
 
     fn take(&self, load: PodLoad) {

@@ -1,6 +1,7 @@
 //! Where log lines go and how they look: JSON, one object a line, unless a person is watching.
 
 use std::{
+    ffi::OsStr,
     fmt::{self, Debug, Write as _},
     io::{self, IsTerminal as _},
     time::UNIX_EPOCH,
@@ -26,7 +27,7 @@ use tracing_subscriber::{
 
 use crate::{
     clock,
-    config::{Log, LogFormat},
+    config::{Log, LogFormat, wrong_levels},
 };
 
 /// The environment variable that overrides the configured level.
@@ -44,7 +45,7 @@ impl Level {
     ///
     /// # Errors
     /// If the filter cannot be parsed.
-    pub fn follow(&self, log: &Log) -> Result<(), ParseError> {
+    pub fn follow(&self, log: &Log) -> Result<(), WrongFilter> {
         let filter = filter(log)?;
         // Without a subscriber there is nothing to follow.
         self.0.reload(filter).ok();
@@ -52,10 +53,30 @@ impl Level {
     }
 }
 
-fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
-    match std::env::var(FILTER_VARIABLE) {
-        Ok(filter) => EnvFilter::try_new(filter),
-        Err(_) => EnvFilter::try_new(&log.level),
+/// Why nothing can be logged as told.
+#[derive(Debug, thiserror::Error)]
+pub enum WrongFilter {
+    /// The environment's filter has a part that is no level.
+    #[error("`{FILTER_VARIABLE}`: {0}; {1}")]
+    NoLevel(String, String),
+    /// A filter is none, although its levels are levels.
+    #[error("`{0}` is no log filter")]
+    Unreadable(&'static str, #[source] ParseError),
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, WrongFilter> {
+    let variable = std::env::var_os(FILTER_VARIABLE);
+    chosen(variable.as_deref().map(OsStr::to_string_lossy).as_deref(), log)
+}
+
+/// What the environment says, checked as strictly as `log.level` was; an empty variable is one that is not set.
+fn chosen(variable: Option<&str>, log: &Log) -> Result<EnvFilter, WrongFilter> {
+    let Some(filter) = variable.filter(|it| !it.trim().is_empty()) else {
+        return EnvFilter::try_new(&log.level).map_err(|error| WrongFilter::Unreadable("log.level", error));
+    };
+    match wrong_levels(filter).next() {
+        Some((problem, remedy)) => Err(WrongFilter::NoLevel(problem, remedy)),
+        None => EnvFilter::try_new(filter).map_err(|error| WrongFilter::Unreadable(FILTER_VARIABLE, error)),
     }
 }
 
@@ -63,7 +84,7 @@ fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
 ///
 /// # Errors
 /// If the filter cannot be parsed.
-pub fn start(log: &Log) -> Result<Level, ParseError> {
+pub fn start(log: &Log) -> Result<Level, WrongFilter> {
     let (filter, level) = reload::Layer::new(filter(log)?);
     let terminal = io::stderr().is_terminal();
     let for_people = match log.format {
@@ -299,6 +320,23 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_word_in_the_environment_that_is_no_level_is_refused_and_not_taken_for_a_module() {
+        let log = Log { level: "warn".to_owned(), format: LogFormat::Json };
+        let told = |variable: &str| match chosen(Some(variable), &log) {
+            Ok(filter) => filter.to_string(),
+            Err(wrong) => wrong.to_string(),
+        };
+        let levels = "the levels are: off, error, warn, info, debug, trace";
+        assert_eq!(told("verbose"), format!("`TIDEGATE_LOG`: `verbose` is not a log level; {levels}"));
+        for wrong in ["warning", "tidegate=loud", "info,", "info,tidegate"] {
+            let told = told(wrong);
+            assert!(told.starts_with("`TIDEGATE_LOG`: `") && told.ends_with(levels), "{wrong}: {told}");
+        }
+        assert_eq!((told("").as_str(), told(" ").as_str(), told("debug").as_str()), ("warn", "warn", "debug"));
+        assert_eq!(chosen(None, &log).unwrap().to_string(), "warn");
     }
 
     #[test]

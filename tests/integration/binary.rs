@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
 };
 
-use crate::harness::{Call, SimPod, chat, chat_stream, within};
+use crate::harness::{Call, Gateway, SimPod, chat, chat_stream, within};
 
 fn tidegate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
@@ -37,7 +38,9 @@ pub(crate) fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
 pub(crate) struct Served {
     child: Child,
     pub(crate) addr: SocketAddr,
-    log: std::thread::JoinHandle<String>,
+    /// What it logged so far.
+    said: Arc<Mutex<String>>,
+    log: std::thread::JoinHandle<()>,
 }
 
 impl Served {
@@ -55,11 +58,18 @@ impl Served {
                 break addr[..end].parse().unwrap();
             }
         };
+        let said = Arc::new(Mutex::new(read));
+        let page = Arc::clone(&said);
         let log = std::thread::spawn(move || {
-            lines.read_to_string(&mut read).unwrap();
-            read
+            for line in lines.lines() {
+                page.lock().unwrap().push_str(&(line.unwrap() + "\n"));
+            }
         });
-        Self { child, addr, log }
+        Self { child, addr, said, log }
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -69,8 +79,13 @@ impl Served {
 
     /// Its exit code and what it logged.
     pub(crate) async fn ended(mut self) -> (i32, String) {
-        let ended = tokio::task::spawn_blocking(move || (self.child.wait().unwrap(), self.log.join().unwrap()));
-        let (status, log) = within("the process to end", ended).await.unwrap();
+        let said = Arc::clone(&self.said);
+        let ended = tokio::task::spawn_blocking(move || {
+            self.log.join().unwrap();
+            self.child.wait().unwrap()
+        });
+        let status = within("the process to end", ended).await.unwrap();
+        let log = said.lock().unwrap().clone();
         (status.code().expect("an exit code, not a death by signal"), log)
     }
 }
@@ -138,6 +153,78 @@ fn a_busy_port_is_told_with_what_to_do() {
     let (code, _, err) = run(&["sim", "--pods", "1", "--port", &port.to_string()]);
     assert_eq!(code, 1, "{err}");
     assert!(err.contains(&format!("port {port} is busy")) && err.contains("--port"), "{err}");
+}
+
+#[test]
+fn a_level_in_the_environment_that_is_none_is_told_and_nothing_is_served_in_silence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), "{ url: \"http://127.0.0.1:1\" }", "");
+    let Output { status, stderr, .. } =
+        tidegate(&["serve", "--config", &path]).env("TIDEGATE_LOG", "verbose").output().unwrap();
+    assert_eq!(status.code(), Some(1));
+    let told = "tidegate: `TIDEGATE_LOG`: `verbose` is not a log level; the levels are: off, error, warn, info, debug, \
+                trace\n";
+    assert_eq!(String::from_utf8(stderr).unwrap(), told);
+}
+
+#[tokio::test]
+async fn the_log_tells_what_started_that_it_is_ready_and_what_went_wrong_with_a_pool() {
+    let pods = [SimPod::start().await, SimPod::start().await];
+    pods[0].faults().change(|faults| faults.warm_up = true);
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("pods.yaml");
+    fs::write(&list, "[]").unwrap();
+    let endpoint = format!("{{ file: {} }}", list.display());
+    let rest = "waiting: { timeout: 2s }\nprobes: { address: \"127.0.0.1:0\" }\n";
+    let path = config(folder.path(), &endpoint, rest);
+    let served = Served::start(&path);
+    assert_eq!(chat("nobody", 1).send(served.addr).await.status(), 503);
+    let waits = chat("waits", 1).begin(served.addr);
+    let token = folder.path().join("no-token");
+    let new = format!("- url: {}\n- {{ url: {}, token_file: {} }}\n", pods[0].url(), pods[1].url(), token.display());
+    let written = list.with_extension("new");
+    fs::write(&written, new).unwrap();
+    fs::rename(written, &list).unwrap();
+    pods[0].faults().heal();
+    assert_eq!(waits.await.unwrap().status(), 200);
+    let says = |what: &str| served.said().contains(what);
+    crate::harness::eventually("the missing token is told", || says("pod cannot be read")).await;
+    fs::write(&token, "secret").unwrap();
+    crate::harness::eventually("and that it is there now", || says("pod can be read again")).await;
+    served.signal("INT");
+    let (code, log) = served.ended().await;
+    assert_eq!(code, 0, "{log}");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let first = &lines[0];
+    assert_eq!(first["message"], concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started"));
+    assert_eq!((&first["config"], &first["listeners"], &first["pools"]), (&path.into(), &1.into(), &1.into()));
+    let count = |message: &str| lines.iter().filter(|line| line["message"] == message).count();
+    assert_eq!((count("ready"), count("probes listening"), count("pod can be read again")), (1, 1, 1), "{log}");
+    assert_eq!(count("pool has no usable pod; requests wait"), 1, "{log}");
+    assert_eq!(log.matches("pool is served again after ").count(), 1, "{log}");
+    assert_eq!(
+        count(&format!("pod cannot be read: token file {} cannot be read, or holds no token", token.display())),
+        1
+    );
+    let expired = lines.iter().find(|line| line["status"] == 503).unwrap();
+    assert!(expired["waited_ms"].as_f64().is_some_and(|ms| ms >= 2_000.0), "{expired}");
+}
+
+#[tokio::test]
+async fn explaining_at_a_listener_that_is_not_there_is_told_as_that() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), &pod.endpoint(), "");
+    let body = folder.path().join("body.json");
+    fs::write(&body, r#"{"model":"m","messages":[]}"#).unwrap();
+    let admin = gateway.admin().to_string();
+    let told = tokio::task::spawn_blocking(move || {
+        let body = body.to_str().unwrap();
+        run(&["explain", "--config", &path, "--request", body, "--admin", &admin, "--listener", "nope"])
+    });
+    let (code, _, err) = within("the explanation", told).await.unwrap();
+    assert_eq!((code, err.as_str()), (1, "tidegate: no listener is named `nope`; there are: main\n"));
 }
 
 #[tokio::test]

@@ -102,6 +102,21 @@ async fn a_decision_can_be_explained_without_being_made() {
 }
 
 #[tokio::test]
+async fn what_the_gateway_takes_can_be_explained_however_large_and_no_more() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("limits: { body: 5MiB }").start().await;
+    let sized = |megabytes: usize| {
+        let content = "x".repeat(megabytes << 20);
+        let ask = json!({"model": "m", "messages": [{"role": "user", "content": content}]});
+        Call::post("/debug/explain", ask.to_string())
+    };
+    assert_eq!(sized(4).send(gateway.admin()).await.status(), 200);
+    let refused = sized(5).send(gateway.admin()).await;
+    assert_eq!(refused.status(), 413);
+    assert_eq!(refused.json().await["error"]["code"], "request_too_large");
+}
+
+#[tokio::test]
 async fn it_is_ready_once_a_pod_is() {
     let pod = SimPod::start().await;
     pod.faults().change(|faults| {

@@ -7,6 +7,8 @@ mod models;
 mod pools;
 mod settings;
 
+pub use settings::wrong_levels;
+
 use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
 
 use super::{

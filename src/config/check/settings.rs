@@ -171,20 +171,22 @@ pub(super) fn log(file: Option<&LogFile>, sheet: &mut Sheet) -> Log {
     let default = defaults::log();
     let Some(given) = file else { return default };
     if let Some(level) = &given.level {
-        for part in level.value.split(',').map(str::trim) {
-            // A bare word that is no level would be taken for a module whose every line is wanted.
-            let word = part.rsplit_once('=').map_or(part, |(_, word)| word);
-            if !LEVELS.iter().any(|known| known.eq_ignore_ascii_case(word)) {
-                sheet.error(
-                    level.place,
-                    format!("`{word}` is not a log level"),
-                    suggestion(word, &LEVELS, "the levels are"),
-                );
-            }
+        for (problem, remedy) in wrong_levels(&level.value) {
+            sheet.error(level.place, problem, remedy);
         }
     }
     Log {
         level: given.level.as_ref().map_or(default.level, |level| level.value.clone()),
         format: given.format.unwrap_or(default.format),
     }
+}
+
+/// What of a log filter is no level, and what could be; wherever the filter comes from.
+pub fn wrong_levels(filter: &str) -> impl Iterator<Item = (String, String)> {
+    filter.split(',').map(str::trim).filter_map(|part| {
+        // A bare word that is no level would be taken for a module whose every line is wanted.
+        let word = part.rsplit_once('=').map_or(part, |(_, word)| word);
+        let known = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(word));
+        (!known).then(|| (format!("`{word}` is not a log level"), suggestion(word, &LEVELS, "the levels are")))
+    })
 }

@@ -112,8 +112,12 @@ impl Story {
         }
         let metrics = &self.house.metrics;
         let labels = PoolReasonLabels { pool: Name::from(matter.pool.name()), reason: failure.kind.name() };
-        if !self.house.retries.spend(retry, clock::now()) {
+        let now = clock::now();
+        if !self.house.retries.spend(retry, now) {
             metrics.retries_denied.get_or_create(&labels).inc();
+            if let Some(denied) = self.house.retries.denied(matter.pool.name(), now) {
+                tracing::warn!(pool = &**matter.pool.name(), denied, "retry budget spent");
+            }
             return None;
         }
         let next = matter.reserve(&self.house, &self.listener, tried).ok()?;

@@ -50,8 +50,9 @@ impl Story {
         asked: Asked<'_>,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let mut place = self.house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
-        receipt.step = Step::Waiting;
+        receipt.in_line_since = Some(clock::now());
         loop {
+            receipt.step = Step::Waiting;
             place.called().await?;
             receipt.waited = Some(place.waited());
             let told = {
