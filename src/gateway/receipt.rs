@@ -20,6 +20,7 @@ use crate::{
         labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
         logs::REQUEST,
     },
+    upstream::FailureKind,
 };
 
 /// nginx's number for a client that closed its connection before the answer; no server sends it.
@@ -85,7 +86,7 @@ pub(super) struct Receipt {
     pub(super) chosen: Option<Chosen>,
     pub(super) attempts: u32,
     /// What went wrong before each further attempt.
-    pub(super) retried: SmallVec<[&'static str; 2]>,
+    pub(super) retried: SmallVec<[FailureKind; 2]>,
     pub(super) status: Option<u16>,
     pub(super) streamed: bool,
     pub(super) body_bytes: usize,
@@ -94,6 +95,12 @@ pub(super) struct Receipt {
     pub(super) outcome: Outcome,
     /// Whom an operator should look at, if it was refused.
     pub(super) culprit: Option<&'static str>,
+    /// Whether the pod's head has to be there in the time that the first token has.
+    pub(super) bound_by_token: bool,
+    /// The code of the error that we answered with.
+    error_code: Option<&'static str>,
+    /// Why it was refused, where the log can be more exact than the metrics.
+    exactly: Option<&'static str>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
     counted: Option<ModelLabels>,
@@ -123,6 +130,9 @@ impl Receipt {
             attempts: 0,
             retried: SmallVec::new(),
             culprit: None,
+            bound_by_token: false,
+            error_code: None,
+            exactly: None,
             status: None,
             streamed: false,
             body_bytes: 0,
@@ -145,6 +155,9 @@ impl Receipt {
     /// We said no. That we failed ourselves, somebody should look into.
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
+        self.exactly = rejection.missed_bound(self.bound_by_token);
+        self.error_code = Some(rejection.code());
+        self.culprit = Some(rejection.fault().culprit());
         if let Rejection::Panicked(what) = rejection {
             tracing::error!(request_id = self.request_id.to_str().unwrap_or_default(), what, "a request panicked");
         }
@@ -250,10 +263,11 @@ impl Receipt {
             sight = chosen.map(|it| it.sight),
             cost_ms = chosen.map(|it| rounded(it.cost_ms)),
             attempts = self.attempts,
-            retried = (!self.retried.is_empty()).then(|| self.retried.join(",")),
+            retried = (!self.retried.is_empty()).then(|| self.why_retried()),
             status = self.code(),
             outcome,
             reason,
+            code = self.error_code,
             culprit = self.culprit,
             streamed = self.streamed,
             body_bytes = self.body_bytes,
@@ -265,7 +279,7 @@ impl Receipt {
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
             prompt_tokens = self.usage.and_then(|it| it.prompt_tokens),
             cached_tokens = self.usage.and_then(|it| it.cached_tokens),
-            output_tokens = self.usage.and_then(|it| it.completion_tokens),
+            output_tokens = self.output_tokens(),
             "{}",
             self.summary(whole),
         );
@@ -275,9 +289,19 @@ impl Receipt {
         match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),
             Outcome::Complete => ("complete", None),
-            Outcome::Refused(reason) => ("refused", Some(reason)),
+            Outcome::Refused(reason) => ("refused", Some(self.exactly.unwrap_or(reason))),
             Outcome::Cut(reason) => ("cut", Some(reason)),
         }
+    }
+
+    /// What went wrong before each further attempt.
+    fn why_retried(&self) -> String {
+        self.retried.iter().map(|kind| kind.detail()).collect::<Vec<_>>().join(",")
+    }
+
+    /// As the pod reports them, else as the stream showed them.
+    fn output_tokens(&self) -> Option<u32> {
+        self.usage.and_then(|it| it.completion_tokens).or(Some(self.tokens).filter(|seen| *seen > 0))
     }
 
     /// From the request's head to `then`.
@@ -292,7 +316,7 @@ impl Receipt {
         decision.at_ms = rounded(log.since_start(self.received).as_secs_f64() * 1e3);
         decision.pod = self.chosen.as_ref().map(|it| it.pod.clone());
         decision.prompt_tokens = usage.prompt_tokens.unwrap_or(decision.prompt_tokens);
-        decision.output_tokens = usage.completion_tokens.or(Some(self.tokens).filter(|seen| *seen > 0));
+        decision.output_tokens = self.output_tokens();
         decision.cached_tokens = usage.cached_tokens;
         decision.ttft_ms = self.ms_to(self.first_token);
         decision.itl_ms = self.itl_ms().map(rounded);
@@ -302,12 +326,15 @@ impl Receipt {
 
     /// The line for a person: what, where to, how it went.
     fn summary(&self, whole: Duration) -> String {
-        let model = self.model.as_ref().map_or("", |it| &*it.0);
-        let mut line = format!("{} {model}", self.endpoint);
-        if let Some(asked) = &self.asked {
-            line.push_str(&format!("{asked:?}"));
+        let mut line = self.endpoint.to_owned();
+        if let Some(model) = &self.model {
+            line.push_str(&format!(" {}", model.0));
         }
-        if let Some(chosen) = &self.chosen {
+        if let Some(asked) = &self.asked {
+            line.push_str(&format!(" {asked:?}"));
+        }
+        // Where we refused, no pod answered.
+        if let Some(chosen) = self.chosen.as_ref().filter(|_| self.error_code.is_none()) {
             line.push_str(&format!(" -> {}", chosen.pod));
         }
         line.push_str(&format!("  {}  {:.0} ms", self.code(), whole.as_secs_f64() * 1e3));
@@ -318,11 +345,16 @@ impl Receipt {
         if self.attempts > 1 {
             line.push_str(&format!(", {} attempts", self.attempts));
         }
-        match &self.outcome {
+        let (_, reason) = self.ending();
+        let reason = reason.unwrap_or_default();
+        match self.outcome {
             Outcome::Complete => {}
-            Outcome::Open => line.push_str(&format!(", the client left ({})", self.step.name())),
-            Outcome::Refused(reason) => line.push_str(&format!(", refused: {reason}")),
-            Outcome::Cut(reason) => line.push_str(&format!(", CUT: {reason}")),
+            Outcome::Open => line.push_str(&format!(", the client left ({reason})")),
+            Outcome::Refused(_) => line.push_str(&format!(", refused: {reason}")),
+            Outcome::Cut(_) => line.push_str(&format!(", CUT: {reason}")),
+        }
+        if let Some(chosen) = self.chosen.as_ref().filter(|_| self.error_code.is_some()) {
+            line.push_str(&format!(", last tried {}", chosen.pod));
         }
         line
     }

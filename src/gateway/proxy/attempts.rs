@@ -91,7 +91,7 @@ impl Story {
                 }
                 (Some(next), _) => {
                     self.note_failure(&pick, &spent.failure);
-                    receipt.retried.push(spent.failure.kind.name());
+                    receipt.retried.push(spent.failure.kind);
                     left -= 1;
                     pick = next;
                 }
