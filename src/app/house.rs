@@ -61,7 +61,9 @@ impl Known {
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
         let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
-        config.pools.iter().for_each(|pool| begin_counting(&metrics, &pool.name));
+        for pool in &config.pools {
+            begin_counting(&metrics, &pool.name);
+        }
         let waiting = Arc::new(Waiting::new(&metrics));
         Self { fleet, prefix, metrics, waiting, ready_once: Arc::default(), decisions: None }
     }

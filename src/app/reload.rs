@@ -164,7 +164,9 @@ impl Reloader {
         let (house, with) = (&self.house, &self.instruments);
         let kept: BTreeSet<_> = config.pools.iter().map(|pool| Arc::clone(&pool.name)).collect();
         house.fleet.follow(&config.pools, clock::now());
-        kept.iter().for_each(|pool| begin_counting(&house.metrics, pool));
+        for pool in &kept {
+            begin_counting(&house.metrics, pool);
+        }
         with.connector.speak(tls);
         with.discovery.follow(&config.pools);
         for gone in house.fleet.pools().filter(|pool| !kept.contains(pool.name())) {

@@ -92,7 +92,9 @@ async fn a_refusal_before_any_pod_names_path_endpoint_and_code() {
 async fn a_retry_says_which_status_it_was_for() {
     let (lines, _guard) = Lines::kept();
     let pods = [SimPod::start().await, SimPod::start().await];
-    pods.iter().for_each(|pod| pod.faults().change(|faults| faults.status = Some(500)));
+    for pod in &pods {
+        pod.faults().change(|faults| faults.status = Some(500));
+    }
     let gateway = Gateway::over(pods.iter().map(SimPod::endpoint)).yaml("retry: { on: [500] }").start().await;
     assert_eq!(chat("hi", 5).send(gateway.addr).await.status(), 500);
     assert_eq!(told(&lines.one(&gateway).await, ["retried", "attempts", "outcome"]), ["status_500", "2", "complete"]);
