@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     discovery::{Discovery, OnChange},
     fleet::{Fleet, Pace, Pod, PodId, PoolState},
-    gateway::{BodyBudget, House, ResponseHomes, Waiting},
+    gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
@@ -61,6 +61,9 @@ impl Known {
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
         let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
+        for pool in &config.pools {
+            begin_counting(&metrics, &pool.name);
+        }
         let waiting = Arc::new(Waiting::new(&metrics));
         Self { fleet, prefix, metrics, waiting, ready_once: Arc::default(), decisions: None }
     }

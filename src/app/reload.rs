@@ -22,7 +22,7 @@ use crate::{
     clock,
     config::{self, Config, Pool, Problem, Report},
     edge::{Phase, Stage},
-    gateway::{CurrentPolicy, House, Policy},
+    gateway::{CurrentPolicy, House, Policy, begin_counting},
     scrape::Kits,
     telemetry::{
         labels::{ConfigLabels, OutcomeLabels},
@@ -163,6 +163,9 @@ impl Reloader {
         let (house, with) = (&self.house, &self.instruments);
         let kept: BTreeSet<_> = config.pools.iter().map(|pool| Arc::clone(&pool.name)).collect();
         house.fleet.follow(&config.pools, clock::now());
+        for pool in &kept {
+            begin_counting(&house.metrics, pool);
+        }
         with.connector.speak(tls);
         with.discovery.follow(&config.pools);
         for gone in house.fleet.pools().filter(|pool| !kept.contains(pool.name())) {

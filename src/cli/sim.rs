@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 use crate::{
-    sim::{EngineConfig, Pod, PodConfig, RunningPod, profiles, step::StepModel},
+    sim::{EngineConfig, Faults, Pod, PodConfig, RunningPod, profiles, step::StepModel},
     tasks::Tasks,
 };
 
@@ -139,9 +139,16 @@ fn announce(args: &Args, pods: &[RunningPod]) -> anyhow::Result<()> {
     }
     writeln!(out, "\nA config that serves them (tidegate serve --config FILE):\n\n{}\n", snippet(args, pods))?;
     writeln!(out, "Break one:  curl {}/sim/faults -d '{{\"error_rate\": 0.5}}'   ('{{}}' heals it)", first(pods))?;
+    writeln!(out, "Faults:     {}", faults())?;
     writeln!(out, "Ctrl-C ends.")?;
     out.flush()?;
     Ok(())
+}
+
+/// What can be wrong with a pod, by the names that `/sim/faults` takes.
+fn faults() -> String {
+    let none = serde_json::to_value(Faults::default()).unwrap_or_default();
+    none.as_object().map(|keys| keys.keys().cloned().collect::<Vec<_>>().join(", ")).unwrap_or_default()
 }
 
 fn first(pods: &[RunningPod]) -> String {
@@ -174,7 +181,9 @@ fn after_help() -> String {
          \nExamples:\n  tidegate sim                                    four pods on 127.0.0.1:9001-9004\n  \
          tidegate sim --speed 1,1,1,0.5 --adapters a,b   the last one is half as fast; two adapters\n\n\
          Exit codes:\n  0  stopped by Ctrl-C\n  1  an address could not be bound, or a name or number makes no sense\n  \
-         2  the command line itself is wrong",
-        list.collect::<Vec<_>>().join("\n")
+         2  the command line itself is wrong\n\n\
+         Faults (`POST /sim/faults`; what is left out is healed):\n  {}",
+        list.collect::<Vec<_>>().join("\n"),
+        faults()
     )
 }

@@ -4,7 +4,7 @@
 //! A remedy names the word that was probably meant only if it is near: a wrong suggestion costs the reader more than
 //! none. Text from the file is shown without its control characters: a report goes to terminals and logs.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +138,21 @@ const WIDEST: usize = 120;
 /// How much is kept before the caret when a line is cut.
 const LEAD: usize = 40;
 
+/// Longest sentence that is shown whole, in characters: several lines of a terminal, and longer than every one of ours
+/// that quotes no more than a name.
+const SENTENCE: usize = 1000;
+
+/// A sentence without its middle, if a word of the file that it quotes makes it endless.
+fn cut(sentence: String) -> String {
+    let letters = sentence.chars().count();
+    if letters <= SENTENCE {
+        return sentence;
+    }
+    let head = sentence.chars().take(SENTENCE / 2);
+    let tail = sentence.chars().skip(letters - SENTENCE / 2);
+    head.chain([' ', '.', '.', '.', ' ']).chain(tail).collect()
+}
+
 /// The part of a line that shows the place, the spaces before the caret, and the number of carets.
 fn excerpt(text: &str, column: u32, length: u32) -> (String, usize, usize) {
     let letters: Vec<char> = printable(text).chars().collect();
@@ -210,8 +225,8 @@ impl<'a> Source<'a> {
             severity,
             file: Arc::clone(&self.name),
             place,
-            message,
-            remedy,
+            message: cut(message),
+            remedy: cut(remedy),
             line: line.map(|line| Arc::from(*line)),
         }
     }
@@ -263,8 +278,10 @@ pub(super) fn suggestion(word: &str, allowed: &[&str], what: &str) -> String {
 /// How many names a list shows before it is cut: more would hide the rest of the report.
 const SHOWN: usize = 20;
 
-/// Names in a row, cut after [`SHOWN`].
+/// Names in a row, each once, cut after [`SHOWN`].
 fn listed(names: &[&str]) -> String {
+    let mut seen = BTreeSet::new();
+    let names: Vec<&str> = names.iter().copied().filter(|name| !name.is_empty() && seen.insert(*name)).collect();
     let list = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(SHOWN) {
         0 => list,

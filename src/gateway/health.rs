@@ -5,13 +5,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::House;
+use super::{House, rejection::CUTS};
 use crate::{
     clock,
     fleet::{Condition, Ejection, Evidence, Pod},
     prefix,
     telemetry::{Metrics, Name, labels::PoolReasonLabels},
+    upstream::FailureKind,
 };
+
+/// A new pool's counters that alerts watch stand at nothing from the start: the first event of a counter that is born
+/// with it is a rise that nobody sees.
+pub fn begin_counting(metrics: &Metrics, pool: &str) {
+    let labels = |reason| PoolReasonLabels { pool: Name::from(pool), reason };
+    for reason in CUTS {
+        drop(metrics.cuts.get_or_create(&labels(reason)));
+    }
+    for kind in FailureKind::RETRIED {
+        drop(metrics.retries_denied.get_or_create(&labels(kind.name())));
+    }
+}
 
 impl House {
     /// A request that was sent at `sent` was answered by `pod`.

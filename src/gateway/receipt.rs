@@ -21,6 +21,7 @@ use crate::{
         labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
         logs::REQUEST,
     },
+    upstream::FailureKind,
 };
 
 /// nginx's number for a client that closed its connection before the answer; no server sends it.
@@ -88,7 +89,7 @@ pub(super) struct Receipt {
     pub(super) chosen: Option<Chosen>,
     pub(super) attempts: u32,
     /// What went wrong before each further attempt.
-    pub(super) retried: SmallVec<[&'static str; 2]>,
+    pub(super) retried: SmallVec<[FailureKind; 2]>,
     pub(super) status: Option<u16>,
     pub(super) streamed: bool,
     pub(super) body_bytes: usize,
@@ -97,6 +98,12 @@ pub(super) struct Receipt {
     pub(super) outcome: Outcome,
     /// Whom an operator should look at, if it was refused.
     pub(super) culprit: Option<&'static str>,
+    /// Whether the pod's head has to be there in the time that the first token has.
+    pub(super) bound_by_token: bool,
+    /// The code of the error that we answered with.
+    error_code: Option<&'static str>,
+    /// Why it was refused, where the log can be more exact than the metrics.
+    exactly: Option<&'static str>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
     counted: Option<ModelLabels>,
@@ -127,6 +134,9 @@ impl Receipt {
             attempts: 0,
             retried: SmallVec::new(),
             culprit: None,
+            bound_by_token: false,
+            error_code: None,
+            exactly: None,
             status: None,
             streamed: false,
             body_bytes: 0,
@@ -147,17 +157,20 @@ impl Receipt {
     }
 
     /// An attempt is followed by another for this reason. A request that waits for pods may see many.
-    pub(super) fn tried_again(&mut self, reason: &'static str) {
+    pub(super) fn tried_again(&mut self, why: FailureKind) {
         /// As many as an operator reads.
         const SHOWN: usize = 8;
         if self.retried.len() < SHOWN {
-            self.retried.push(reason);
+            self.retried.push(why);
         }
     }
 
     /// We said no. That we failed ourselves, somebody should look into.
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
+        self.exactly = rejection.missed_bound(self.bound_by_token);
+        self.error_code = Some(rejection.code());
+        self.culprit = Some(rejection.fault().culprit());
         if let Rejection::Panicked(what) = rejection {
             tracing::error!(request_id = self.request_id.to_str().unwrap_or_default(), what, "a request panicked");
         }
@@ -263,10 +276,11 @@ impl Receipt {
             sight = chosen.map(|it| it.sight),
             cost_ms = chosen.map(|it| rounded(it.cost_ms)),
             attempts = self.attempts,
-            retried = (!self.retried.is_empty()).then(|| self.retried.join(",")),
+            retried = (!self.retried.is_empty()).then(|| self.why_retried()),
             status = self.code(),
             outcome,
             reason,
+            code = self.error_code,
             culprit = self.culprit,
             streamed = self.streamed,
             body_bytes = self.body_bytes,
@@ -278,7 +292,7 @@ impl Receipt {
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
             prompt_tokens = self.usage.and_then(|it| it.prompt_tokens),
             cached_tokens = self.usage.and_then(|it| it.cached_tokens),
-            output_tokens = self.usage.and_then(|it| it.completion_tokens),
+            output_tokens = self.output_tokens(),
             "{}",
             Summary { receipt: self, whole },
         );
@@ -296,9 +310,19 @@ impl Receipt {
         match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),
             Outcome::Complete => ("complete", None),
-            Outcome::Refused(reason) => ("refused", Some(reason)),
+            Outcome::Refused(reason) => ("refused", Some(self.exactly.unwrap_or(reason))),
             Outcome::Cut(reason) => ("cut", Some(reason)),
         }
+    }
+
+    /// What went wrong before each further attempt.
+    fn why_retried(&self) -> String {
+        self.retried.iter().map(|kind| kind.detail()).collect::<Vec<_>>().join(",")
+    }
+
+    /// As the pod reports them, else as the stream showed them.
+    fn output_tokens(&self) -> Option<u32> {
+        self.usage.and_then(|it| it.completion_tokens).or(Some(self.tokens).filter(|seen| *seen > 0))
     }
 
     /// From the request's head to `then`.
@@ -313,7 +337,7 @@ impl Receipt {
         decision.at_ms = rounded(log.since_start(self.received).as_secs_f64() * 1e3);
         decision.pod = self.chosen.as_ref().map(|it| it.pod.clone());
         decision.prompt_tokens = usage.prompt_tokens.unwrap_or(decision.prompt_tokens);
-        decision.output_tokens = usage.completion_tokens.or(Some(self.tokens).filter(|seen| *seen > 0));
+        decision.output_tokens = self.output_tokens();
         decision.cached_tokens = usage.cached_tokens;
         decision.ttft_ms = self.ms_to(self.first_token);
         decision.itl_ms = self.itl_ms().map(rounded);
@@ -331,11 +355,15 @@ struct Summary<'a> {
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { receipt, whole } = self;
-        write!(f, "{} {}", receipt.endpoint, receipt.model.as_ref().map_or("", |it| &*it.0))?;
-        if let Some(asked) = &receipt.asked {
-            write!(f, "{asked:?}")?;
+        f.write_str(receipt.endpoint)?;
+        if let Some(model) = &receipt.model {
+            write!(f, " {}", model.0)?;
         }
-        if let Some(chosen) = &receipt.chosen {
+        if let Some(asked) = &receipt.asked {
+            write!(f, " {asked:?}")?;
+        }
+        // Where we refused, no pod answered.
+        if let Some(chosen) = receipt.chosen.as_ref().filter(|_| receipt.error_code.is_none()) {
             write!(f, " -> {}", chosen.pod)?;
         }
         write!(f, "  {}  {:.0} ms", receipt.code(), whole.as_secs_f64() * 1e3)?;
@@ -346,11 +374,17 @@ impl fmt::Display for Summary<'_> {
         if receipt.attempts > 1 {
             write!(f, ", {} attempts", receipt.attempts)?;
         }
+        let (_, reason) = receipt.ending();
+        let reason = reason.unwrap_or_default();
         match &receipt.outcome {
-            Outcome::Complete => Ok(()),
-            Outcome::Open => write!(f, ", the client left ({})", receipt.step.name()),
-            Outcome::Refused(reason) => write!(f, ", refused: {reason}"),
-            Outcome::Cut(reason) => write!(f, ", CUT: {reason}"),
+            Outcome::Complete => {}
+            Outcome::Open => write!(f, ", the client left ({reason})")?,
+            Outcome::Refused(_) => write!(f, ", refused: {reason}")?,
+            Outcome::Cut(_) => write!(f, ", CUT: {reason}")?,
+        }
+        match receipt.chosen.as_ref().filter(|_| receipt.error_code.is_some()) {
+            Some(chosen) => write!(f, ", last tried {}", chosen.pod),
+            None => Ok(()),
         }
     }
 }

@@ -31,6 +31,9 @@ pub enum Rejection {
     /// The path or method.
     #[error(transparent)]
     Path(#[from] PathProblem),
+    /// A path at which nothing is served.
+    #[error("no such endpoint: {0}")]
+    NoSuchPath(String),
     /// A path that lacks its `/v1`.
     #[error("no such endpoint; did you mean {0}? The base URL ends in /v1")]
     LacksV1(String),
@@ -152,7 +155,7 @@ impl Rejection {
             Self::Path(PathProblem::WrongMethod { .. }) => {
                 told_as(S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", "method")
             }
-            Self::Path(PathProblem::NotServed) | Self::LacksV1(_) => {
+            Self::Path(PathProblem::NotServed) | Self::NoSuchPath(_) | Self::LacksV1(_) => {
                 told_as(S::NOT_FOUND, INVALID, "unknown_url", "path")
             }
             Self::Path(PathProblem::WebSocket) | Self::Upgrade => {
@@ -196,15 +199,31 @@ impl Rejection {
         self.told().status
     }
 
-    /// The word in metrics and logs.
+    /// The word in metrics and in the header.
     pub fn reason(&self) -> &'static str {
         self.told().reason
+    }
+
+    /// The error's `code`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(malformed) => malformed.code(),
+            _ => self.told().code,
+        }
+    }
+
+    /// The bound that a pod did not begin its answer within: the first token's, if that is what a stream's head had to
+    /// come `before_the_token` for.
+    pub(super) fn missed_bound(&self, before_the_token: bool) -> Option<&'static str> {
+        let Self::Failed(Failure { kind: kind @ FailureKind::FirstByteTimeout, .. }) = self else { return None };
+        Some(if before_the_token { FIRST_TOKEN_TIMEOUT } else { kind.name() })
     }
 
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Path(_)
+            | Self::NoSuchPath(_)
             | Self::LacksV1(_)
             | Self::Malformed(_)
             | Self::Encoded(_)
@@ -219,8 +238,11 @@ impl Rejection {
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation => Fault::Client,
-            Self::BuffersFull | Self::LineFull { .. } | Self::Stopping | Self::Panicked(_) => Fault::Gateway,
-            Self::NoPod(_) | Self::NoPodInTime { .. } | Self::TotalTimeout(_) => Fault::Pod,
+            // The operator's bounds on the whole, whatever the pods did meanwhile.
+            Self::BuffersFull | Self::LineFull { .. } | Self::Stopping | Self::Panicked(_) | Self::TotalTimeout(_) => {
+                Fault::Gateway
+            }
+            Self::NoPod(_) | Self::NoPodInTime { .. } => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }
     }
@@ -236,9 +258,9 @@ impl Rejection {
 
     /// The event that ends a stream of which nothing but comments was sent, in the client's dialect.
     pub fn to_event(&self, dialect: Dialect) -> Bytes {
-        let Told { kind, code, .. } = self.told();
         let message = self.to_string();
-        ErrorBody { message: &message, kind, param: None, code: Some(code) }.to_sse_event(dialect)
+        ErrorBody { message: &message, kind: self.told().kind, param: None, code: Some(self.code()) }
+            .to_sse_event(dialect)
     }
 
     /// What is left of the body will not be read, or nobody can say for sure where the next request begins.
@@ -259,14 +281,14 @@ impl Rejection {
 
     /// The answer, in the client's dialect.
     pub fn to_response(&self, dialect: Dialect) -> Response<Bytes> {
-        let Told { status, kind, code, reason } = self.told();
-        let (param, code) = match self {
-            Self::Malformed(malformed) => (malformed.param(), malformed.code()),
-            Self::UnknownModel(_) => (Some("model"), code),
-            _ => (None, code),
+        let Told { status, kind, reason, .. } = self.told();
+        let param = match self {
+            Self::Malformed(malformed) => malformed.param(),
+            Self::UnknownModel(_) => Some("model"),
+            _ => None,
         };
         let message = self.to_string();
-        let body = ErrorBody { message: &message, kind, param, code: Some(code) }.to_json(dialect);
+        let body = ErrorBody { message: &message, kind, param, code: Some(self.code()) }.to_json(dialect);
         let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -275,7 +297,7 @@ impl Rejection {
         if let Some(pause) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
         }
-        if let Self::Path(PathProblem::WrongMethod { allowed }) = self {
+        if let Self::Path(PathProblem::WrongMethod { allowed, .. }) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
         if self.ends_the_connection() {
@@ -302,6 +324,21 @@ pub(super) fn cut_error(why: &'static str) -> ErrorBody<'static> {
 pub(super) fn is_our_doing(why: &'static str) -> bool {
     matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
 }
+
+/// Every reason for which an answer is cut.
+pub(super) const CUTS: [&str; 11] = [
+    "connection_died",
+    "no_end",
+    "error_event",
+    "aborted_by_pod",
+    "empty_answer",
+    "refused_in_stream",
+    FIRST_TOKEN_TIMEOUT,
+    IDLE_TIMEOUT,
+    TOTAL_TIMEOUT,
+    STOPPING,
+    PANIC,
+];
 
 /// Why an answer is cut when the gateway stops and its grace is over.
 pub(super) const STOPPING: &str = "stopping";

@@ -171,6 +171,8 @@ pub enum PathProblem {
     WrongMethod {
         /// The method to use.
         allowed: &'static str,
+        /// What is served there.
+        endpoint: Endpoint,
     },
 }
 
@@ -198,7 +200,7 @@ pub fn classify<'a>(method: &Method, path: &'a str, extra_paths: &[String]) -> R
     };
     if *method != allowed {
         let allowed = if allowed == Method::GET { "GET" } else { "POST" };
-        return Err(PathProblem::WrongMethod { allowed });
+        return Err(PathProblem::WrongMethod { allowed, endpoint });
     }
     Ok(Asked { endpoint, id })
 }
@@ -244,7 +246,7 @@ fn model_by_id<'a>(method: &Method, name: &'a str) -> Result<Asked<'a>, PathProb
         return Err(PathProblem::Ambiguous);
     }
     if *method != Method::GET {
-        return Err(PathProblem::WrongMethod { allowed: "GET" });
+        return Err(PathProblem::WrongMethod { allowed: "GET", endpoint: Endpoint::ModelById });
     }
     Ok(Asked { endpoint: Endpoint::ModelById, id: Some(name) })
 }
@@ -300,6 +302,10 @@ mod tests {
         classify(&Method::POST, path, &["/v1/extra".to_owned()])
     }
 
+    fn wrong(allowed: &'static str, endpoint: Endpoint) -> Result<Asked<'static>, PathProblem> {
+        Err(PathProblem::WrongMethod { allowed, endpoint })
+    }
+
     #[test]
     fn every_alias_is_found() {
         for (path, endpoint) in [
@@ -351,7 +357,7 @@ mod tests {
         }
         assert_eq!(get("/v1/models//x"), Err(PathProblem::Ambiguous));
         assert_eq!(get("/v1/models/"), Err(PathProblem::NotServed));
-        assert_eq!(post("/v1/models/x"), Err(PathProblem::WrongMethod { allowed: "GET" }));
+        assert_eq!(post("/v1/models/x"), wrong("GET", Endpoint::ModelById));
     }
 
     #[test]
@@ -384,9 +390,9 @@ mod tests {
             assert_eq!(post(path), Err(PathProblem::NotServed), "{path}");
         }
         assert_eq!(get("/v1/realtime"), Err(PathProblem::WebSocket));
-        assert_eq!(get("/v1/completions"), Err(PathProblem::WrongMethod { allowed: "POST" }));
-        assert_eq!(post("/v1/models"), Err(PathProblem::WrongMethod { allowed: "GET" }));
+        assert_eq!(get("/v1/completions"), wrong("POST", Endpoint::Completions));
+        assert_eq!(post("/v1/models"), wrong("GET", Endpoint::Models));
         let deleted = classify(&Method::DELETE, "/v1/responses/resp_1", &[]);
-        assert_eq!(deleted, Err(PathProblem::WrongMethod { allowed: "GET" }));
+        assert_eq!(deleted, wrong("GET", Endpoint::ResponseById));
     }
 }

@@ -1,6 +1,6 @@
 //! What went wrong with one attempt: whose fault, did bytes leave, may another pod be tried.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use crate::config::RetryOn;
 
@@ -70,7 +70,25 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// The word in metrics and logs.
+    /// Every kind after which another pod may be asked, if the operator says so; one status stands for all.
+    pub const RETRIED: [Self; 14] = [
+        Self::Refused,
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Tls,
+        Self::Unsent,
+        Self::ReuseRace,
+        Self::Died,
+        Self::FirstByteTimeout,
+        Self::QueueFull,
+        Self::NotReady,
+        Self::ModelUnknown,
+        Self::Leaving,
+        Self::EmptyAnswer,
+        Self::Status(500),
+    ];
+
+    /// The word in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Refused => "connection_refused",
@@ -90,6 +108,14 @@ impl FailureKind {
             Self::Leaving => "leaving",
             Self::EmptyAnswer => "empty_answer",
             Self::Status(_) => "status",
+        }
+    }
+
+    /// The word in a request's log line, where there is room to say which status it was.
+    pub fn detail(self) -> Cow<'static, str> {
+        match self {
+            Self::Status(status) => format!("status_{status}").into(),
+            _ => self.name().into(),
         }
     }
 }
@@ -205,6 +231,7 @@ mod tests {
             assert_eq!(allowed.iter().filter(|it| **it).count(), 1);
         }
         let all = [&words[..], &[RetryOn::Status(502)]].concat();
+        assert!(K::RETRIED.into_iter().all(|kind| Failure::new(kind, "").may_retry(&all)), "each is listed rightly");
         assert!(!Failure::new(K::NotHttp, "").may_retry(&all) && !Failure::new(K::Status(501), "").may_retry(&all));
     }
 
@@ -223,5 +250,6 @@ mod tests {
         assert_eq!(told(K::QueueFull), ("pod", true, false));
         assert_eq!(Failure::new(K::QueueFull, "").fault(), Fault::Refusal);
         assert_eq!(Failure::new(K::Status(500), "").fault(), Fault::Pod);
+        assert_eq!((K::Status(500).name(), &*K::Status(500).detail()), ("status", "status_500"));
     }
 }

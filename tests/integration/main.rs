@@ -30,6 +30,7 @@ mod hostile_http2;
 mod keeping;
 mod leaving;
 mod logging_decisions;
+mod logging_requests;
 mod mixture;
 mod models;
 mod noticing;

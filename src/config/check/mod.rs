@@ -205,6 +205,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
     let (admin, probes) = addresses(file, sheet);
+    let timeouts = settings::timeouts(file.timeouts.as_ref(), sheet);
     Config {
         listeners,
         reuse_port: file.reuse_port.unwrap_or(false),
@@ -214,11 +215,11 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         admin,
         probes,
         limits: settings::limits(file.limits.as_ref(), sheet),
-        timeouts: settings::timeouts(file.timeouts.as_ref(), sheet),
+        timeouts,
         retry: settings::retry(file.retry.as_ref(), sheet),
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
-        api: settings::api(file.api.as_ref(), sheet),
+        api: settings::api(file.api.as_ref(), &timeouts, sheet),
         log: settings::log(file.log.as_ref(), sheet),
     }
 }
@@ -894,6 +895,56 @@ api: { serve_reported_models: false }
         assert_eq!(load("t.yaml", dropped).unwrap_err().problems.len(), 1, "{}", report(dropped));
         let typo = dropped.replace("pools", "poools").replace('5', "[{ url: \"http://a\" }]");
         assert_eq!(load("t.yaml", &typo).unwrap_err().problems.len(), 1, "{}", report(&typo));
+    }
+
+    #[test]
+    fn what_cannot_work_or_is_risky_is_warned_of() {
+        let text = format!(
+            "{GOOD}timeouts: {{ total: 5m, first_byte: 4m, first_token: 6m }}
+retry: {{ attempts: 0, on: [500] }}
+models: [{{ modelName: m, poolRef: vllm, timeouts: {{ total: 10s, first_byte: 11s }} }}]
+api: {{ extra_paths: [/metrics, /v1/score, /v1/moderations], heartbeat: 4m }}
+"
+        );
+        assert_eq!(
+            told(&text),
+            [
+                "3:20 warning: `total` is shorter than `first_token`, which can never be reached -> raise `total`, or lower `first_token` below it",
+                "4:20 warning: `attempts` is 0, so nothing of what `on` names is tried again -> write at least 1, or leave `on` out",
+                "5:60 warning: `total` is shorter than `first_byte`, which can never be reached -> raise `total`, or lower `first_byte` below it",
+                "6:22 warning: the pods' own metrics become public -> take it out: Tidegate's own `/metrics` are at `admin` and `probes`",
+                "6:32 warning: `/v1/score` is served anyway -> take it out",
+                "6:72 warning: `heartbeat` is no shorter than `first_byte` (240s), so it never beats -> lower it below `first_byte`, well below what clients and proxies wait",
+            ]
+        );
+        let well = "timeouts: { total: 5m }\nretry: { attempts: 0 }\napi: { extra_paths: [/v1/moderations], heartbeat: 15s }\n";
+        assert_eq!(told(&format!("{GOOD}{well}")), [""; 0], "a default that is never reached is nobody's mistake");
+    }
+
+    #[test]
+    fn a_path_that_is_warned_of_as_served_is_served() {
+        for path in settings::SERVED {
+            let problem = crate::openai::classify(&http::Method::PUT, path, &[]);
+            assert!(matches!(problem, Err(crate::openai::PathProblem::WrongMethod { .. })), "{path}: {problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_one_endless_line_is_told_of_in_a_few() {
+        let endless = "x".repeat(1 << 20);
+        for text in [endless.clone(), format!("{endless}: 1"), format!("{GOOD}log: {{ level: {endless} }}")] {
+            let shown = report(&text);
+            assert!(shown.len() < 3_000, "{} bytes", shown.len());
+        }
+    }
+
+    #[test]
+    fn names_that_are_offered_are_offered_once_and_have_letters() {
+        let models = "models: [{ modelName: a, poolRef: vllm }, { modelName: a, poolRef: vllm }, { modelName: '', poolRef: vllm }]";
+        let text =
+            format!("{GOOD}{models}\n").replace("127.0.0.1:8081 }", "127.0.0.1:8081, models: [{ modelName: other }] }");
+        let found = report(&text);
+        assert!(found.contains("the models are: a\n"), "{found}");
     }
 
     #[test]

@@ -60,6 +60,11 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
         drain_delay: plain(given.drain_delay.as_ref(), default.drain_delay),
         drain_grace: plain(given.drain_grace.as_ref(), default.drain_grace),
     };
+    bounded_by_total(
+        given.total.as_ref(),
+        [("first_byte", given.first_byte.as_ref()), ("first_token", given.first_token.as_ref())],
+        sheet,
+    );
     if let Some(at) = given.pool_idle.as_ref().filter(|at| at.value.0 >= Duration::from_secs(5)) {
         let message =
             "uvicorn, under most engines, closes idle connections after 5s, and requests would be lost to that race";
@@ -72,6 +77,17 @@ pub(super) fn timeouts(file: Option<&TimeoutsFile>, sheet: &mut Sheet) -> Timeou
     timeouts
 }
 
+/// Says which of the steps that the file bounds can never reach their bound, because the whole is over before.
+fn bounded_by_total(total: Option<&At<Span>>, steps: [(&str, Option<&At<Span>>); 2], sheet: &mut Sheet) {
+    let Some(total) = total else { return };
+    for (name, step) in steps {
+        if step.is_some_and(|step| total.value.0 < step.value.0) {
+            let message = format!("`total` is shorter than `{name}`, which can never be reached");
+            sheet.warning(total.place, message, format!("raise `total`, or lower `{name}` below it"));
+        }
+    }
+}
+
 /// A time that has no default, if it is given.
 fn given_span(value: Option<&At<Span>>, sheet: &mut Sheet) -> Option<Duration> {
     value.map(|at| sheet.span(Some(at), at.value.0))
@@ -81,6 +97,11 @@ fn given_span(value: Option<&At<Span>>, sheet: &mut Sheet) -> Option<Duration> {
 pub(super) fn model_timeouts(file: Option<&ModelTimeoutsFile>, sheet: &mut Sheet) -> ModelTimeouts {
     let empty = ModelTimeoutsFile::default();
     let given = file.unwrap_or(&empty);
+    bounded_by_total(
+        given.total.as_ref(),
+        [("first_byte", given.first_byte.as_ref()), ("first_token", given.first_token.as_ref())],
+        sheet,
+    );
     ModelTimeouts {
         first_byte: given_span(given.first_byte.as_ref(), sheet),
         first_token: given_span(given.first_token.as_ref(), sheet),
@@ -100,6 +121,12 @@ pub(super) fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
             format!("{} further attempts are too many", at.value),
             format!("write at most {}", defaults::MOST_ATTEMPTS),
         );
+    }
+    if let Some(at) = given.attempts.as_ref().filter(|at| at.value == 0)
+        && given.on.as_ref().is_some_and(|on| !on.is_empty())
+    {
+        let message = "`attempts` is 0, so nothing of what `on` names is tried again";
+        sheet.warning(at.place, message, "write at least 1, or leave `on` out");
     }
     Retry {
         attempts: given.attempts.as_ref().map_or(default.attempts, |at| at.value),
@@ -138,8 +165,32 @@ pub(super) fn sessions(file: Option<&SessionsFile>, sheet: &mut Sheet) -> Sessio
     Sessions { header: header.value.to_ascii_lowercase() }
 }
 
-/// What is open and added.
-pub(super) fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
+/// Where engines tell of themselves: load, model, and how much of both.
+const METRICS: &str = "/metrics";
+
+/// What is served without being named. `openai` decides; this room stands beside it, and a test holds the two together.
+pub(super) const SERVED: [&str; 17] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/tokenize",
+    "/detokenize",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/models",
+];
+
+/// What is open and added; `timeouts` are those in force.
+pub(super) fn api(file: Option<&ApiFile>, timeouts: &Timeouts, sheet: &mut Sheet) -> Api {
     let default = defaults::api();
     let Some(given) = file else { return default };
     let paths = given.extra_paths.as_deref().unwrap_or_default();
@@ -151,7 +202,22 @@ pub(super) fn api(file: Option<&ApiFile>, sheet: &mut Sheet) -> Api {
                 format!("`{}` is not a path", path.value),
                 "write it as in a request, from `/` on and without a query: `/v1/moderations`",
             );
+        } else if path.value == METRICS {
+            let message = "the pods' own metrics become public";
+            sheet.warning(path.place, message, "take it out: Tidegate's own `/metrics` are at `admin` and `probes`");
+        } else if SERVED.contains(&path.value.as_str()) {
+            sheet.warning(path.place, format!("`{}` is served anyway", path.value), "take it out");
         }
+    }
+    // A stream's head has to come within both.
+    let (name, head) = if timeouts.first_token < timeouts.first_byte {
+        ("first_token", timeouts.first_token)
+    } else {
+        ("first_byte", timeouts.first_byte)
+    };
+    if let Some(at) = given.heartbeat.as_ref().filter(|at| at.value.0 >= head) {
+        let message = format!("`heartbeat` is no shorter than `{name}` ({head:?}), so it never beats");
+        sheet.warning(at.place, message, format!("lower it below `{name}`, well below what clients and proxies wait"));
     }
     Api {
         extra_paths: paths.iter().map(|path| path.value.clone()).collect(),

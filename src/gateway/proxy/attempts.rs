@@ -96,7 +96,7 @@ impl Story {
                 }
                 (Some(next), _) => {
                     self.note_failure(&pick, &spent.failure);
-                    receipt.tried_again(spent.failure.kind.name());
+                    receipt.tried_again(spent.failure.kind);
                     left -= 1;
                     pick = next;
                 }

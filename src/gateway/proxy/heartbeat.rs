@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
 use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
@@ -30,6 +30,7 @@ use crate::{
         rejection::Rejection,
     },
     openai::{Dialect, ErrorBody, Reported},
+    upstream::Fault,
 };
 
 /// What is sent: a comment, which every reader of events passes over. The same words as vLLM's.
@@ -149,6 +150,12 @@ impl Story {
             return Late::Relay(Box::new(self.relay(brought, receipt).1));
         }
         receipt.outcome = Outcome::Refused("late_error");
+        let fault = if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+            Fault::Client
+        } else {
+            Fault::Pod
+        };
+        receipt.culprit = Some(fault.culprit());
         let Brought { answer, pick, sent } = brought;
         note_status(&self.house, &pick.verdict.pod, status, answer.sent);
         let body = timeout(sent.timeouts.idle, Limited::new(answer.body, KEPT_ERROR).collect()).await;

@@ -161,7 +161,7 @@ impl Story {
         let config = &self.policy.config;
         front::check(&head, config.limits.header_fields)?;
         let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
-            .map_err(|problem| self.refuse_path(problem, &head, receipt))?;
+            .map_err(|problem| self.refuse_path(problem, &head, receipt, dialect))?;
         *dialect = asked.endpoint.dialect();
         let endpoint = asked.endpoint;
         receipt.endpoint = endpoint.label();
@@ -191,6 +191,7 @@ impl Story {
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.
+            receipt.bound_by_token = timeouts.first_token < timeouts.first_byte;
             timeouts.first_byte = timeouts.first_byte.min(timeouts.first_token);
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
@@ -220,13 +221,25 @@ impl Story {
     }
 
     /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
-    fn refuse_path(&self, problem: PathProblem, head: &request::Parts, receipt: &mut Receipt) -> Rejection {
+    fn refuse_path(
+        &self,
+        problem: PathProblem,
+        head: &request::Parts,
+        receipt: &mut Receipt,
+        dialect: &mut Dialect,
+    ) -> Rejection {
         let path = head.uri.path();
         receipt.asked = Some(shortened(path));
         let with_v1 = format!("/v1{path}");
         let meant = openai::classify(&head.method, &with_v1, &self.policy.config.api.extra_paths).is_ok();
         match problem {
             PathProblem::NotServed if meant => Rejection::LacksV1(shortened(&with_v1)),
+            PathProblem::NotServed => Rejection::NoSuchPath(shortened(path)),
+            PathProblem::WrongMethod { endpoint, .. } => {
+                *dialect = endpoint.dialect();
+                receipt.endpoint = endpoint.label();
+                Rejection::Path(problem)
+            }
             problem => Rejection::Path(problem),
         }
     }
@@ -324,7 +337,6 @@ fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {
 fn refuse(rejection: &Rejection, mut receipt: Receipt, dialect: Dialect) -> Response<Answer> {
     let mut response = answer::refusal(rejection, dialect, &receipt.request_id);
     tell_attempts(response.headers_mut(), receipt.attempts);
-    receipt.culprit = Some(rejection.fault().culprit());
     receipt.status = Some(response.status().as_u16());
     receipt.refused(rejection);
     response
