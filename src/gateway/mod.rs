@@ -12,6 +12,7 @@ mod models;
 mod proxy;
 mod receipt;
 mod rejection;
+mod summary;
 mod waiting;
 
 use std::{

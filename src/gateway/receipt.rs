@@ -4,7 +4,6 @@
 //! that came to its end.
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, rejection::Rejection};
+use super::{House, rejection::Rejection, summary::Summary};
 use crate::{
     clock,
     openai::Usage,
@@ -101,7 +100,7 @@ pub(super) struct Receipt {
     /// Whether the pod's head has to be there in the time that the first token has.
     pub(super) bound_by_token: bool,
     /// The code of the error that we answered with.
-    error_code: Option<&'static str>,
+    pub(super) error_code: Option<&'static str>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
     /// What the decision log will tell, if there is one and the request was routed.
@@ -209,7 +208,8 @@ impl Receipt {
         Some(last.saturating_duration_since(first).as_secs_f64() * 1e3 / f64::from(gaps))
     }
 
-    fn code(&self) -> u16 {
+    /// The status to tell.
+    pub(super) fn code(&self) -> u16 {
         self.status.unwrap_or(CLIENT_LEFT)
     }
 
@@ -306,7 +306,8 @@ impl Receipt {
         self.in_line_since.map(|since| clock::now().saturating_duration_since(since))
     }
 
-    fn ending(&self) -> (&'static str, Option<&'static str>) {
+    /// How it ended, in words.
+    pub(super) fn ending(&self) -> (&'static str, Option<&'static str>) {
         match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),
             Outcome::Complete => ("complete", None),
@@ -343,49 +344,6 @@ impl Receipt {
         decision.itl_ms = self.itl_ms().map(rounded);
         decision.outcome = self.ending().0;
         log.put(decision);
-    }
-}
-
-/// The line for a person: what, where to, how it went. Written only where a person reads it.
-struct Summary<'a> {
-    receipt: &'a Receipt,
-    whole: Duration,
-}
-
-impl fmt::Display for Summary<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { receipt, whole } = self;
-        f.write_str(receipt.endpoint)?;
-        if let Some(model) = &receipt.model {
-            write!(f, " {}", model.0)?;
-        }
-        if let Some(asked) = &receipt.asked {
-            write!(f, " {asked:?}")?;
-        }
-        // Where we refused, no pod answered.
-        if let Some(chosen) = receipt.chosen.as_ref().filter(|_| receipt.error_code.is_none()) {
-            write!(f, " -> {}", chosen.pod)?;
-        }
-        write!(f, "  {}  {:.0} ms", receipt.code(), whole.as_secs_f64() * 1e3)?;
-        if let Some(first) = receipt.first_token {
-            let ttft = first.saturating_duration_since(receipt.received);
-            write!(f, ", first token {:.0} ms, {} tokens", ttft.as_secs_f64() * 1e3, receipt.tokens)?;
-        }
-        if receipt.attempts > 1 {
-            write!(f, ", {} attempts", receipt.attempts)?;
-        }
-        let (_, reason) = receipt.ending();
-        let reason = reason.unwrap_or_default();
-        match &receipt.outcome {
-            Outcome::Complete => {}
-            Outcome::Open => write!(f, ", the client left ({reason})")?,
-            Outcome::Refused(_) => write!(f, ", refused: {reason}")?,
-            Outcome::Cut(_) => write!(f, ", CUT: {reason}")?,
-        }
-        match receipt.chosen.as_ref().filter(|_| receipt.error_code.is_some()) {
-            Some(chosen) => write!(f, ", last tried {}", chosen.pod),
-            None => Ok(()),
-        }
     }
 }
 

@@ -15,7 +15,8 @@ use tidegate::app::{Reloaded, Reloader};
 
 use crate::binary::{Served, config};
 use crate::harness::{
-    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within,
+    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, refusing_endpoint, sse_head,
+    whole_json, within,
 };
 
 /// A gateway from a file.
@@ -165,6 +166,32 @@ async fn a_stream_outlives_its_pool_and_nothing_of_the_pool_is_left_behind() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(it.gateway.counted("tidegate_scrapes_total", &["pool=\"pods\""]).await, scraped);
     eventually("no connection kept", || house.upstream.idle_connections() <= 1).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_pool_that_goes_is_told_at_once_and_the_count_of_those_who_wait_is_right() {
+    let one = SimPod::start().await;
+    let witness = RawPod::start().await;
+    let (nobody, _held) = refusing_endpoint(&witness);
+    let with_nobody = format!("pools:\n  - {{ name: pods, endpoints: [{nobody}] }}\n");
+    let empty = yaml(&[("more", &[&one])], M, "waiting: { timeout: 1h }\n").replace("pools:\n", &with_nobody);
+    let it = Reloading::start(&empty).await;
+    let house = Arc::clone(&it.gateway.running.house);
+    let waiting: Vec<_> = (0..6).map(|nth| chat(&format!("{nth}"), 1).begin(it.gateway.addr)).collect();
+    eventually("six to wait", || house.waiting.len() == 6).await;
+    let moved = yaml(&[("more", &[&one])], "{ modelName: m, poolRef: more }", "waiting: { timeout: 1h }\n");
+    it.apply(&moved).await;
+    for reply in waiting {
+        assert_eq!(reply.await.unwrap().error(503).await["code"], "no_ready_pod");
+    }
+    assert_eq!(it.gateway.counted("tidegate_waiting_requests", &["pods"]).await, 0.0);
+    assert_eq!(it.gateway.counted("tidegate_waited_seconds_count", &["turned_away"]).await, 6.0);
+    it.apply(&empty).await;
+    let again = chat("again", 1).begin(it.gateway.addr);
+    eventually("one to wait", || house.waiting.len() == 1).await;
+    assert_eq!(it.gateway.counted("tidegate_waiting_requests", &["pods"]).await, 1.0);
+    it.apply(&yaml(&[("pods", &[&one]), ("more", &[&one])], M, "waiting: { timeout: 1h }\n")).await;
+    assert_eq!(again.await.unwrap().status(), 200);
 }
 
 #[tokio::test]

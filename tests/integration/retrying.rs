@@ -224,6 +224,35 @@ async fn a_request_on_which_pods_die_is_tried_at_most_once_more_whatever_the_ope
 }
 
 #[tokio::test]
+async fn a_request_that_may_have_killed_a_pod_does_not_wait_for_the_next_one() {
+    let mut pod = RawPod::start().await;
+    let witness = RawPod::start().await;
+    let (nobody, _held) = refusing_endpoint(&witness);
+    let gateway = Gateway::over([pod.endpoint(), nobody])
+        .yaml("retry: { attempts: 2, budget: 100%, on: [connection_died] }")
+        .yaml("waiting: { timeout: 1h }")
+        .start()
+        .await;
+    let reply = chat("hi", 1).begin(gateway.addr);
+    pod.asked().await.reset();
+    assert!(matches!(reply.await.unwrap().status(), 502 | 503));
+    assert!(!pod.asked_again(), "it would kill whoever comes next");
+}
+
+#[tokio::test]
+async fn a_pod_whose_token_is_missing_is_passed_over_and_becomes_nobodys_favourite() {
+    let good = RawPod::answering(whole_json("{\"usage\":{\"completion_tokens\":1}}")).await;
+    let bad = RawPod::start().await;
+    let bad = format!("{{ url: \"http://{}\", token_file: /nowhere/token }}", bad.addr);
+    let gateway = Gateway::over([good.endpoint(), bad]).start().await;
+    for _ in 0..40 {
+        assert_eq!(chat("hi", 1).send(gateway.addr).await.status(), 200);
+    }
+    let tried = gateway.counted("tidegate_attempt_failures_total", &["unbuildable"]).await;
+    assert!(tried <= 4.0, "{tried} of 40 went there first");
+}
+
+#[tokio::test]
 async fn refusals_tell_how_many_attempts_there_were() {
     let witness = RawPod::start().await;
     let refusing: Vec<_> = (0..3).map(|_| refusing_endpoint(&witness)).collect();

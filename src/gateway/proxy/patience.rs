@@ -55,6 +55,10 @@ impl Story {
             receipt.step = Step::Waiting;
             place.called().await?;
             receipt.waited = Some(place.waited());
+            if matter.pool.is_closed() {
+                place.turned_away();
+                return Err(Rejection::NoPod(NoPod::PoolEmpty));
+            }
             let told = {
                 let mut attempts = pin!(self.attempts(&mut held, timeouts, matter, receipt));
                 // The first poll picks and reserves, or finds that there is nothing to pick.
@@ -62,10 +66,6 @@ impl Story {
                     Poll::Ready(Err(refused)) if self.may_wait(&refused, matter) => {
                         place.stays();
                         continue;
-                    }
-                    Poll::Ready(Err(refused)) if matter.pool.is_closed() => {
-                        place.turned_away();
-                        return Err(refused);
                     }
                     first => {
                         place.served(usable(matter));
