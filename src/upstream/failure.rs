@@ -243,7 +243,7 @@ mod tests {
             (failure.fault().culprit(), failure.bytes_left(), failure.may_have_killed())
         };
         assert_eq!(told(K::Refused), ("pod", false, false));
-        assert_eq!(told(K::Unbuildable), ("gateway", false, true));
+        assert_eq!(told(K::Unbuildable), ("gateway", false, false));
         assert_eq!(told(K::OutOfFiles), ("gateway", false, false));
         assert_eq!(told(K::Died), ("pod", true, true));
         assert_eq!(told(K::ReuseRace), ("pod", true, true));
