@@ -327,6 +327,11 @@ impl Place<'_> {
         }
     }
 
+    /// When it came into the line.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// How long it waited so far.
     pub(super) fn waited(&self) -> Duration {
         clock::now().saturating_duration_since(self.began)

@@ -2,7 +2,7 @@
 //!
 //! Whose fault a failure is and whether it may be tried again, `upstream` says; how many, the operator.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use http_body::Body as _;
@@ -173,8 +173,8 @@ impl Story {
         if !unstarted && !keeps {
             return attempt.await;
         }
-        let mut started = std::pin::pin!(sleep(ours.pick.course.first_token_due()));
-        let mut kept = std::pin::pin!(sleep(KEPT_FOR));
+        let mut started = pin!(sleep(ours.pick.course.first_token_due()));
+        let mut kept = pin!(sleep(KEPT_FOR));
         loop {
             tokio::select! {
                 biased;
@@ -213,7 +213,7 @@ impl Story {
         }
     }
 
-    pub(super) fn note_failure(&self, pick: &Pick, failure: &Failure) {
+    fn note_failure(&self, pick: &Pick, failure: &Failure) {
         let pod = &pick.verdict.pod;
         let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: failure.kind.name() };
         self.house.metrics.failures.get_or_create(&labels).inc();

@@ -6,7 +6,7 @@ use super::Story;
 use crate::{
     clock,
     config::Timeouts,
-    fleet::Admission,
+    fleet::{Admission, Pod},
     gateway::{
         decide::{Matter, Pick},
         receipt::{Receipt, Step},
@@ -50,7 +50,7 @@ impl Story {
         asked: Asked<'_>,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let mut place = self.house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
-        receipt.in_line_since = Some(clock::now());
+        receipt.in_line_since = Some(place.began());
         loop {
             receipt.step = Step::Waiting;
             place.called().await?;
@@ -102,7 +102,7 @@ impl Story {
 /// Whether the next in line is likely to find a pod as well.
 fn usable(matter: &Matter) -> bool {
     let now = clock::now();
-    let serves = |pod: &crate::fleet::Pod| pod.serves(&matter.route.served_model) != Some(false);
-    let admits = |pod: &crate::fleet::Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
+    let serves = |pod: &Pod| pod.serves(&matter.route.served_model) != Some(false);
+    let admits = |pod: &Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
     matter.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
 }

@@ -320,6 +320,11 @@ fn fields(mut pool: Vec<String>, passing: &[&str]) -> impl Strategy<Value = Vec<
     vec(field.prop_map(|(name, odd, value)| (odd_case(&name, odd), value)), 0..14)
 }
 
+/// One field that is always the same.
+fn fixed(name: &'static str, value: &'static str) -> Just<Field> {
+    Just((name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+}
+
 /// Requests' fields; those that mean something to HTTP itself come with values that they may have.
 fn request_fields(rows: &[Row]) -> impl Strategy<Value = Vec<Field>> + use<> {
     let special =
@@ -338,7 +343,6 @@ fn request_fields(rows: &[Row]) -> impl Strategy<Value = Vec<Field>> + use<> {
         "content-language",
         "content-type",
     ];
-    let fixed = |name: &'static str, value: &'static str| Just((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     let of_http = prop_oneof![
         fixed("TE", "trailers"),
         fixed("Expect", "100-continue"),
@@ -402,7 +406,6 @@ fn answer_fields(rows: &[Row]) -> impl Strategy<Value = Vec<Field>> + use<> {
         "request-id",
         "!#$%&'*+-.^_`|~",
     ];
-    let fixed = |name: &'static str, value: &'static str| Just((name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     let of_http = prop_oneof![
         fixed("Date", "Sat, 01 Jan 2000 00:00:00 GMT"),
         fixed("Connection", "close"),
