@@ -10,8 +10,10 @@ mod health;
 mod homes;
 mod models;
 mod proxy;
+mod reading;
 mod receipt;
 mod rejection;
+mod story;
 mod summary;
 mod waiting;
 

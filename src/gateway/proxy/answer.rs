@@ -11,12 +11,16 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
-    headers::X_REQUEST_ID,
     heartbeat::{Early, Late, Next},
     relay::Relay,
-    said,
 };
-use crate::{gateway::rejection::Rejection, openai::Dialect};
+use crate::{
+    gateway::{
+        rejection::Rejection,
+        story::{X_REQUEST_ID, request_id, said},
+    },
+    openai::Dialect,
+};
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -117,7 +121,7 @@ pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
         431 => Rejection::HeadTooLarge,
         _ => Rejection::NotHttp,
     };
-    let request_id = super::request_id(&HeaderMap::new());
+    let request_id = request_id(&HeaderMap::new());
     tracing::debug!(request_id = request_id.to_str().unwrap_or_default(), "refused: {rejection}");
     let mut response = rejection.to_response(Dialect::OpenAi);
     let length = response.body().len();

@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
 
+use crate::gateway::story::X_REQUEST_ID;
+
 /// Headers that belong to one connection (RFC 9110, 7.6.1) and never pass, in either direction; besides those that
 /// `Connection` names. `Trailer` is none of them any more: without it, trailers are lost on the way to HTTP/1.1 clients.
 const HOP_BY_HOP: [&str; 8] = [
@@ -93,9 +95,6 @@ pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten
     }
     pod.insert(X_REQUEST_ID, request_id.clone());
 }
-
-/// Every answer carries it.
-pub(in crate::gateway) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
     let lists = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());

@@ -16,18 +16,14 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
 use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
-use super::{
-    Brought, Errand, Story,
-    answer::Answer,
-    ending::note_status,
-    headers::X_REQUEST_ID,
-    relay::{Relay, is_event_stream},
-};
+use super::{Brought, Errand, Story, answer::Answer, relay::Relay};
 use crate::{
     clock,
     gateway::{
+        reading::{is_event_stream, note_status},
         receipt::{Outcome, Receipt},
         rejection::Rejection,
+        story::X_REQUEST_ID,
     },
     openai::{Dialect, ErrorBody, Reported},
     upstream::Fault,

@@ -4,47 +4,37 @@ mod answer;
 mod attempts;
 mod ending;
 mod front;
-mod headers;
+pub(super) mod headers;
 mod heartbeat;
 mod patience;
 mod relay;
 mod timer;
 
-use std::{
-    any::Any,
-    convert::Infallible,
-    panic::AssertUnwindSafe,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 pub use answer::{Answer, refuse_unparsed};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-use self::{headers::X_REQUEST_ID, relay::Relay};
+use self::relay::Relay;
 use super::{
-    CurrentPolicy, House, ListenerPolicy, Peer, Policy, body,
-    decide::{Matter, Pick},
+    CurrentPolicy, House, Peer, body,
+    decide::Pick,
+    reading::{AnswerHead, Asking, is_event_stream},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
+    story::{Story, request_id},
 };
 use crate::{
     clock,
     config::Timeouts,
     fleet::{Pod, PoolState},
-    openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
-    routing::UnknownModel,
+    openai::{Dialect, Endpoint},
     scheduler::NoPod,
     upstream::{self, Carry},
 };
-
-/// Longest request id taken from a client, bytes: a UUID has 36, trace systems use up to 64.
-const MAX_REQUEST_ID: usize = 128;
 
 /// Which pod answered.
 const X_TIDEGATE_POD: HeaderName = HeaderName::from_static("x-tidegate-pod");
@@ -61,14 +51,6 @@ pub struct Desk {
     house: Arc<House>,
     policy: CurrentPolicy,
     listener: usize,
-}
-
-/// One request under one policy.
-#[derive(Clone)]
-struct Story {
-    house: Arc<House>,
-    policy: Arc<Policy>,
-    listener: Arc<ListenerPolicy>,
 }
 
 /// Who has the answer.
@@ -94,9 +76,7 @@ struct Brought {
 
 /// What the answer's way back needs to know of the request.
 struct Sent {
-    matter: Option<Matter>,
-    endpoint: Endpoint,
-    inject_usage: bool,
+    asking: Asking,
     timeouts: Timeouts,
     /// After how much silence of the pod's the client hears that its stream is alive.
     heartbeat: Option<Duration>,
@@ -140,16 +120,6 @@ impl Desk {
 }
 
 impl Story {
-    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other. Pinned where it is, because
-    /// it is large and each move would copy it.
-    async fn guarded<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Rejection>>>) -> Result<T, Rejection> {
-        tokio::select! {
-            biased;
-            done = AssertUnwindSafe(work).catch_unwind() => done.unwrap_or_else(|panic| Err(Rejection::Panicked(said(&*panic)))),
-            () = self.house.cut.cancelled() => Err(Rejection::Stopping),
-        }
-    }
-
     /// Reads what is asked: answered by us, or what to carry to a pod.
     async fn tell(
         &self,
@@ -160,11 +130,8 @@ impl Story {
         let (head, body) = request.into_parts();
         let config = &self.policy.config;
         front::check(&head, config.limits.header_fields)?;
-        let asked = openai::classify(&head.method, head.uri.path(), &config.api.extra_paths)
-            .map_err(|problem| self.refuse_path(problem, &head, receipt, dialect))?;
-        *dialect = asked.endpoint.dialect();
+        let asked = self.classify(&head.method, head.uri.path(), receipt, dialect)?;
         let endpoint = asked.endpoint;
-        receipt.endpoint = endpoint.label();
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
@@ -175,17 +142,7 @@ impl Story {
             let id = id.to_owned();
             return self.revisit(head, body, &id, receipt);
         }
-        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(endpoint, content_type, &body)?;
-        let session = head.headers.get(&config.sessions.header).and_then(|value| value.to_str().ok());
-        let matter = Matter::new(&self.house, &self.listener, &ask, &body, session).inspect_err(|rejection| {
-            if matches!(rejection, Rejection::UnknownModel(_)) {
-                receipt.asked = Some(shortened(&ask.model));
-            }
-        })?;
-        receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
-        receipt.streamed = ask.stream;
-        receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
+        let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
         let forward = matter.pool.config().forward_authorization;
         let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
@@ -196,7 +153,7 @@ impl Story {
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let sent = Sent { matter: Some(matter), endpoint, inject_usage, timeouts, heartbeat };
+        let sent = Sent { asking: Asking { matter: Some(matter), endpoint, inject_usage }, timeouts, heartbeat };
         Ok(Told::ByPod(Box::new(Errand { carry, sent, home: None })))
     }
 
@@ -205,7 +162,7 @@ impl Story {
         let Errand { carry, sent, home } = errand;
         let (total, received) = (sent.timeouts.total, receipt.received);
         let answered = async {
-            match (&sent.matter, home) {
+            match (&sent.asking.matter, home) {
                 (Some(matter), _) => self.attempts_with_patience(carry, &sent.timeouts, matter, receipt).await,
                 (None, Some((pool, pod))) => self.only_attempt(carry, &sent.timeouts, (&pool, &pod)).await,
                 (None, None) => Err(Rejection::NoPod(NoPod::PoolEmpty)),
@@ -218,42 +175,6 @@ impl Story {
             None => answered.await?,
         };
         Ok(Box::new(Brought { answer, pick, sent }))
-    }
-
-    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
-    fn refuse_path(
-        &self,
-        problem: PathProblem,
-        head: &request::Parts,
-        receipt: &mut Receipt,
-        dialect: &mut Dialect,
-    ) -> Rejection {
-        let path = head.uri.path();
-        receipt.asked = Some(shortened(path));
-        let with_v1 = format!("/v1{path}");
-        let meant = openai::classify(&head.method, &with_v1, &self.policy.config.api.extra_paths).is_ok();
-        match problem {
-            PathProblem::NotServed if meant => Rejection::LacksV1(shortened(&with_v1)),
-            PathProblem::NotServed => Rejection::NoSuchPath(shortened(path)),
-            PathProblem::WrongMethod { endpoint, .. } => {
-                *dialect = endpoint.dialect();
-                receipt.endpoint = endpoint.label();
-                Rejection::Path(problem)
-            }
-            problem => Rejection::Path(problem),
-        }
-    }
-
-    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
-    /// is let go.
-    fn body_for_pod(&self, body: Bytes, ask: &Ask, matter: &Matter) -> Result<Bytes, Rejection> {
-        let changes =
-            Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
-        if ask.model.is_empty() || changes.change_nothing(ask) {
-            Ok(body)
-        } else {
-            self.house.bodies.keep(openai::splice(&body, ask, &changes))
-        }
     }
 
     fn answer(&self, brought: Result<Box<Brought>, Rejection>, receipt: Receipt, dialect: Dialect) -> Response<Answer> {
@@ -277,8 +198,9 @@ impl Story {
         *response.headers_mut() = slimmed(answer.head.headers);
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
         let decided = self.policy.config.api.decision_headers.then(|| (pick.verdict.pod.address(), decision(&pick)));
-        let relay = Relay::new(self, (answer.body, status, response.headers()), pick, sent, receipt);
-        headers::to_client(response.headers_mut(), &request_id, relay.rewrites());
+        let head = AnswerHead { status, headers: response.headers() };
+        let relay = Relay::new(self, (answer.body, &head), pick, sent, receipt);
+        headers::to_client(response.headers_mut(), &request_id, relay.reading.rewrites());
         let headers = response.headers_mut();
         if let Some((pod, decision)) = decided {
             let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("?"));
@@ -295,32 +217,17 @@ impl Story {
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
         let carry = carry(head, body, &receipt.request_id, pool.config().forward_authorization);
-        let sent = Sent {
-            matter: None,
-            endpoint: Endpoint::ResponseById,
-            inject_usage: false,
-            timeouts: self.policy.config.timeouts,
-            heartbeat: None,
-        };
+        let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
+        let sent = Sent { asking, timeouts: self.policy.config.timeouts, heartbeat: None };
         let home = Some((pool, pod));
         Ok(Told::ByPod(Box::new(Errand { carry, sent, home })))
-    }
-
-    fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
-        let Some(name) = asked.decoded_id() else {
-            return Ok(self.house.models(&self.listener));
-        };
-        self.house.model(&self.listener, &name).ok_or_else(|| {
-            let served = self.house.served_names(&self.listener);
-            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
-        })
     }
 }
 
 /// A stream's head in a map of its own. hyper reads it into the map of the request, which has room for three times as
 /// many fields (2.7 KB), and keeps the map until the client's connection has a next request.
 fn slimmed(headers: HeaderMap) -> HeaderMap {
-    if !relay::is_event_stream(&headers) {
+    if !is_event_stream(&headers) {
         return headers;
     }
     let mut slim = HeaderMap::with_capacity(headers.len() + 1);
@@ -340,30 +247,6 @@ fn refuse(rejection: &Rejection, mut receipt: Receipt, dialect: Dialect) -> Resp
     receipt.status = Some(response.status().as_u16());
     receipt.refused(rejection);
     response
-}
-
-/// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
-}
-
-/// What a client wrote, short enough for a log line.
-fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
-}
-
-/// The client's request id if it can be one, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let visible = |value: &&HeaderValue| {
-        value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
-        let number: u128 = rand::RngExt::random(&mut clock::rng());
-        HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
-    })
 }
 
 fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {

@@ -1,0 +1,150 @@
+//! One request under one policy, as far as its story is the same at both doors: what its path asks for, where it goes,
+//! which bytes its pod shall read.
+
+use std::{any::Any, panic::AssertUnwindSafe, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use super::{House, ListenerPolicy, Policy, decide::Matter, receipt::Receipt, rejection::Rejection};
+use crate::{
+    clock,
+    openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
+    routing::UnknownModel,
+};
+
+/// Every answer carries it.
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id taken from a client, bytes: a UUID has 36, trace systems use up to 64.
+const MAX_REQUEST_ID: usize = 128;
+
+/// One request under one policy.
+#[derive(Clone)]
+pub(super) struct Story {
+    pub(super) house: Arc<House>,
+    pub(super) policy: Arc<Policy>,
+    pub(super) listener: Arc<ListenerPolicy>,
+}
+
+impl Story {
+    /// `work`, unless a stop's grace is over before; a panic in it is a refusal as any other. Pinned where it is, because
+    /// it is large and each move would copy it.
+    pub(super) async fn guarded<T>(
+        &self,
+        work: Pin<&mut impl Future<Output = Result<T, Rejection>>>,
+    ) -> Result<T, Rejection> {
+        tokio::select! {
+            biased;
+            done = AssertUnwindSafe(work).catch_unwind() => done.unwrap_or_else(|panic| Err(Rejection::Panicked(said(&*panic)))),
+            () = self.house.cut.cancelled() => Err(Rejection::Stopping),
+        }
+    }
+
+    /// What is asked for at `path`, and in which words to answer.
+    pub(super) fn classify<'a>(
+        &self,
+        method: &Method,
+        path: &'a str,
+        receipt: &mut Receipt,
+        dialect: &mut Dialect,
+    ) -> Result<Asked<'a>, Rejection> {
+        let asked = openai::classify(method, path, &self.policy.config.api.extra_paths);
+        let endpoint = match &asked {
+            Ok(asked) => Some(asked.endpoint),
+            Err(PathProblem::WrongMethod { endpoint, .. }) => Some(*endpoint),
+            Err(_) => None,
+        };
+        if let Some(endpoint) = endpoint {
+            *dialect = endpoint.dialect();
+            receipt.endpoint = endpoint.label();
+        }
+        asked.map_err(|problem| {
+            receipt.asked = Some(shortened(path));
+            self.no_such_path(method, path, problem)
+        })
+    }
+
+    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
+    fn no_such_path(&self, method: &Method, path: &str, problem: PathProblem) -> Rejection {
+        if problem != PathProblem::NotServed {
+            return Rejection::Path(problem);
+        }
+        let with_v1 = format!("/v1{path}");
+        if openai::classify(method, &with_v1, &self.policy.config.api.extra_paths).is_ok() {
+            Rejection::LacksV1(shortened(&with_v1))
+        } else {
+            Rejection::NoSuchPath(shortened(path))
+        }
+    }
+
+    /// What the body asks for and where that goes, noted on the receipt.
+    pub(super) fn matter(
+        &self,
+        endpoint: Endpoint,
+        headers: &HeaderMap,
+        body: &[u8],
+        receipt: &mut Receipt,
+    ) -> Result<(Ask, Matter), Rejection> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
+        let session = text(&self.policy.config.sessions.header);
+        let matter = Matter::new(&self.house, &self.listener, &ask, body, session).inspect_err(|rejection| {
+            if matches!(rejection, Rejection::UnknownModel(_)) {
+                receipt.asked = Some(shortened(&ask.model));
+            }
+        })?;
+        receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
+        receipt.streamed = ask.stream;
+        receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
+        Ok((ask, matter))
+    }
+
+    /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
+    /// is let go.
+    pub(super) fn body_for_pod(&self, body: Bytes, ask: &Ask, matter: &Matter) -> Result<Bytes, Rejection> {
+        let changes =
+            Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
+        if ask.model.is_empty() || changes.change_nothing(ask) {
+            Ok(body)
+        } else {
+            self.house.bodies.keep(openai::splice(&body, ask, &changes))
+        }
+    }
+
+    /// The models served here, or the one that is asked for.
+    pub(super) fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
+        let Some(name) = asked.decoded_id() else {
+            return Ok(self.house.models(&self.listener));
+        };
+        self.house.model(&self.listener, &name).ok_or_else(|| {
+            let served = self.house.served_names(&self.listener);
+            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
+        })
+    }
+}
+
+/// What a panic said.
+pub(super) fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
+}
+
+/// What a client wrote, short enough for a log line.
+fn shortened(text: &str) -> String {
+    /// Longer than every path that is served and most models' names.
+    const SHOWN: usize = 128;
+    text.chars().take(SHOWN).collect()
+}
+
+/// The client's request id if it can be one, else a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let visible = |value: &&HeaderValue| {
+        value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+        let number: u128 = rand::RngExt::random(&mut clock::rng());
+        HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    })
+}
