@@ -1,7 +1,11 @@
 //! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
 //! told before anything runs.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -15,8 +19,8 @@ use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
-    edge::{self, Door, Rejected, Stage},
-    gateway::{CurrentPolicy, Desk, House, Policy},
+    edge::{self, Door, Phase, Rejected, Stage},
+    gateway::{CurrentPolicy, Desk, House, Picker, Policy},
     tasks::Tasks,
     telemetry::Metrics,
 };
@@ -61,6 +65,15 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         let guests = (Arc::clone(&room), house.metrics.connections.clone());
         let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
         let told = Arc::clone(&stage);
+        if listener.ext_proc.is_some() {
+            let (ready_once, watched) = (Arc::clone(&house.ready_once), Arc::clone(&stage));
+            let is_serving = move || watched.phase() == Phase::Serving && ready_once.load(Relaxed);
+            let (house, policy) = (Arc::clone(&house), Arc::clone(&policy));
+            let picker = Picker::new(house, policy, at, background.clone(), Arc::new(is_serving));
+            let serve = move |request: Request<Incoming>| picker.clone().serve(request);
+            clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
+            continue;
+        }
         // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
         let serve = move |request: Request<Incoming>| {
             let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());

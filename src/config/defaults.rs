@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Api, Bytes, Limits, Log, LogFormat, Metrics, Ratio, Retry, Scheduler, Scorer, Sessions, Timeouts, Waiting,
-    WeightedScorer,
+    Api, BodyMode, Bytes, ExtProc, Limits, Log, LogFormat, Metrics, Ratio, Retry, Scheduler, Scorer, Sessions,
+    Timeouts, Waiting, WeightedScorer,
 };
 
 /// The operator's listener: loopback, because it can change things and asks for no key; 9090 because metrics live there
@@ -125,6 +125,22 @@ pub(super) fn api() -> Api {
         heartbeat: None,
     }
 }
+
+/// Envoy's door: TLS and the streamed protocol, as the endpoint-picker protocol and the gateways' manifests have it. One
+/// pod and no list, because Envoy's clusters that go by the header alone (`ORIGINAL_DST`) take one address and refuse a
+/// list. Every path gets a pod: which ones come this far is for the gateway's routes.
+pub(super) const EXT_PROC: ExtProc = ExtProc {
+    secure: true,
+    cert_path: None,
+    request_body: BodyMode::Streamed,
+    response_body: BodyMode::Streamed,
+    observe_responses: true,
+    fallbacks: 0,
+    other_paths: true,
+};
+
+/// The most further pods named behind a chosen one: as many as further attempts.
+pub(super) const MOST_FALLBACKS: u32 = MOST_ATTEMPTS;
 
 /// One line a request is `info`; the shape follows the terminal.
 pub(super) fn log() -> Log {

@@ -22,7 +22,9 @@ mod units;
 pub use change::{Change, compare};
 pub use check::{load, load_bytes, load_file, read_file, schema, wrong_levels};
 pub use report::{Place, Problem, Report, Severity, nearest};
-pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
+pub use settings::{
+    Api, BodyMode, ExtProc, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting,
+};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 
@@ -79,6 +81,8 @@ pub struct Listener {
     /// The models served here, by client name, each with the pool to use instead of the model's own; `None` = all
     /// models as they are.
     pub models: Option<BTreeMap<Arc<str>, Option<Arc<str>>>>,
+    /// If it is asked by Envoy for pods, and not by clients for answers: how.
+    pub ext_proc: Option<ExtProc>,
 }
 
 /// A group of pods that serve the same base model.

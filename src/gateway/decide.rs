@@ -7,15 +7,15 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, ListenerPolicy, Policy, rejection::Rejection};
+use super::{House, ListenerPolicy, Policy, receipt::Chosen, rejection::Rejection};
 use crate::{
     clock,
-    fleet::{Course, Pod, PoolState, Send},
+    fleet::{Admission, Course, Pod, PoolState, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
-    telemetry::{Decision, Hex},
+    telemetry::{Decision, Hex, Name},
 };
 
 /// What the desk asks of judgement for one request, computed once and used for every attempt.
@@ -39,7 +39,12 @@ pub struct Matter {
     session: Option<u64>,
     /// The one pod that can answer it, if only one can.
     pin: Option<Arc<Pod>>,
+    /// Which pods may, if not all.
+    among: Option<Among>,
 }
+
+/// Whether a pod is one of those that may be chosen.
+type Among = Box<dyn Fn(&Pod) -> bool + std::marker::Send + Sync>;
 
 /// A pod chosen and reserved.
 #[derive(Debug)]
@@ -67,6 +72,19 @@ impl Pick {
         let course = Course::begin(pool, pod, verdict.send, clock::now());
         Self { verdict, course, took: Duration::ZERO }
     }
+
+    /// What the receipt tells of it, for a request that the pod knows under the name `served_model`.
+    pub(super) fn chosen(&self, served_model: &Arc<str>) -> Chosen {
+        let verdict = &self.verdict;
+        Chosen {
+            pool: Name::from(&verdict.pod.pool),
+            pod: verdict.pod.address(),
+            served_model: Name::from(served_model),
+            policy: verdict.policy,
+            sight: verdict.sight.name(),
+            cost_ms: verdict.price.total(),
+        }
+    }
 }
 
 impl Matter {
@@ -84,7 +102,7 @@ impl Matter {
         let session = session.or(ask.session.as_deref());
         let opening = || opening_key(ask, body);
         let key = StickyKey { session, opening: &opening };
-        let reported = |name: &str| house.pool_reporting(name);
+        let reported = |name: &str| house.pool_reporting(name).or_else(|| policy.pool_for_any(house, name));
         let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
         let route = found.map_err(|mut unknown| {
             unknown.served = house.served_names(policy);
@@ -104,9 +122,15 @@ impl Matter {
             expected_output_tokens: expected_output(&pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
+            among: None,
             pool,
             route,
         })
+    }
+
+    /// Only such pods may be chosen.
+    pub fn only_among(&mut self, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
+        self.among = Some(Box::new(among));
     }
 
     /// What the decision log tells of it, without how it went. Taken before the answer is put behind the prompt.
@@ -141,15 +165,28 @@ impl Matter {
     }
 
     fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
-        match &self.pin {
-            Some(pod) if self.pool.pods().iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
-            _ => self.pool.pods(),
+        let all = self.pool.pods();
+        let pods = match &self.pin {
+            Some(pod) if all.iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
+            _ => all,
+        };
+        match &self.among {
+            Some(among) => Arc::new(pods.iter().filter(|pod| among(pod)).cloned().collect()),
+            None => pods,
         }
     }
 
     /// Whether there is a pod that it was not sent to yet.
     pub fn leaves_a_pod(&self, tried: &Tried) -> bool {
         self.pods().iter().any(|pod| !tried.contains(pod))
+    }
+
+    /// Whether somebody else who asks for the same is likely to find a pod as well.
+    pub fn leaves_pods_usable(&self) -> bool {
+        let now = clock::now();
+        let serves = |pod: &Pod| pod.serves(&self.route.served_model) != Some(false);
+        let admits = |pod: &Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
+        self.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
     }
 
     /// Chooses a pod and reserves it in one step under the pool's gate, so that simultaneous picks see each other.
@@ -168,6 +205,30 @@ impl Matter {
         house.prefix.insert(verdict.pod.slot, self.chain.blocks());
         let took = clock::now().saturating_duration_since(began);
         Ok(Pick { verdict, course, took })
+    }
+
+    /// The pod that would be chosen if all of `tried` failed; nothing is reserved there.
+    pub fn next_best(&self, policy: &ListenerPolicy, tried: &Tried) -> Option<Arc<Pod>> {
+        let pods = self.pods();
+        let scene = Scene { pool: &self.pool, pods: &pods, now: clock::now() };
+        let verdict = scheduler::pick(&policy.scheduler, &scene, &self.question(), tried, &mut clock::rng());
+        verdict.ok().map(|verdict| verdict.pod)
+    }
+
+    /// How long `pod` should take from the first token to the last, by what it has shown.
+    pub fn generation_due(&self, pod: &Pod) -> Duration {
+        let itl_ms = pod.speed.pace(self.pool.pace()).itl_ms(pod.ledger.in_flight() as f64);
+        Duration::try_from_secs_f64(f64::from(self.expected_output_tokens) * itl_ms / 1e3).unwrap_or_default()
+    }
+
+    /// It went to `pod` instead of the one picked: its place is there.
+    pub fn went_to(&self, house: &House, pick: &mut Pick, pod: &Arc<Pod>) {
+        let send = self.question().send(pod.slot);
+        let gate = self.pool.gate();
+        pick.course = Course::begin(&self.pool, pod, send, pick.course.sent_at());
+        drop(gate);
+        pick.verdict.pod = Arc::clone(pod);
+        house.prefix.insert(pod.slot, self.chain.blocks());
     }
 
     /// An answer of `pod`, to which it was sent at `sent`, came to its end: what was believed to be cached there, for

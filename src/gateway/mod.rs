@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod ext_proc;
 mod health;
 mod homes;
 mod models;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, explain};
+pub use ext_proc::{IsServing, Picker, wire};
 pub use health::{begin_counting, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_unparsed};
@@ -123,9 +125,18 @@ pub struct ListenerPolicy {
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
     /// came under this one.
     pools: Arc<Pools>,
+    /// Whether it picks for a gateway that has already chosen the pool: then a name that nobody knows is the pods' matter.
+    takes_any_model: bool,
 }
 
 impl ListenerPolicy {
+    /// The pool for a model that neither the configuration nor any pod names, if there is one for such.
+    fn pool_for_any(&self, house: &House, model: &str) -> Option<Arc<str>> {
+        let may = |pods: &[Arc<Pod>]| pods.is_empty() || pods.iter().any(|pod| pod.serves(model) != Some(false));
+        let mut pools = house.fleet.pools().filter(|_| self.takes_any_model);
+        pools.find(|pool| may(&pool.pods())).map(|pool| Arc::clone(pool.name()))
+    }
+
     /// The pool of that name. One that came later counts too: a pod's own word on its models may lead there.
     fn pool(&self, house: &House, name: &str) -> Option<Arc<PoolState>> {
         self.pools.get(name).cloned().or_else(|| house.fleet.pool(name))
@@ -141,6 +152,7 @@ impl Policy {
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
             pools: Arc::clone(&pools),
+            takes_any_model: listener.ext_proc.is_some(),
         };
         let listeners = config.listeners.iter().map(view).map(Arc::new);
         Self { listeners: listeners.collect(), config }

@@ -108,6 +108,12 @@ pub enum Rejection {
     /// This gateway failed. What it said is for the log alone.
     #[error("the gateway failed on this request")]
     Panicked(String),
+    /// Envoy's filter is set so that a request's body does not come before the request is on its way.
+    #[error(
+        "the ext_proc filter sends bodies as {0}, in which no pod can be chosen by them: set request_body_mode to \
+             FULL_DUPLEX_STREAMED or BUFFERED"
+    )]
+    Unreadable(&'static str),
     /// The whole request took too long.
     #[error("the request took longer than the {0:?} it may")]
     TotalTimeout(Duration),
@@ -190,6 +196,7 @@ impl Rejection {
             },
             Self::Stopping => told_as(S::SERVICE_UNAVAILABLE, SERVER, "stopping", "stopping"),
             Self::Panicked(_) => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "internal_error", PANIC),
+            Self::Unreadable(_) => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "misconfigured_gateway", "unreadable"),
             Self::TotalTimeout(_) => told_as(S::GATEWAY_TIMEOUT, SERVER, "request_timeout", "total_timeout"),
         }
     }
@@ -239,9 +246,12 @@ impl Rejection {
             | Self::TargetTooLong
             | Self::Expectation => Fault::Client,
             // The operator's bounds on the whole, whatever the pods did meanwhile.
-            Self::BuffersFull | Self::LineFull { .. } | Self::Stopping | Self::Panicked(_) | Self::TotalTimeout(_) => {
-                Fault::Gateway
-            }
+            Self::BuffersFull
+            | Self::LineFull { .. }
+            | Self::Stopping
+            | Self::Panicked(_)
+            | Self::Unreadable(_)
+            | Self::TotalTimeout(_) => Fault::Gateway,
             Self::NoPod(_) | Self::NoPodInTime { .. } => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }

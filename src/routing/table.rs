@@ -222,6 +222,7 @@ mod tests {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             scheduler: None,
             models: models.map(named),
+            ext_proc: None,
         }
     }
 

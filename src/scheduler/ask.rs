@@ -28,7 +28,7 @@ pub struct Question<'a> {
 
 impl Question<'_> {
     /// What sending this request to the pod in `slot` means for its ledger.
-    pub(super) fn send(&self, slot: u32) -> Send {
+    pub fn send(&self, slot: u32) -> Send {
         Send {
             prompt_tokens: self.prompt_tokens,
             uncached_tokens: self.uncached(u32::try_from(self.hits.blocks(slot)).unwrap_or(u32::MAX)),

@@ -130,7 +130,8 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
         let name = |at: &At<String>| Arc::from(at.value.as_str());
         models.value.iter().map(|model| (name(&model.model_name), model.pool_ref.as_ref().map(name))).collect()
     });
-    Some(Listener { name: listener.name.value.as_str().into(), address: address?, scheduler, models })
+    let ext_proc = settings::ext_proc(listener, sheet);
+    Some(Listener { name: listener.name.value.as_str().into(), address: address?, scheduler, models, ext_proc })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use super::Sheet;
 use crate::config::{
-    Api, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
-    file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile, WaitingFile},
+    Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
+    file::{
+        ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, ProtocolFile, RetryFile, SessionsFile,
+        TimeoutsFile, WaitingFile,
+    },
     report::suggestion,
     tree::At,
     units::Span,
@@ -227,6 +230,34 @@ pub(super) fn api(file: Option<&ApiFile>, timeouts: &Timeouts, sheet: &mut Sheet
         index_answers: given.index_answers.unwrap_or(default.index_answers),
         heartbeat: given_span(given.heartbeat.as_ref(), sheet),
     }
+}
+
+/// How a listener serves Envoy, if it does.
+pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<ExtProc> {
+    if listener.protocol.as_ref().is_none_or(|protocol| protocol.value == ProtocolFile::Http) {
+        if let Some(given) = &listener.ext_proc {
+            let message = format!("listener `{}` is not asked by Envoy", listener.name.value);
+            sheet.error(given.place, message, "write `protocol: ext-proc` beside it, or take it out");
+        }
+        return None;
+    }
+    let mut picker = defaults::EXT_PROC;
+    let Some(At { value: given, .. }) = &listener.ext_proc else { return Some(picker) };
+    if let Some(at) = given.fallbacks.as_ref().filter(|at| at.value > defaults::MOST_FALLBACKS) {
+        let remedy = format!("write at most {}", defaults::MOST_FALLBACKS);
+        sheet.error(at.place, format!("{} further pods are too many", at.value), remedy);
+    }
+    if let Some(at) = given.cert_path.as_ref().filter(|_| given.secure == Some(false)) {
+        sheet.warning(at.place, "`secure` is false, so there is no certificate", "take one of the two out");
+    }
+    picker.secure = given.secure.unwrap_or(picker.secure);
+    picker.cert_path = given.cert_path.as_ref().map(|at| at.value.clone());
+    picker.request_body = given.request_body.unwrap_or(picker.request_body);
+    picker.response_body = given.response_body.unwrap_or(picker.response_body);
+    picker.observe_responses = given.observe_responses.unwrap_or(picker.observe_responses);
+    picker.fallbacks = given.fallbacks.as_ref().map_or(picker.fallbacks, |at| at.value as usize);
+    picker.other_paths = given.other_paths.unwrap_or(picker.other_paths);
+    Some(picker)
 }
 
 /// The levels of a log filter.

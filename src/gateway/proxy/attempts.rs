@@ -15,7 +15,7 @@ use crate::{
     fleet::{Pod, PoolState},
     gateway::{
         decide::{Matter, Pick},
-        receipt::{Chosen, Receipt},
+        receipt::Receipt,
         rejection::Rejection,
     },
     scheduler::{NoPod, Tried},
@@ -62,7 +62,7 @@ impl Story {
             let carry = if retry.attempts == 0 { held.take() } else { held.clone() };
             // Who goes on to another attempt has seen that it is there.
             let Some(carry) = carry else { return Err(Rejection::NoPod(NoPod::AllTried)) };
-            receipt.chose(chosen(&pick, matter), pick.took);
+            receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
             let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, held };
             let answered = self.attempt(carry, timeouts, &mut ours).await;
             let spent = match answered {
@@ -233,16 +233,4 @@ struct Attempt<'a> {
     streamed: bool,
     /// The request once more, while another attempt is possible.
     held: &'a mut Option<Carry>,
-}
-
-fn chosen(pick: &Pick, matter: &Matter) -> Chosen {
-    let verdict = &pick.verdict;
-    Chosen {
-        pool: Name::from(&verdict.pod.pool),
-        pod: verdict.pod.address(),
-        served_model: Name::from(&matter.route.served_model),
-        policy: verdict.policy,
-        sight: verdict.sight.name(),
-        cost_ms: verdict.price.total(),
-    }
 }

@@ -39,6 +39,11 @@ pub(super) fn check(head: &request::Parts, most_fields: usize) -> Result<(), Rej
     if !headers.get_all(header::EXPECT).iter().all(awaits) {
         return Err(Rejection::Expectation);
     }
+    check_encoding(headers)
+}
+
+/// A body is read as it comes, so it must not be packed.
+pub(in crate::gateway) fn check_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
     match encodings.find(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         Some(encoding) => Err(Rejection::Encoded(String::from_utf8_lossy(encoding.as_bytes()).into_owned())),

@@ -18,9 +18,8 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
-/// Request headers that would let a client steer routing, scheduling or trust at the pod or at another proxy. What we
-/// need of them was read before.
-const CONTROL: [&str; 14] = [
+/// Request headers that would let a client steer routing or scheduling at the pod. What we need of them was read before.
+pub(in crate::gateway) const STEERING: [&str; 11] = [
     "x-gateway-destination-endpoint",
     "x-gateway-destination-endpoint-subset",
     "x-gateway-destination-endpoint-served",
@@ -32,10 +31,10 @@ const CONTROL: [&str; 14] = [
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
     "x-kv-cache-source-host-port",
-    "forwarded",
-    "x-real-ip",
-    "x-request-id",
 ];
+
+/// Request headers by which a client could be trusted for another, and the one that we set.
+const TRUST: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
@@ -73,8 +72,10 @@ fn is_ours(word: &str) -> bool {
     let is = |it: &&str| *it == word;
     // By the first byte most are told to be none of these.
     match word.as_bytes().first() {
-        Some(b'x') => CONTROL.iter().any(is) || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix)),
-        _ => HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(is),
+        Some(b'x') => {
+            STEERING.iter().chain(&TRUST).any(is) || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
+        }
+        _ => HOP_BY_HOP.iter().chain(&REPLACED).chain(&STEERING).chain(&TRUST).any(is),
     }
 }
 

@@ -3,7 +3,7 @@
 mod answer;
 mod attempts;
 mod ending;
-mod front;
+pub(super) mod front;
 pub(super) mod headers;
 mod heartbeat;
 mod patience;

@@ -4,9 +4,7 @@ use std::{future::poll_fn, pin::pin, task::Poll};
 
 use super::Story;
 use crate::{
-    clock,
     config::Timeouts,
-    fleet::{Admission, Pod},
     gateway::{
         decide::{Matter, Pick},
         receipt::{Receipt, Step},
@@ -68,7 +66,7 @@ impl Story {
                         continue;
                     }
                     first => {
-                        place.served(usable(matter));
+                        place.served(matter.leaves_pods_usable());
                         match first {
                             Poll::Ready(told) => told,
                             Poll::Pending => attempts.await,
@@ -97,12 +95,4 @@ impl Story {
         };
         may_pass && !config.waiting.timeout.is_zero() && !matter.pool.is_closed()
     }
-}
-
-/// Whether the next in line is likely to find a pod as well.
-fn usable(matter: &Matter) -> bool {
-    let now = clock::now();
-    let serves = |pod: &Pod| pod.serves(&matter.route.served_model) != Some(false);
-    let admits = |pod: &Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
-    matter.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
 }

@@ -1,0 +1,256 @@
+//! What is decided about one request of Envoy's: an answer of our own, or a pod and how its request differs from the
+//! client's. The decision is the desk's own; here it is put into Envoy's terms.
+
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use smallvec::SmallVec;
+
+use super::{
+    dialog::Rules,
+    head::{BALANCER, DESTINATION, Head, names},
+    session::{Decided, Whole},
+    wire::{HeaderMutation, HeaderValue as Field, HeaderValueOption, HttpStatus, ImmediateResponse, Kind, Struct},
+};
+use crate::{
+    clock,
+    gateway::{
+        decide::{Matter, Pick},
+        proxy::{front, headers::STEERING},
+        reading::Asking,
+        receipt::{Receipt, Step},
+        rejection::Rejection,
+        story::{Story, X_REQUEST_ID, request_id},
+        waiting,
+    },
+    openai::{Asked, Dialect, Endpoint},
+    scheduler::{NoPod, Tried},
+};
+
+/// Headers by which a gateway tells a picker what it wants; no pod is to read them. The second of each pair is the name
+/// of before.
+const FOR_PICKERS: [&str; 10] = [
+    "x-llm-d-inference-objective",
+    "x-gateway-inference-objective",
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+    "x-llm-d-model-name-rewrite",
+    "x-gateway-model-name-rewrite",
+    "x-llm-d-slo-ttft-ms",
+    "x-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+    "x-slo-tpot-ms",
+];
+
+/// Says why a request got no pod, in the words of the reference.
+const DROPPED: &str = "x-llm-d-request-dropped-reason";
+
+/// What comes of a request.
+pub(super) enum Told {
+    /// The client gets this from us.
+    ByUs(Bytes),
+    /// A pod gets it.
+    ByPod(Box<Sent>),
+}
+
+/// A request on its way.
+pub(super) struct Sent {
+    pub(super) decided: Decided,
+    pub(super) pick: Pick,
+    pub(super) asking: Asking,
+}
+
+/// Decides.
+pub(super) async fn choose(
+    story: &Story,
+    rules: Rules,
+    whole: Whole,
+    receipt: &mut Receipt,
+    dialect: &mut Dialect,
+) -> Result<Told, Rejection> {
+    let Whole { head, body, noted } = whole;
+    let head = Head::read(head, noted);
+    let id = request_id(&head.headers);
+    receipt.request_id = id;
+    receipt.read = Some(clock::now());
+    receipt.body_bytes = body.len();
+    front::check_encoding(&head.headers)?;
+    let asked = match story.classify(&head.method, &head.path, receipt, dialect) {
+        Err(Rejection::NoSuchPath(_) | Rejection::LacksV1(_)) if rules.other_paths => {
+            receipt.endpoint = Endpoint::Extra.label();
+            receipt.asked = None;
+            Asked { endpoint: Endpoint::Extra, id: None }
+        }
+        asked => asked?,
+    };
+    let body = story.house.bodies.keep(body)?;
+    match (asked.endpoint, asked.id) {
+        (Endpoint::Models | Endpoint::ModelById, _) => story.list_models(asked).map(Told::ByUs),
+        (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) => revisit(story, &head, body, id, receipt),
+        (endpoint, _) => send(story, rules, (&head, endpoint), body, receipt).await,
+    }
+}
+
+/// A request about a response that one pod made: to that pod or to nobody.
+fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Receipt) -> Result<Told, Rejection> {
+    let unknown = || Rejection::UnknownResponse(id.to_owned());
+    let pod = story.house.pod_of_response(id).ok_or_else(unknown)?;
+    let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
+    let pick = Pick::of_pod(&pool, &pod);
+    receipt.chose(pick.chosen(&"".into()), pick.took);
+    let decided = decided(head, &[pod.address()], receipt, (body, false));
+    let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
+    Ok(Told::ByPod(Box::new(Sent { decided, pick, asking })))
+}
+
+async fn send(
+    story: &Story,
+    rules: Rules,
+    (head, endpoint): (&Head, Endpoint),
+    body: Bytes,
+    receipt: &mut Receipt,
+) -> Result<Told, Rejection> {
+    let (ask, mut matter) = match story.matter(endpoint, &head.headers, &body, receipt) {
+        // On such a path a body is whatever the pod makes of it.
+        Err(Rejection::Malformed(_)) if endpoint == Endpoint::Extra => {
+            story.matter(endpoint, &head.headers, b"", receipt)?
+        }
+        read => read?,
+    };
+    let subset = head.subset();
+    let among_few = subset.is_some();
+    if let Some(subset) = subset {
+        matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, &pod.address())));
+    }
+    let before = body.as_ptr();
+    let body = story.body_for_pod(body, &ask, &matter)?;
+    let changed = body.as_ptr() != before;
+    let pick = reserve(story, &matter, receipt, (body.len(), among_few)).await?;
+    receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
+    let mut endpoints: SmallVec<[String; 3]> = SmallVec::from_iter([pick.verdict.pod.address()]);
+    let mut tried = Tried::none();
+    tried.add(&pick.verdict.pod);
+    for _ in 0..rules.fallbacks {
+        let Some(next) = matter.next_best(&story.listener, &tried) else { break };
+        tried.add(&next);
+        endpoints.push(next.address());
+    }
+    let decided = decided(head, &endpoints, receipt, (body, changed));
+    let inject_usage = story.policy.config.api.inject_usage && ask.lacks_usage();
+    let asking = Asking { matter: Some(matter), endpoint, inject_usage };
+    Ok(Told::ByPod(Box::new(Sent { decided, pick, asking })))
+}
+
+/// A pod and a place there; and where none is ready or others already wait, once one may do. Who may have only few pods
+/// does not wait for them: the gateway has said that there is nothing else.
+async fn reserve(
+    story: &Story,
+    matter: &Matter,
+    receipt: &mut Receipt,
+    (bytes, among_few): (usize, bool),
+) -> Result<Pick, Rejection> {
+    let (house, limits) = (&story.house, &story.policy.config.waiting);
+    let news = matter.pool.news();
+    if among_few || limits.timeout.is_zero() || !house.waiting.has_line(&matter.pool, &matter.route.served_model) {
+        match matter.reserve(house, &story.listener, &Tried::none()) {
+            Ok(pick) => return Ok(pick),
+            Err(no) if among_few || limits.timeout.is_zero() || matter.pool.is_closed() => {
+                return Err(Rejection::NoPod(no));
+            }
+            Err(_) => {}
+        }
+    }
+    let asked = waiting::Asked { bytes, news, limits };
+    let mut place = house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
+    receipt.in_line_since = Some(place.began());
+    loop {
+        receipt.step = Step::Waiting;
+        place.called().await?;
+        receipt.waited = Some(place.waited());
+        if matter.pool.is_closed() {
+            place.turned_away();
+            return Err(Rejection::NoPod(NoPod::PoolEmpty));
+        }
+        match matter.reserve(house, &story.listener, &Tried::none()) {
+            Ok(pick) => {
+                place.served(matter.leaves_pods_usable());
+                return Ok(pick);
+            }
+            Err(_) => place.stays(),
+        }
+    }
+}
+
+/// The choice in Envoy's terms: only what differs from the client's head is named.
+fn decided(head: &Head, endpoints: &[String], receipt: &Receipt, (body, changed): (Bytes, bool)) -> Decided {
+    let destination = endpoints.join(",");
+    let mut mutation = HeaderMutation::default();
+    set(&mut mutation, DESTINATION, destination.clone());
+    if head.headers.get(X_REQUEST_ID) != Some(&receipt.request_id) {
+        set(&mut mutation, "x-request-id", Bytes::copy_from_slice(receipt.request_id.as_bytes()));
+    }
+    let packed = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if head.headers.get(header::ACCEPT_ENCODING).is_some_and(packed) {
+        // We read what pods answer, so they must not compress it.
+        set(&mut mutation, "accept-encoding", "identity");
+    }
+    if changed && head.headers.contains_key(header::CONTENT_LENGTH) {
+        set(&mut mutation, "content-length", body.len().to_string());
+    }
+    let ours = STEERING.iter().skip(1).chain(&FOR_PICKERS);
+    mutation.remove_headers =
+        ours.filter(|name| head.headers.contains_key(**name)).map(|name| (*name).to_owned()).collect();
+    let metadata = Struct::of(BALANCER, Kind::Struct(Struct::of_text(DESTINATION, destination)));
+    Decided { mutation, metadata, body, changed }
+}
+
+fn set(mutation: &mut HeaderMutation, name: &'static str, value: impl Into<Bytes>) {
+    let header = Some(Field::new(name, value));
+    mutation.set_headers.push(HeaderValueOption { header, append_action: HeaderValueOption::OVERWRITE });
+}
+
+/// A refusal in Envoy's terms.
+pub(super) fn refusal(rejection: &Rejection, dialect: Dialect, receipt: &Receipt) -> ImmediateResponse {
+    let response = rejection.to_response(dialect);
+    let mut headers = HeaderMutation::default();
+    for (name, value) in response.headers() {
+        // The connection is Envoy's.
+        if *name != header::CONNECTION {
+            let field = Field {
+                key: Bytes::copy_from_slice(name.as_str().as_bytes()),
+                value: Bytes::new(),
+                raw_value: Bytes::copy_from_slice(value.as_bytes()),
+            };
+            headers
+                .set_headers
+                .push(HeaderValueOption { header: Some(field), append_action: HeaderValueOption::OVERWRITE });
+        }
+    }
+    set(&mut headers, "x-request-id", Bytes::copy_from_slice(receipt.request_id.as_bytes()));
+    if let Some(reason) = dropped(rejection) {
+        set(&mut headers, DROPPED, reason);
+    }
+    immediate(response.status().as_u16(), headers, response.into_body(), rejection.reason())
+}
+
+/// An answer of ours in Envoy's terms.
+pub(super) fn answer(body: Bytes, receipt: &Receipt) -> ImmediateResponse {
+    let mut headers = HeaderMutation::default();
+    set(&mut headers, "content-type", "application/json");
+    set(&mut headers, "x-request-id", Bytes::copy_from_slice(receipt.request_id.as_bytes()));
+    immediate(200, headers, body, "answered")
+}
+
+fn immediate(status: u16, headers: HeaderMutation, body: Bytes, why: &str) -> ImmediateResponse {
+    let status = Some(HttpStatus { code: i32::from(status) });
+    ImmediateResponse { status, headers: Some(headers), body, details: format!("tidegate_{why}") }
+}
+
+/// The reference's word for it.
+fn dropped(rejection: &Rejection) -> Option<&'static str> {
+    match rejection {
+        Rejection::NoPod(_) | Rejection::NoPodInTime { .. } => Some("rejected-no-endpoints"),
+        Rejection::LineFull { .. } | Rejection::BuffersFull => Some("rejected-saturated"),
+        Rejection::Stopping => Some("rejected-shutting-down"),
+        _ => None,
+    }
+}

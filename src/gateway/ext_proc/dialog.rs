@@ -1,0 +1,428 @@
+//! One conversation with Envoy about one request: messages in, replies out, and the desk between them.
+//!
+//! It holds the request's place on its pod and its receipt, as the relay of the other door does. When Envoy ends the
+//! conversation, for whatever reason, it is dropped, and with it they are settled.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
+use http::{HeaderMap, StatusCode};
+use tonic::{Status, Streaming};
+
+use super::{
+    choosing::{Sent, Told, answer, choose, refusal},
+    following::Following,
+    head::AnswerHead,
+    session::{Heard, Replies, Session, Terms, Whole},
+    wire::{BodySendMode, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse},
+};
+use crate::{
+    clock,
+    config::{BodyMode, ExtProc},
+    gateway::{
+        body::Share,
+        decide::Pick,
+        reading::{self, Asking, Reading, note_status},
+        receipt::{Outcome, Receipt},
+        rejection::Rejection,
+        story::{Story, request_id, said},
+    },
+    openai::Dialect,
+    upstream::FailureKind,
+};
+
+/// How one listener serves, as far as it matters to one conversation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) terms: Terms,
+    pub(super) observe: bool,
+    pub(super) fallbacks: usize,
+    pub(super) other_paths: bool,
+}
+
+/// A status for requests whose answer is not shown to us.
+const UNSEEN: u16 = 0;
+
+impl Rules {
+    pub(super) fn new(story: &Story, how: &ExtProc) -> Self {
+        let mode = |mode| match mode {
+            BodyMode::Streamed => BodySendMode::FullDuplexStreamed,
+            BodyMode::Buffered => BodySendMode::Buffered,
+        };
+        let body = story.policy.config.limits.body.0;
+        Self {
+            terms: Terms { request: mode(how.request_body), response: mode(how.response_body), body },
+            observe: how.observe_responses,
+            fallbacks: how.fallbacks,
+            other_paths: how.other_paths,
+        }
+    }
+}
+
+type Deciding = Pin<Box<dyn Future<Output = (Result<Told, Rejection>, Receipt, Dialect)> + Send>>;
+
+/// How far the request is.
+enum Stage {
+    /// Nothing came.
+    Begun,
+    /// It is being read.
+    Open(Box<Receipt>),
+    /// The desk decides; it may wait for a pod.
+    Deciding(Deciding),
+    /// It is on its way.
+    Sent(Box<(Pick, Asking, Receipt)>),
+    /// Its answer is being read along.
+    Reading(Box<Reading>),
+    /// Its answer's body is not shown to us.
+    Unread(Box<(Pick, Receipt)>),
+    /// All is told.
+    Over,
+}
+
+/// One conversation.
+pub(super) struct Dialog {
+    story: Story,
+    rules: Rules,
+    peer: Option<SocketAddr>,
+    inbound: Streaming<ProcessingRequest>,
+    following: Following,
+    session: Session,
+    stage: Stage,
+    /// What is held of the request's body, within the budget of all.
+    share: Share,
+    replies: VecDeque<ProcessingResponse>,
+    /// What came while the desk decided.
+    next: Option<ProcessingRequest>,
+    over: bool,
+}
+
+impl Dialog {
+    pub(super) fn new(
+        (story, rules, peer): (Story, Rules, Option<SocketAddr>),
+        inbound: Streaming<ProcessingRequest>,
+        following: Following,
+    ) -> Self {
+        Self {
+            rules,
+            peer,
+            inbound,
+            following,
+            session: Session::new(rules.terms),
+            stage: Stage::Begun,
+            share: story.house.bodies.share(),
+            replies: VecDeque::new(),
+            next: None,
+            over: false,
+            story,
+        }
+    }
+
+    /// Its replies, as they become due.
+    pub(super) fn replies(self) -> BoxStream<'static, Result<ProcessingResponse, Status>> {
+        let replies = stream::unfold(Box::new(self), |mut dialog| async move {
+            let next = AssertUnwindSafe(dialog.next()).catch_unwind().await;
+            let next = next.unwrap_or_else(|panic| dialog.panicked(&said(&*panic)));
+            next.map(|next| (next, dialog))
+        });
+        replies.boxed()
+    }
+
+    async fn next(&mut self) -> Option<Result<ProcessingResponse, Status>> {
+        loop {
+            if let Some(reply) = self.replies.pop_front() {
+                return Some(Ok(reply));
+            }
+            if self.over {
+                return None;
+            }
+            if let Stage::Deciding(deciding) = &mut self.stage {
+                let deciding = &mut *deciding;
+                tokio::select! {
+                    biased;
+                    (told, receipt, dialect) = deciding => self.decided(told, receipt, dialect),
+                    // One message may be early; whoever sends more does not wait for us.
+                    came = self.inbound.message(), if self.next.is_none() => self.meanwhile(came),
+                }
+                continue;
+            }
+            let message = match self.next.take() {
+                Some(message) => message,
+                None => match self.heard().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => {
+                        self.left();
+                        return None;
+                    }
+                    Err(status) => {
+                        self.over = true;
+                        return Some(Err(status));
+                    }
+                },
+            };
+            if let Err(status) = self.hear(message) {
+                self.over = true;
+                return Some(Err(status));
+            }
+        }
+    }
+
+    /// The next message; none once Envoy, or the gateway at the end of its grace, has had enough.
+    async fn heard(&mut self) -> Result<Option<ProcessingRequest>, Status> {
+        tokio::select! {
+            biased;
+            came = self.inbound.message() => came,
+            () = self.story.house.cut.cancelled() => Ok(None),
+        }
+    }
+
+    /// What came while the desk decided: an end, or an answer from elsewhere, makes the decision needless.
+    fn meanwhile(&mut self, came: Result<Option<ProcessingRequest>, Status>) {
+        match came {
+            Ok(Some(message)) => {
+                if Session::overtakes(&message) {
+                    self.stage = Stage::Over;
+                }
+                self.next = Some(message);
+            }
+            Ok(None) | Err(_) => self.over = true,
+        }
+    }
+
+    /// Envoy has said all.
+    fn left(&mut self) {
+        if let Stage::Unread(unread) = std::mem::replace(&mut self.stage, Stage::Over) {
+            let (pick, mut receipt) = *unread;
+            let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
+            note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
+            receipt.outcome = Outcome::Complete;
+        }
+    }
+
+    fn hear(&mut self, message: ProcessingRequest) -> Result<(), Status> {
+        if matches!(self.stage, Stage::Begun) {
+            self.stage = Stage::Open(Box::new(self.receipt()));
+        }
+        match self.session.hear(message) {
+            Heard::Replies(replies) => {
+                if !self.share.hold(self.session.held() as u64) {
+                    self.refuse(&Rejection::BuffersFull);
+                }
+                self.say(replies);
+            }
+            Heard::Request(whole) => self.decide(*whole),
+            Heard::AnswerHead(told) => self.answer_begins(told.0, told.1),
+            Heard::AnswerPiece(piece) => self.answer_goes_on(piece),
+            Heard::AnswerTrailers => self.answer_ends(),
+            Heard::TooLarge => self.refuse(&Rejection::TooLarge { limit: self.rules.terms.body }),
+            Heard::Unreadable(mode) => self.refuse(&Rejection::Unreadable(mode.name())),
+            Heard::Broken(why) => return Err(Status::invalid_argument(why)),
+        }
+        Ok(())
+    }
+
+    fn receipt(&self) -> Receipt {
+        let story = &self.story;
+        let mut receipt = Receipt::open(
+            std::sync::Arc::clone(&story.house),
+            story.listener.name.clone(),
+            request_id(&HeaderMap::new()),
+        );
+        receipt.client = self.peer;
+        receipt
+    }
+
+    fn say(&mut self, replies: Replies) {
+        self.replies.extend(replies);
+        if self.session.is_over() {
+            self.over = true;
+        }
+    }
+
+    fn decide(&mut self, whole: Whole) {
+        let Stage::Open(receipt) = std::mem::replace(&mut self.stage, Stage::Over) else { return };
+        // From here on the body counts for itself.
+        self.share.hold(0);
+        let (story, rules) = (self.story.clone(), self.rules);
+        self.stage = Stage::Deciding(Box::pin(async move {
+            let (mut receipt, mut dialect) = (*receipt, Dialect::OpenAi);
+            let told = story.guarded(pin!(choose(&story, rules, whole, &mut receipt, &mut dialect))).await;
+            (told, receipt, dialect)
+        }));
+    }
+
+    fn decided(&mut self, told: Result<Told, Rejection>, mut receipt: Receipt, dialect: Dialect) {
+        self.stage = Stage::Over;
+        match told {
+            Ok(Told::ByPod(sent)) => self.send(*sent, receipt),
+            Ok(Told::ByUs(body)) => {
+                receipt.status = Some(200);
+                receipt.outcome = Outcome::Complete;
+                let replies = self.session.refused(answer(body, &receipt));
+                self.say(replies);
+            }
+            Err(rejection) => self.tell(&rejection, receipt, dialect),
+        }
+    }
+
+    fn send(&mut self, sent: Sent, mut receipt: Receipt) {
+        let Sent { decided, mut pick, asking } = sent;
+        let now = clock::now();
+        pick.course.sent(now);
+        receipt.sent = Some(now);
+        let replies = self.session.decided(decided);
+        if self.rules.observe {
+            self.stage = Stage::Sent(Box::new((pick, asking, receipt)));
+        } else {
+            self.session.leave();
+            receipt.status = Some(UNSEEN);
+            receipt.outcome = Outcome::Complete;
+            if let Some(matter) = &asking.matter {
+                self.following.follow(pick, matter);
+            }
+        }
+        self.say(replies);
+    }
+
+    /// We say no.
+    fn refuse(&mut self, rejection: &Rejection) {
+        if let Stage::Open(receipt) = std::mem::replace(&mut self.stage, Stage::Over) {
+            self.tell(rejection, *receipt, Dialect::OpenAi);
+        }
+    }
+
+    fn tell(&mut self, rejection: &Rejection, mut receipt: Receipt, dialect: Dialect) {
+        self.share.hold(0);
+        receipt.status = Some(rejection.status().as_u16());
+        receipt.refused(rejection);
+        let replies = self.session.refused(refusal(rejection, dialect, &receipt));
+        self.say(replies);
+    }
+
+    fn answer_begins(&mut self, said: HttpHeaders, noted: super::session::Noted) {
+        let bodiless = said.end_of_stream;
+        let head = AnswerHead::read(said, noted);
+        let replies = self.session.head_read(None);
+        if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
+            let (mut pick, asking, mut receipt) = *sent;
+            self.follow_to(&head, &mut pick, &asking);
+            receipt.status = Some(head.status.as_u16());
+            if head.is_envoys_own() {
+                self.not_reached(&pick, &mut receipt);
+            } else {
+                self.stage = self.reading(&head, pick, asking, receipt);
+                if bodiless {
+                    self.settle();
+                }
+            }
+        }
+        self.say(replies);
+    }
+
+    /// Envoy may have gone to another pod than the first that we named.
+    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking) {
+        let (Some(served), Some(matter)) = (head.served(), &asking.matter) else { return };
+        if served == pick.verdict.pod.address() {
+            return;
+        }
+        if let Some(pod) = matter.pool.pods().iter().find(|pod| pod.address() == served) {
+            matter.went_to(&self.story.house, pick, pod);
+        }
+    }
+
+    /// Envoy answered for a pod that did not.
+    fn not_reached(&self, pick: &Pick, receipt: &mut Receipt) {
+        if receipt.code() >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+            self.story.house.pod_failed(&pick.verdict.pod);
+        }
+        receipt.outcome = Outcome::Cut("connection_died");
+    }
+
+    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, receipt: Receipt) -> Stage {
+        if matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            let kind = FailureKind::Status(head.status.as_u16());
+            let after = head.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let sent = pick.course.sent_at();
+            self.story.house.pod_refused(&pick.verdict.pod, kind.name(), after.map(Duration::from_secs), sent);
+        }
+        if self.session.hides_answers() {
+            return Stage::Unread(Box::new((pick, receipt)));
+        }
+        let head = reading::AnswerHead { status: head.status, headers: &head.headers };
+        Stage::Reading(Box::new(Reading::new(&self.story, &head, pick, asking, receipt)))
+    }
+
+    fn answer_goes_on(&mut self, piece: HttpBody) {
+        let edited = if let Stage::Reading(reading) = &mut self.stage {
+            let (mut out, _) = reading.pass(piece.body.clone());
+            if piece.end_of_stream {
+                let rest = reading.finish();
+                if !rest.is_empty() {
+                    out = [out, rest.freeze()].concat().into();
+                }
+            }
+            reading.rewrites().then_some(out)
+        } else {
+            None
+        };
+        let end = piece.end_of_stream;
+        let replies = self.session.piece_read(piece, edited);
+        self.say(replies);
+        if end {
+            self.settle();
+        }
+    }
+
+    fn answer_ends(&mut self) {
+        let rest = match &mut self.stage {
+            Stage::Reading(reading) => reading.finish().freeze(),
+            _ => Bytes::new(),
+        };
+        let replies = self.session.trailers_read(rest);
+        self.say(replies);
+        self.settle();
+    }
+
+    /// The answer is complete.
+    fn settle(&mut self) {
+        if let Stage::Reading(mut reading) = std::mem::replace(&mut self.stage, Stage::Over) {
+            reading.settle(true);
+        }
+    }
+
+    /// This gateway failed on it. Nothing else is lost: the conversation ends with an answer that says so.
+    fn panicked(&mut self, what: &str) -> Option<Result<ProcessingResponse, Status>> {
+        if self.over {
+            return None;
+        }
+        self.over = true;
+        let rejection = Rejection::Panicked(what.to_owned());
+        let mut receipt = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Open(receipt) => *receipt,
+            Stage::Sent(sent) => sent.2,
+            Stage::Unread(unread) => unread.1,
+            // Their receipts end with them.
+            _ => {
+                tracing::error!(what, "a conversation panicked");
+                return Some(Err(Status::internal("the picker failed on this request")));
+            }
+        };
+        receipt.status = Some(rejection.status().as_u16());
+        receipt.refused(&rejection);
+        self.session.refused(refusal(&rejection, Dialect::OpenAi, &receipt)).into_iter().next().map(Ok)
+    }
+}
+
+impl Drop for Dialog {
+    fn drop(&mut self) {
+        if let Stage::Reading(reading) = &mut self.stage {
+            reading.settle(false);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Requests whose answers nobody shows us: each keeps its place on its pod for as long as, by what the pod has shown, it
+//! should take. Then the place is given up, and what the pod says of itself is all that counts.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use crate::{
+    gateway::decide::{Matter, Pick},
+    tasks::Tasks,
+};
+
+/// As many are followed at once as clients may be connected; each costs a timer and a few hundred bytes. Who comes when
+/// that many are on their way is in the pods' own numbers soon.
+const MOST: usize = 65_536;
+
+/// The longest that one is: as long as the longest wait for a first byte.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Where such requests are followed.
+#[derive(Clone)]
+pub(super) struct Following {
+    tasks: Tasks,
+    many: Arc<AtomicUsize>,
+}
+
+impl Following {
+    pub(super) fn new(tasks: Tasks) -> Self {
+        Self { tasks, many: Arc::default() }
+    }
+
+    /// Keeps the place of `pick` for as long as `matter` should take.
+    pub(super) fn follow(&self, mut pick: Pick, matter: &Matter) {
+        if self.many.fetch_add(1, Relaxed) >= MOST {
+            self.many.fetch_sub(1, Relaxed);
+            return;
+        }
+        let first = pick.course.first_token_due().min(LONGEST);
+        let rest = matter.generation_due(&pick.verdict.pod).min(LONGEST);
+        let many = Arc::clone(&self.many);
+        self.tasks.spawn_until_stop(async move {
+            sleep(first).await;
+            pick.course.first_token();
+            sleep(rest).await;
+            drop(pick);
+            many.fetch_sub(1, Relaxed);
+        });
+    }
+}

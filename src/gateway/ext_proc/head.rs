@@ -1,0 +1,150 @@
+//! What stands in Envoy's heads and notes: headers as ours, which pods may be chosen, which pod answered, and what Envoy
+//! says of how it came to the answer.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use super::{
+    session::Noted,
+    wire::{self, Kind, Struct},
+};
+
+/// Where the pod is named: in the request's head, and in the metadata of the balancer.
+pub(super) const DESTINATION: &str = "x-gateway-destination-endpoint";
+
+/// The balancer's metadata.
+pub(super) const BALANCER: &str = "envoy.lb";
+
+/// Where the gateway says which pods may be chosen, and under which name.
+const SUBSET: (&str, &str) = ("envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset");
+
+/// Where it says which pod answered.
+const SERVED: &str = "x-gateway-destination-endpoint-served";
+
+/// Where the filter puts attributes, and those that we look at.
+const ATTRIBUTES: &str = "envoy.filters.http.ext_proc";
+const UPSTREAM: &str = "upstream.address";
+const DETAILS: &str = "response.code_details";
+
+/// What Envoy says of an answer that a pod gave.
+const VIA_UPSTREAM: &str = "via_upstream";
+
+/// A request's head.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    /// Without its query.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) noted: Noted,
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub(super) struct AnswerHead {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    noted: Noted,
+}
+
+/// What was said of a head, its pseudo headers apart. Fields that no HTTP has are not there.
+fn fields(said: wire::HttpHeaders, mut pseudo: impl FnMut(&[u8], &Bytes)) -> HeaderMap {
+    let said = said.headers.unwrap_or_default().headers;
+    let mut headers = HeaderMap::with_capacity(said.len());
+    for field in said {
+        let value = field.bytes();
+        if field.key.starts_with(b":") {
+            pseudo(&field.key, value);
+        } else if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(&field.key), HeaderValue::from_maybe_shared(value.clone()))
+        {
+            headers.append(name, value);
+        }
+    }
+    headers
+}
+
+impl Head {
+    pub(super) fn read(said: wire::HttpHeaders, noted: Noted) -> Self {
+        let (mut method, mut path) = (Method::GET, "/".to_owned());
+        let headers = fields(said, |name, value| match name {
+            b":method" => method = Method::from_bytes(value).unwrap_or_default(),
+            b":path" => path = without_query(value),
+            _ => {}
+        });
+        Self { method, path, headers, noted }
+    }
+
+    /// The pods that may be chosen, if the gateway says so: an empty list is none.
+    pub(super) fn subset(&self) -> Option<Vec<String>> {
+        match self.noted.metadata.filter_metadata.get(SUBSET.0)?.get(SUBSET.1)? {
+            Kind::String(text) => Some(listed(text)),
+            Kind::List(list) => {
+                let text = |value: &wire::Value| match &value.kind {
+                    Some(Kind::String(text)) => listed(text),
+                    _ => Vec::new(),
+                };
+                Some(list.values.iter().flat_map(text).collect())
+            }
+            Kind::Struct(_) => None,
+        }
+    }
+}
+
+fn listed(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|it| !it.is_empty()).map(ToOwned::to_owned).collect()
+}
+
+fn without_query(target: &[u8]) -> String {
+    let path = target.split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
+    String::from_utf8_lossy(path).into_owned()
+}
+
+impl AnswerHead {
+    pub(super) fn read(said: wire::HttpHeaders, noted: Noted) -> Self {
+        let mut status = StatusCode::OK;
+        let headers = fields(said, |name, value| {
+            if name == b":status" {
+                status = StatusCode::from_bytes(value).unwrap_or_default();
+            }
+        });
+        Self { status, headers, noted }
+    }
+
+    /// The pod that answered, where the gateway says it.
+    pub(super) fn served(&self) -> Option<&str> {
+        let noted = self.noted.metadata.filter_metadata.get(BALANCER).and_then(|lb| text(lb, SERVED));
+        noted.or_else(|| self.attribute(UPSTREAM)).map(str::trim).filter(|it| !it.is_empty())
+    }
+
+    /// Whether Envoy made this answer, because it got none from a pod.
+    pub(super) fn is_envoys_own(&self) -> bool {
+        self.attribute(DETAILS).is_some_and(|details| details != VIA_UPSTREAM)
+    }
+
+    fn attribute(&self, name: &str) -> Option<&str> {
+        text(self.noted.attributes.get(ATTRIBUTES)?, name)
+    }
+}
+
+fn text<'a>(of: &'a Struct, name: &str) -> Option<&'a str> {
+    match of.get(name)? {
+        Kind::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Whether `allowed`, as a gateway writes an endpoint, is this pod's address: with its port if it names one, and an IPv6
+/// address with or without brackets.
+pub(super) fn names(allowed: &str, address: &str) -> bool {
+    if allowed == address {
+        return true;
+    }
+    let bare = |text: &str| text.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    match allowed.parse::<std::net::SocketAddr>() {
+        Ok(allowed) => address.parse() == Ok(allowed),
+        // Without a port it is an address alone: all of its ports.
+        Err(_) => bare(allowed).parse::<std::net::IpAddr>().is_ok_and(|allowed| bare(host).parse() == Ok(allowed)),
+    }
+}

@@ -1,0 +1,81 @@
+//! `grpc.health.v1`, as the reference picker answers it: whether it lives, whether it may be asked.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream, stream::BoxStream};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::time::sleep;
+use tonic::{Status, body::Body, server::Grpc};
+use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+use super::wire::{HealthCheckRequest, HealthCheckResponse, ServingStatus};
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+/// Answered as long as the process does.
+const LIVENESS: &str = "liveness";
+
+/// Answered by whether a pod can be had: all of it, as Kubernetes asks, as Envoy asks.
+const READINESS: [&str; 3] = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
+
+/// How often a watcher's answer is looked at again: as often as the most eager probe asks.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether this gateway may be asked for pods.
+pub type IsServing = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Whether this is a question for health.
+pub(super) fn is_asked(path: &str) -> bool {
+    path == CHECK || path == WATCH
+}
+
+/// Answers it.
+pub(super) async fn serve(request: Request<Incoming>, is_serving: IsServing) -> Response<Body> {
+    let codec = ProstCodec::<HealthCheckResponse, HealthCheckRequest>::default();
+    if request.uri().path() == CHECK {
+        let check = service_fn(move |request: tonic::Request<HealthCheckRequest>| {
+            let status = status(&request.get_ref().service, &is_serving);
+            let told = status.map(answer).ok_or_else(|| Status::not_found("there is no such service"));
+            std::future::ready(told.map(tonic::Response::new))
+        });
+        return Grpc::new(codec).unary(check, request).await;
+    }
+    let watch = service_fn(move |request: tonic::Request<HealthCheckRequest>| {
+        let told = changes(request.into_inner().service, Arc::clone(&is_serving));
+        std::future::ready(Ok::<_, Status>(tonic::Response::new(told)))
+    });
+    Grpc::new(codec).server_streaming(watch, request).await
+}
+
+fn status(service: &str, is_serving: &IsServing) -> Option<ServingStatus> {
+    let serving = match service {
+        LIVENESS => true,
+        service if READINESS.contains(&service) => is_serving(),
+        _ => return None,
+    };
+    Some(if serving { ServingStatus::Serving } else { ServingStatus::NotServing })
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+/// How it is, and each time it becomes different.
+fn changes(service: String, is_serving: IsServing) -> BoxStream<'static, Result<HealthCheckResponse, Status>> {
+    let told = stream::unfold(None, move |last: Option<ServingStatus>| {
+        let (service, is_serving) = (service.clone(), Arc::clone(&is_serving));
+        async move {
+            loop {
+                let now = status(&service, &is_serving).unwrap_or(ServingStatus::ServiceUnknown);
+                if last != Some(now) {
+                    return Some((Ok(answer(now)), Some(now)));
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+        }
+    });
+    told.boxed()
+}

@@ -1,0 +1,373 @@
+//! The conversation about one request, as a state machine: what Envoy says, in the order in which it says it, against what
+//! must be replied. No I/O, no clock, no desk: whoever drives it takes the request to the desk when it is whole, and hands
+//! the answer's pieces to whoever reads along.
+//!
+//! How bodies come decides the order. As they come (`FULL_DUPLEX_STREAMED`, which the endpoint-picker protocol demands):
+//! nothing is replied before the request is whole, and then all at once, because the pod is named in the head. Whole
+//! (`BUFFERED`): the head is replied to before the body comes, and the pod is named with the body. Piece by piece
+//! (`STREAMED`) or not at all, the request is on its way before anybody has read its model: that is refused in words.
+
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use super::wire::{
+    BodyMutation, BodyResponse, BodySendMode, CommonResponse, HeaderMutation, HeadersResponse, HttpBody, HttpHeaders,
+    ImmediateResponse, Metadata, Mutation, ProcessingRequest, ProcessingResponse, ProtocolConfiguration, Reply, Said,
+    StreamedBodyResponse, Struct, TrailersResponse,
+};
+
+/// The largest piece of a body in one reply, bytes: what the reference sends, below 64 KiB with its frame.
+pub(super) const LARGEST_PIECE: usize = 62_000;
+
+/// What is said, in this order.
+pub(super) type Replies = SmallVec<[ProcessingResponse; 2]>;
+
+/// How bodies come where Envoy does not say it, and how much of one is taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) request: BodySendMode,
+    pub(super) response: BodySendMode,
+    /// The largest request body.
+    pub(super) body: u64,
+}
+
+/// What follows from a message.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// This is replied; nothing, if more has to come first.
+    Replies(Replies),
+    /// All of a request: the desk decides, and [`Session::decided`] or [`Session::refused`] follows.
+    Request(Box<Whole>),
+    /// The answer's head: [`Session::head_read`] follows.
+    AnswerHead(Box<(HttpHeaders, Noted)>),
+    /// A piece of the answer: [`Session::piece_read`] follows.
+    AnswerPiece(HttpBody),
+    /// The answer's trailers: [`Session::trailers_read`] follows.
+    AnswerTrailers,
+    /// The request's body is too large.
+    TooLarge,
+    /// No pod can be chosen by what comes this way.
+    Unreadable(BodySendMode),
+    /// No Envoy says this.
+    Broken(&'static str),
+}
+
+/// All of a request.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) head: HttpHeaders,
+    pub(super) body: Bytes,
+    pub(super) noted: Noted,
+}
+
+/// What was noted beside the headers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Noted {
+    pub(super) metadata: Metadata,
+    pub(super) attributes: std::collections::HashMap<String, Struct>,
+}
+
+/// What the desk decided.
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) mutation: HeaderMutation,
+    pub(super) metadata: Struct,
+    /// The body that the pod shall read.
+    pub(super) body: Bytes,
+    /// Whether that is another than the client's.
+    pub(super) changed: bool,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing came yet.
+    Start,
+    /// A head came, and its body is awaited.
+    Body,
+    /// The desk decides.
+    Asked,
+    /// The request is on its way.
+    Sent,
+    /// Its answer comes.
+    Answer,
+    /// An answer comes that no pod of our choice has made.
+    Foreign,
+    /// All was said.
+    Over,
+}
+
+/// One request's conversation.
+#[derive(Debug)]
+pub(super) struct Session {
+    terms: Terms,
+    stage: Stage,
+    head: HttpHeaders,
+    noted: Noted,
+    first: Bytes,
+    more: BytesMut,
+    /// How the request comes: without a body, with trailers.
+    bodiless: bool,
+    trailers: bool,
+}
+
+impl Session {
+    pub(super) fn new(terms: Terms) -> Self {
+        Self {
+            terms,
+            stage: Stage::Start,
+            head: HttpHeaders::default(),
+            noted: Noted::default(),
+            first: Bytes::new(),
+            more: BytesMut::new(),
+            bodiless: false,
+            trailers: false,
+        }
+    }
+
+    /// Bytes of a request's body that are held.
+    pub(super) fn held(&self) -> usize {
+        self.first.len() + self.more.len()
+    }
+
+    /// Whether nothing more is expected.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// Whether answers' bodies do not come by here.
+    pub(super) fn hides_answers(&self) -> bool {
+        self.terms.response == BodySendMode::None
+    }
+
+    /// Whether this message ends a wait for the desk: an answer comes from somewhere else.
+    pub(super) fn overtakes(message: &ProcessingRequest) -> bool {
+        !matches!(message.said, Some(Said::RequestTrailers(_)) | None)
+    }
+
+    /// One message of Envoy's.
+    pub(super) fn hear(&mut self, message: ProcessingRequest) -> Heard {
+        if self.stage == Stage::Over {
+            return Heard::Replies(Replies::new());
+        }
+        if message.observability_mode {
+            return Heard::Broken("in observability mode nobody waits for the pod that would be chosen");
+        }
+        if let Some(told) = message.protocol_config.filter(|_| self.stage == Stage::Start) {
+            self.follow(told);
+        }
+        let noted = Noted { metadata: message.metadata_context.unwrap_or_default(), attributes: message.attributes };
+        if noted != Noted::default() {
+            self.noted = noted;
+        }
+        // What we do not know is skipped, as the rest of such messages is.
+        let Some(said) = message.said else { return Heard::Replies(Replies::new()) };
+        match (said, self.stage) {
+            (Said::RequestHeaders(head), Stage::Start) => self.begin(head),
+            (Said::RequestHeaders(_), _) => Heard::Broken("a request has one head"),
+            (Said::RequestBody(piece), Stage::Body) => self.body(piece),
+            (Said::RequestTrailers(_), Stage::Body) => self.end_with_trailers(),
+            (Said::RequestTrailers(_), Stage::Asked) if !self.trailers => {
+                self.trailers = true;
+                Heard::Replies(Replies::new())
+            }
+            (Said::RequestTrailers(_), Stage::Sent | Stage::Foreign) => {
+                Heard::Replies(Replies::from_iter([plain(Reply::RequestTrailers)]))
+            }
+            (Said::RequestBody(piece), Stage::Foreign) => {
+                Heard::Replies(echo(piece, self.terms.request, Reply::RequestBody))
+            }
+            (Said::RequestBody(_) | Said::RequestTrailers(_), _) => Heard::Broken("the request was over"),
+            (said, _) => self.answer(said),
+        }
+    }
+
+    fn follow(&mut self, told: ProtocolConfiguration) {
+        self.terms.request = BodySendMode::try_from(told.request_body_mode).unwrap_or(self.terms.request);
+        self.terms.response = BodySendMode::try_from(told.response_body_mode).unwrap_or(self.terms.response);
+    }
+
+    fn begin(&mut self, head: HttpHeaders) -> Heard {
+        self.bodiless = head.end_of_stream;
+        self.head = head;
+        self.stage = Stage::Body;
+        if self.bodiless {
+            return self.whole();
+        }
+        match self.terms.request {
+            BodySendMode::FullDuplexStreamed => Heard::Replies(Replies::new()),
+            BodySendMode::Buffered | BodySendMode::BufferedPartial => {
+                Heard::Replies(Replies::from_iter([reply(Reply::RequestHeaders(HeadersResponse::default()))]))
+            }
+            mode => Heard::Unreadable(mode),
+        }
+    }
+
+    fn body(&mut self, piece: HttpBody) -> Heard {
+        if (self.held() + piece.body.len()) as u64 > self.terms.body {
+            return Heard::TooLarge;
+        }
+        // Most bodies come in one piece, with or before an empty end.
+        if self.held() == 0 {
+            self.first = piece.body;
+        } else if !piece.body.is_empty() {
+            if self.more.is_empty() {
+                self.more.extend_from_slice(&std::mem::take(&mut self.first));
+            }
+            self.more.extend_from_slice(&piece.body);
+        }
+        match self.terms.request {
+            // The one message has all of it, whatever follows.
+            BodySendMode::Buffered => self.whole(),
+            // More than Envoy holds: the rest would go by unread.
+            BodySendMode::BufferedPartial if !piece.end_of_stream => Heard::TooLarge,
+            _ if piece.end_of_stream => self.whole(),
+            _ => Heard::Replies(Replies::new()),
+        }
+    }
+
+    fn end_with_trailers(&mut self) -> Heard {
+        self.trailers = true;
+        if self.terms.request == BodySendMode::FullDuplexStreamed {
+            return self.whole();
+        }
+        Heard::Broken("the body comes before the trailers")
+    }
+
+    fn whole(&mut self) -> Heard {
+        self.stage = Stage::Asked;
+        let body = if self.more.is_empty() { std::mem::take(&mut self.first) } else { self.more.split().freeze() };
+        let (head, noted) = (std::mem::take(&mut self.head), std::mem::take(&mut self.noted));
+        Heard::Request(Box::new(Whole { head, body, noted }))
+    }
+
+    /// The desk has chosen.
+    pub(super) fn decided(&mut self, decided: Decided) -> Replies {
+        self.stage = Stage::Sent;
+        let Decided { mutation, metadata, body, changed } = decided;
+        let mut common =
+            CommonResponse { header_mutation: Some(mutation), clear_route_cache: true, body_mutation: None };
+        let mut replies = Replies::new();
+        let duplex = self.terms.request == BodySendMode::FullDuplexStreamed;
+        if self.bodiless || duplex {
+            let head = HeadersResponse { response: Some(common) };
+            replies.push(reply(Reply::RequestHeaders(head)));
+            if !self.bodiless {
+                stream(body, !self.trailers, Reply::RequestBody, &mut replies);
+            }
+        } else {
+            common.body_mutation = changed.then(|| becomes(body));
+            replies.push(reply(Reply::RequestBody(BodyResponse { response: Some(common) })));
+        }
+        if let Some(first) = replies.first_mut() {
+            first.dynamic_metadata = Some(metadata);
+        }
+        if self.trailers {
+            replies.push(plain(Reply::RequestTrailers));
+        }
+        replies
+    }
+
+    /// The client gets an answer of our own, and that is all.
+    pub(super) fn refused(&mut self, answer: ImmediateResponse) -> Replies {
+        self.stage = Stage::Over;
+        self.first = Bytes::new();
+        self.more = BytesMut::new();
+        Replies::from_iter([reply(Reply::Immediate(answer))])
+    }
+
+    /// The conversation ends here, whatever follows.
+    pub(super) fn leave(&mut self) {
+        self.stage = Stage::Over;
+    }
+
+    fn answer(&mut self, said: Said) -> Heard {
+        match said {
+            Said::ResponseHeaders(head) if self.stage == Stage::Sent => {
+                self.stage = Stage::Answer;
+                Heard::AnswerHead(Box::new((head, std::mem::take(&mut self.noted))))
+            }
+            Said::ResponseBody(piece) if self.stage == Stage::Answer => Heard::AnswerPiece(piece),
+            Said::ResponseTrailers(_) if self.stage == Stage::Answer => Heard::AnswerTrailers,
+            said => {
+                self.stage = Stage::Foreign;
+                Heard::Replies(match said {
+                    Said::ResponseBody(piece) => echo(piece, self.terms.response, Reply::ResponseBody),
+                    Said::ResponseTrailers(_) => Replies::from_iter([plain(Reply::ResponseTrailers)]),
+                    _ => Replies::from_iter([reply(Reply::ResponseHeaders(HeadersResponse::default()))]),
+                })
+            }
+        }
+    }
+
+    /// The answer's head was read; `mutation` is what changes in it.
+    pub(super) fn head_read(&mut self, mutation: Option<HeaderMutation>) -> Replies {
+        let common =
+            mutation.map(|mutation| CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() });
+        Replies::from_iter([reply(Reply::ResponseHeaders(HeadersResponse { response: common }))])
+    }
+
+    /// A piece was read, and this is what goes on; `None` if it does unchanged.
+    pub(super) fn piece_read(&mut self, piece: HttpBody, edited: Option<Bytes>) -> Replies {
+        let HttpBody { body, end_of_stream } = piece;
+        let mut replies = Replies::new();
+        if self.terms.response == BodySendMode::FullDuplexStreamed {
+            stream(edited.unwrap_or(body), end_of_stream, Reply::ResponseBody, &mut replies);
+        } else {
+            let common = edited
+                .map(|edited| CommonResponse { body_mutation: Some(becomes(edited)), ..CommonResponse::default() });
+            replies.push(reply(Reply::ResponseBody(BodyResponse { response: common })));
+        }
+        replies
+    }
+
+    /// The trailers were read; `rest` is what of the body was held back.
+    pub(super) fn trailers_read(&mut self, rest: Bytes) -> Replies {
+        let mut replies = Replies::new();
+        if self.terms.response == BodySendMode::FullDuplexStreamed && !rest.is_empty() {
+            stream(rest, false, Reply::ResponseBody, &mut replies);
+        }
+        replies.push(plain(Reply::ResponseTrailers));
+        replies
+    }
+}
+
+fn reply(reply: Reply) -> ProcessingResponse {
+    ProcessingResponse { reply: Some(reply), dynamic_metadata: None }
+}
+
+/// Trailers as they are.
+fn plain(to: fn(TrailersResponse) -> Reply) -> ProcessingResponse {
+    reply(to(TrailersResponse::default()))
+}
+
+/// A piece as it is.
+fn echo(piece: HttpBody, mode: BodySendMode, to: fn(BodyResponse) -> Reply) -> Replies {
+    let mut replies = Replies::new();
+    if mode == BodySendMode::FullDuplexStreamed {
+        stream(piece.body, piece.end_of_stream, to, &mut replies);
+    } else {
+        replies.push(reply(to(BodyResponse::default())));
+    }
+    replies
+}
+
+/// `body` in pieces that fit; an end needs one even if it is empty.
+fn stream(mut body: Bytes, end: bool, to: fn(BodyResponse) -> Reply, replies: &mut Replies) {
+    while !body.is_empty() || end {
+        let piece = body.split_to(body.len().min(LARGEST_PIECE));
+        let last = body.is_empty();
+        let streamed = StreamedBodyResponse { body: piece, end_of_stream: end && last };
+        let mutation = BodyMutation { mutation: Some(Mutation::Streamed(streamed)) };
+        let common = CommonResponse { body_mutation: Some(mutation), ..CommonResponse::default() };
+        replies.push(reply(to(BodyResponse { response: Some(common) })));
+        if last {
+            break;
+        }
+    }
+}
+
+fn becomes(body: Bytes) -> BodyMutation {
+    let mutation = if body.is_empty() { Mutation::Clear(true) } else { Mutation::Body(body) };
+    BodyMutation { mutation: Some(mutation) }
+}
