@@ -1,11 +1,7 @@
 //! Config -> Policy and House, sockets bound, senses started, doors opened; in that order, so that a bad address is
 //! told before anything runs.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -15,12 +11,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-use super::{Running, StartError, bind, house::live_house};
+use super::{
+    Running, StartError, bind,
+    house::live_house,
+    picker::{self, Hosts},
+};
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
-    edge::{self, Door, Phase, Rejected, Stage},
-    gateway::{CurrentPolicy, Desk, House, Picker, Policy},
+    edge::{self, Door, Rejected, Stage},
+    gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
     telemetry::Metrics,
 };
@@ -41,7 +41,10 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let config = Arc::new(config);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
-        sockets.push(bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
+        let socket = bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
+        let picker = listener.ext_proc.as_ref();
+        let picker = picker.map(|how| picker::prepare(listener, how, config.reuse_port)).transpose()?;
+        sockets.push((socket, picker));
     }
     let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
     let probes = match config.probes {
@@ -59,19 +62,15 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
 
     let room = Arc::new(Semaphore::new(config.limits.connections));
     let mut listeners = Vec::with_capacity(sockets.len());
-    for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
+    let hosts = Hosts { house: &house, policy: &policy, stage: &stage, clients: &clients, background: &background };
+    for (at, ((socket, prepared), listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
         let guests = (Arc::clone(&room), house.metrics.connections.clone());
         let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
         let told = Arc::clone(&stage);
-        if listener.ext_proc.is_some() {
-            let (ready_once, watched) = (Arc::clone(&house.ready_once), Arc::clone(&stage));
-            let is_serving = move || watched.phase() == Phase::Serving && ready_once.load(Relaxed);
-            let (house, policy) = (Arc::clone(&house), Arc::clone(&policy));
-            let picker = Picker::new(house, policy, at, background.clone(), Arc::new(is_serving));
-            let serve = move |request: Request<Incoming>| picker.clone().serve(request);
-            clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
+        if let Some(prepared) = prepared {
+            picker::open(&hosts, at, door, prepared);
             continue;
         }
         // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
@@ -131,8 +130,9 @@ fn door(
         header_fields: config.limits.header_fields,
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
+        may_give_up: false,
     };
-    Door { name, socket, limits, room, open, shared: config.reuse_port, rejected }
+    Door { name, socket, limits, room, open, shared: config.reuse_port, rejected, tls: None }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.

@@ -2,6 +2,7 @@
 
 mod build;
 mod house;
+mod picker;
 mod reload;
 mod senses;
 mod stop;
@@ -99,6 +100,14 @@ pub enum StartError {
     DecisionLog {
         /// Where.
         path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What a listener is to show.
+    #[error("listener '{listener}' has no certificate that it could show; check its `cert_path`")]
+    Certificate {
+        /// Which.
+        listener: Arc<str>,
         /// Why not.
         source: io::Error,
     },

@@ -4,10 +4,10 @@
 //! The difference is told from the text, so that every key is covered, also the one that is added tomorrow. What needs
 //! a restart is told from the checked values, so that writing `1m` as `60s` needs none.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, path::Path};
 
 use super::{
-    Config, Limits, Place, Report,
+    Config, Limits, Listener, Place, Report,
     report::{Finding, Source},
     tree::{self, Entry, Kind, Node},
 };
@@ -71,6 +71,11 @@ pub fn compare(file: &str, old: (&Config, &str), new: (&Config, &str)) -> Result
     Err(Report { problems: Source::new(file, new.1).problems(findings.collect()) })
 }
 
+/// What of a listener that Envoy asks is made when it starts.
+fn doors(listener: &Listener) -> Option<(bool, Option<&Path>, Option<SocketAddr>)> {
+    listener.ext_proc.as_ref().map(|how| (how.secure, how.cert_path.as_deref(), how.health))
+}
+
 /// The keys that only a start can set and that differ: what is bound, and what each connection was given when it began.
 fn fixed(old: &Config, new: &Config) -> Vec<String> {
     let mut keys = Vec::new();
@@ -78,6 +83,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         match new.listeners.iter().find(|it| it.name == listener.name) {
             None => keys.push(format!("listeners[{}]", listener.name)),
             Some(it) if it.address != listener.address => keys.push(format!("listeners[{}].address", listener.name)),
+            Some(it) if doors(it) != doors(listener) => keys.push(format!("listeners[{}].ext_proc", listener.name)),
             Some(_) => {}
         }
     }

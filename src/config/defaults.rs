@@ -137,6 +137,7 @@ pub(super) const EXT_PROC: ExtProc = ExtProc {
     observe_responses: true,
     fallbacks: 0,
     other_paths: true,
+    health: None,
 };
 
 /// The most further pods named behind a chosen one: as many as further attempts.

@@ -100,6 +100,8 @@ pub(super) struct ExtProcFile {
     pub(super) fallbacks: Option<At<u32>>,
     /// Whether paths that are no inference get a pod as well: the route has let them through. Default: true.
     pub(super) other_paths: Option<bool>,
+    /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
+    pub(super) health: Option<DoorFile>,
 }
 
 /// A model that a listener serves.

@@ -2,7 +2,7 @@
 //!
 //! What holds where nothing is said is in `defaults`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -161,6 +161,8 @@ pub struct ExtProc {
     pub fallbacks: usize,
     /// Whether paths that are no inference get a pod as well.
     pub other_paths: bool,
+    /// Where health is told without TLS, besides the listener itself.
+    pub health: Option<SocketAddr>,
 }
 
 /// How bodies come from Envoy.

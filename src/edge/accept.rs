@@ -9,10 +9,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
-use super::{Limits, Phase, Rejected, connection::Host, drain};
+use super::{Limits, Phase, Rejected, connection::Host, drain, tls::Tls};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
@@ -45,6 +45,8 @@ pub struct Door {
     pub shared: bool,
     /// Counts what was turned away before it was a request.
     pub rejected: Rejected,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<Tls>,
 }
 
 /// Counts a connection while it lives.
@@ -77,6 +79,17 @@ where
             next = accept(&door) => next,
             () = &mut closing => break,
         };
+        if let Some(tls) = &door.tls {
+            let (tls, host, service, phase) = (tls.clone(), host.clone(), service.clone(), phase.clone());
+            tasks.spawn(async move {
+                // Whoever does not speak it, or not in time, is not told anything it could read.
+                if let Ok(Ok(stream)) = timeout(door.limits.header_read, tls.greet(stream)).await {
+                    host.serve((stream, Peer(peer)), service, phase).await;
+                }
+                drop(guest);
+            });
+            continue;
+        }
         let connection = host.serve((stream, Peer(peer)), service.clone(), phase.clone());
         tasks.spawn(async move {
             connection.await;

@@ -14,7 +14,11 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
-use tokio::{net::TcpStream, sync::watch, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::sleep,
+};
 
 use super::{
     Phase, Rejected, drain,
@@ -43,9 +47,12 @@ pub struct Limits {
     pub header_bytes: usize,
     /// Concurrent HTTP/2 streams.
     pub http2_streams: u32,
+    /// Whether requests given up at once are ordinary, as Envoy's conversations are when they have served.
+    pub may_give_up: bool,
 }
 
 /// Serves connections that share their limits.
+#[derive(Clone)]
 pub(super) struct Host {
     limits: Limits,
     rejected: Rejected,
@@ -79,13 +86,14 @@ impl Host {
     }
 
     /// Serves one client until it leaves or has to.
-    pub(super) fn serve<S, F, B, E>(
+    pub(super) fn serve<W, S, F, B, E>(
         &self,
-        (stream, peer): (TcpStream, Peer),
+        (stream, peer): (W, Peer),
         service: S,
         phase: watch::Receiver<Phase>,
-    ) -> impl Future<Output = ()> + Send + use<S, F, B, E>
+    ) -> impl Future<Output = ()> + Send + use<W, S, F, B, E>
     where
+        W: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Response<B>, E>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -95,7 +103,10 @@ impl Host {
         let (limits, pulse) = (self.limits, Arc::new(Pulse::new(self.rejected.clone())));
         let heard = Arc::clone(&pulse);
         let serve = move |mut request: Request<Incoming>| {
-            let open = heard.asked(request.version());
+            let mut open = heard.asked(request.version());
+            if limits.may_give_up {
+                open.complete();
+            }
             request.extensions_mut().insert(peer);
             let answer = service(request);
             async move { answer.await.map(|answer| answer.map(|body| Watched::new(body, open))) }

@@ -187,6 +187,7 @@ mod tests {
             header_fields: 9,
             header_bytes: 9_000,
             http2_streams: 9,
+            may_give_up: false,
         };
         let room = Arc::new(Semaphore::new(100));
         let door = Door {
@@ -197,6 +198,7 @@ mod tests {
             open: Gauge::default(),
             shared: false,
             rejected: Rejected::default(),
+            tls: None,
         };
         let (stage, tasks) = (Stage::default(), Tasks::new());
         stage.enter(Phase::Closing);

@@ -9,6 +9,7 @@ mod drain;
 mod head;
 mod pulse;
 mod stall;
+mod tls;
 mod wire;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use accept::{Door, run};
 pub use connection::Limits;
 pub use drain::{Phase, Stage};
 use prometheus_client::metrics::{counter::Counter, family::Family};
+pub use tls::Tls;
 
 use crate::telemetry::{Name, labels::ReasonLabels};
 

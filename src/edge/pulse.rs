@@ -217,6 +217,7 @@ mod tests {
         header_fields: 64,
         header_bytes: 32 << 10,
         http2_streams: 100,
+        may_give_up: false,
     };
 
     async fn after(pulse: &Pulse) -> (Why, u64) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Sheet;
+use super::{Sheet, address};
 use crate::config::{
     Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
     file::{
@@ -256,6 +256,7 @@ pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Ext
     picker.response_body = given.response_body.unwrap_or(picker.response_body);
     picker.observe_responses = given.observe_responses.unwrap_or(picker.observe_responses);
     picker.fallbacks = given.fallbacks.as_ref().map_or(picker.fallbacks, |at| at.value as usize);
+    picker.health = given.health.as_ref().and_then(|door| address(&door.address, sheet));
     picker.other_paths = given.other_paths.unwrap_or(picker.other_paths);
     Some(picker)
 }

@@ -21,14 +21,14 @@ use super::{
     following::Following,
     head::AnswerHead,
     session::{Heard, Replies, Session, Terms, Whole},
-    wire::{BodySendMode, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse},
+    wire::{BodySendMode, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse},
 };
 use crate::{
     clock,
     config::{BodyMode, ExtProc},
     gateway::{
         body::Share,
-        decide::Pick,
+        decide::{Matter, Pick},
         reading::{self, Asking, Reading, note_status},
         receipt::{Outcome, Receipt},
         rejection::Rejection,
@@ -81,7 +81,7 @@ enum Stage {
     /// Its answer is being read along.
     Reading(Box<Reading>),
     /// Its answer's body is not shown to us.
-    Unread(Box<(Pick, Receipt)>),
+    Unread(Box<(Pick, Option<Matter>, Receipt)>),
     /// All is told.
     Over,
 }
@@ -197,11 +197,19 @@ impl Dialog {
 
     /// Envoy has said all.
     fn left(&mut self) {
-        if let Stage::Unread(unread) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let (pick, mut receipt) = *unread;
-            let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
-            note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
-            receipt.outcome = Outcome::Complete;
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Reading(mut reading) => reading.settle(false),
+            Stage::Unread(unread) => {
+                let (pick, matter, mut receipt) = *unread;
+                let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
+                note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
+                receipt.outcome = Outcome::Complete;
+                // A whole answer's head comes when it is made; a stream goes on unseen.
+                if let Some(matter) = matter.filter(|_| receipt.streamed) {
+                    self.following.follow(pick, &matter);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -308,21 +316,30 @@ impl Dialog {
     fn answer_begins(&mut self, said: HttpHeaders, noted: super::session::Noted) {
         let bodiless = said.end_of_stream;
         let head = AnswerHead::read(said, noted);
-        let replies = self.session.head_read(None);
+        let mut mutation = None;
         if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
             let (mut pick, asking, mut receipt) = *sent;
             self.follow_to(&head, &mut pick, &asking);
             receipt.status = Some(head.status.as_u16());
             if head.is_envoys_own() {
-                self.not_reached(&pick, &mut receipt);
+                self.not_reached(&head, &pick, &mut receipt);
             } else {
                 self.stage = self.reading(&head, pick, asking, receipt);
+                mutation = self.new_length();
                 if bodiless {
                     self.settle();
                 }
             }
         }
+        let replies = self.session.head_read(mutation);
         self.say(replies);
+    }
+
+    /// An answer that is edited has another length than its head says.
+    fn new_length(&self) -> Option<HeaderMutation> {
+        let Stage::Reading(reading) = &self.stage else { return None };
+        let remove_headers = vec!["content-length".to_owned()];
+        reading.rewrites().then(|| HeaderMutation { remove_headers, ..HeaderMutation::default() })
     }
 
     /// Envoy may have gone to another pod than the first that we named.
@@ -337,14 +354,14 @@ impl Dialog {
     }
 
     /// Envoy answered for a pod that did not.
-    fn not_reached(&self, pick: &Pick, receipt: &mut Receipt) {
-        if receipt.code() >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+    fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
+        if head.blames_the_pod() {
             self.story.house.pod_failed(&pick.verdict.pod);
         }
         receipt.outcome = Outcome::Cut("connection_died");
     }
 
-    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, receipt: Receipt) -> Stage {
+    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, mut receipt: Receipt) -> Stage {
         if matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let kind = FailureKind::Status(head.status.as_u16());
             let after = head.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -352,7 +369,8 @@ impl Dialog {
             self.story.house.pod_refused(&pick.verdict.pod, kind.name(), after.map(Duration::from_secs), sent);
         }
         if self.session.hides_answers() {
-            return Stage::Unread(Box::new((pick, receipt)));
+            receipt.streamed |= reading::is_event_stream(&head.headers);
+            return Stage::Unread(Box::new((pick, asking.matter, receipt)));
         }
         let head = reading::AnswerHead { status: head.status, headers: &head.headers };
         Stage::Reading(Box::new(Reading::new(&self.story, &head, pick, asking, receipt)))
@@ -406,7 +424,7 @@ impl Dialog {
         let mut receipt = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Open(receipt) => *receipt,
             Stage::Sent(sent) => sent.2,
-            Stage::Unread(unread) => unread.1,
+            Stage::Unread(unread) => unread.2,
             // Their receipts end with them.
             _ => {
                 tracing::error!(what, "a conversation panicked");
@@ -421,8 +439,6 @@ impl Dialog {
 
 impl Drop for Dialog {
     fn drop(&mut self) {
-        if let Stage::Reading(reading) = &mut self.stage {
-            reading.settle(false);
-        }
+        self.left();
     }
 }

@@ -29,6 +29,9 @@ const DETAILS: &str = "response.code_details";
 /// What Envoy says of an answer that a pod gave.
 const VIA_UPSTREAM: &str = "via_upstream";
 
+/// How Envoy begins what it says of a pod that did not answer, as in `upstream_reset_before_response_started`.
+const FAILED: &str = "upstream_re";
+
 /// A request's head.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -120,6 +123,11 @@ impl AnswerHead {
     /// Whether Envoy made this answer, because it got none from a pod.
     pub(super) fn is_envoys_own(&self) -> bool {
         self.attribute(DETAILS).is_some_and(|details| details != VIA_UPSTREAM)
+    }
+
+    /// Whether that was the pod's doing: it refused, reset or kept silent. That there was no host is not.
+    pub(super) fn blames_the_pod(&self) -> bool {
+        self.attribute(DETAILS).is_some_and(|details| details.starts_with(FAILED))
     }
 
     fn attribute(&self, name: &str) -> Option<&str> {

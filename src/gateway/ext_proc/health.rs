@@ -32,8 +32,11 @@ pub(super) fn is_asked(path: &str) -> bool {
     path == CHECK || path == WATCH
 }
 
-/// Answers it.
-pub(super) async fn serve(request: Request<Incoming>, is_serving: IsServing) -> Response<Body> {
+/// Answers it, and nothing else.
+pub async fn serve(request: Request<Incoming>, is_serving: IsServing) -> Response<Body> {
+    if !is_asked(request.uri().path()) {
+        return Status::unimplemented("only health is served here").into_http();
+    }
     let codec = ProstCodec::<HealthCheckResponse, HealthCheckRequest>::default();
     if request.uri().path() == CHECK {
         let check = service_fn(move |request: tonic::Request<HealthCheckRequest>| {

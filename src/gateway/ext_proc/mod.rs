@@ -25,7 +25,7 @@ use tonic::{Status, Streaming, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-pub use self::health::IsServing;
+pub use self::health::{IsServing, serve as serve_health};
 use self::{
     dialog::{Dialog, Rules},
     following::Following,

@@ -1,0 +1,83 @@
+//! The doors at which Envoy asks: the picker's own, with TLS unless the operator says otherwise, and the one for health.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use http::Request;
+use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use super::{StartError, bind};
+use crate::{
+    config::{ExtProc, Listener},
+    edge::{self, Door, Phase, Stage, Tls},
+    gateway::{CurrentPolicy, House, IsServing, Picker, serve_health},
+    tasks::Tasks,
+};
+
+/// Conversations on one connection: Envoy brings all of a worker's requests on one, and each lives as long as its
+/// request. What they hold is bounded by the budget of bodies.
+const CONVERSATIONS: u32 = 10_000;
+
+/// Kubelets and gateways that ask for health.
+const HEALTH_CONNECTIONS: usize = 256;
+
+/// What these doors need to be opened, made and bound before anything runs.
+pub(super) struct Prepared {
+    tls: Option<Tls>,
+    health: Option<TcpListener>,
+}
+
+/// Whose doors they are.
+pub(super) struct Hosts<'a> {
+    pub(super) house: &'a Arc<House>,
+    pub(super) policy: &'a CurrentPolicy,
+    pub(super) stage: &'a Arc<Stage>,
+    pub(super) clients: &'a Tasks,
+    pub(super) background: &'a Tasks,
+}
+
+/// The certificate, and the socket for health.
+pub(super) fn prepare(listener: &Listener, how: &ExtProc, reuse_port: bool) -> Result<Prepared, StartError> {
+    let tls = match (how.secure, &how.cert_path) {
+        (false, _) => None,
+        (true, None) => Some(Tls::self_signed()),
+        (true, Some(folder)) => Some(Tls::from_folder(folder)),
+    };
+    let failed = |source| StartError::Certificate { listener: Arc::clone(&listener.name), source };
+    let tls = tls.transpose().map_err(failed)?;
+    let health = match how.health {
+        Some(address) => Some(bind(format!("health of listener '{}'", listener.name), address, reuse_port)?),
+        None => None,
+    };
+    Ok(Prepared { tls, health })
+}
+
+/// Opens them for the configuration's listener number `at`; `door` is as for any listener.
+pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepared) {
+    let Hosts { house, policy, stage, clients, background } = *hosts;
+    let (ready_once, watched) = (Arc::clone(&house.ready_once), Arc::clone(stage));
+    let is_serving: IsServing = Arc::new(move || watched.phase() == Phase::Serving && ready_once.load(Relaxed));
+    door.limits.may_give_up = true;
+    door.limits.http2_streams = door.limits.http2_streams.max(CONVERSATIONS);
+    if let Some(tls) = &prepared.tls {
+        background.spawn_until_stop(tls.clone().follow_forever());
+    }
+    if let Some(socket) = prepared.health {
+        let room = Arc::new(Semaphore::new(HEALTH_CONNECTIONS));
+        let (name, limits, shared) = (Arc::clone(&door.name), door.limits, door.shared);
+        let rejected = door.rejected.clone();
+        let health = Door { name, socket, limits, room, open: Gauge::default(), shared, rejected, tls: None };
+        let is_serving = Arc::clone(&is_serving);
+        let serve = move |request: Request<Incoming>| {
+            let is_serving = Arc::clone(&is_serving);
+            async move { Ok::<_, std::convert::Infallible>(serve_health(request, is_serving).await) }
+        };
+        // Whoever asks hears to the end that it is not ready any more.
+        clients.spawn(edge::run(health, serve, stage.watch(), clients.clone()));
+    }
+    door.tls = prepared.tls;
+    let picker = Picker::new(Arc::clone(house), Arc::clone(policy), at, background.clone(), is_serving);
+    let serve = move |request: Request<Incoming>| picker.clone().serve(request);
+    clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
+}
