@@ -48,14 +48,8 @@ impl PodBody {
             while read.len() < most
                 && let Some(frame) = std::future::poll_fn(|cx| self.poll_pod(cx)).await
             {
-                let over = frame.is_err();
-                if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
-                    read.extend_from_slice(data);
-                }
-                self.ahead.push_back(frame);
-                if over {
-                    break;
-                }
+                read.extend_from_slice(frame.data_ref().map(Bytes::as_ref).unwrap_or_default());
+                self.ahead.push_back(Ok(frame));
             }
         };
         // Out of time is no error: what came is looked at, and the rest will come.
@@ -64,17 +58,23 @@ impl PodBody {
         read
     }
 
-    fn poll_pod(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    /// What the pod says next. That it breaks off, the next poll tells: what came before is written only if whoever
+    /// writes it has a turn in between.
+    fn poll_pod(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
         let Some(Home { live, .. }) = &mut self.home else { return Poll::Ready(None) };
-        let frame = ready!(live.poll_frame(cx));
+        let frame = match ready!(live.poll_frame(cx)).transpose() {
+            Ok(frame) => frame,
+            Err(broken) => {
+                self.home = None;
+                self.ahead.push_back(Err(broken));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        };
         if live.size_hint().exact().is_some() {
             self.left = live.size_hint();
         }
-        if let Some(Err(_)) = frame {
-            self.home = None;
-        } else {
-            self.go_home_if_done();
-        }
+        self.go_home_if_done();
         Poll::Ready(frame)
     }
 
@@ -92,7 +92,7 @@ impl Body for PodBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
-            None => self.poll_pod(cx),
+            None => self.poll_pod(cx).map(|frame| frame.map(Ok)),
         }
     }
 
