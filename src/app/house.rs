@@ -133,7 +133,7 @@ fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
         let reading = load.as_ref().map(|load| &load.reading);
         PodRow {
             pool: Name::from(&pod.pool),
-            pod: Name::from(pod.address().as_str()),
+            pod: Name::from(pod.address()),
             condition: pod.condition(now).name(),
             running: reading.and_then(|reading| reading.running),
             waiting: reading.and_then(|reading| reading.waiting),

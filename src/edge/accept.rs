@@ -62,7 +62,7 @@ impl Drop for Guest {
 /// Accepts until the stage says so. Its connections go on as tasks of `tasks`, and end by the same stage.
 pub async fn run<S, F, B, E>(door: Door, service: S, phase: watch::Receiver<Phase>, tasks: Tasks)
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
     B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -77,7 +77,7 @@ where
             next = accept(&door) => next,
             () = &mut closing => break,
         };
-        let connection = host.serve((stream, Peer(peer)), service.clone(), phase.clone());
+        let connection = host.serve((stream, Peer::from(peer)), service.clone(), phase.clone());
         tasks.spawn(async move {
             connection.await;
             drop(guest);

@@ -239,7 +239,7 @@ fn chosen(pick: &Pick, matter: &Matter) -> Chosen {
     let verdict = &pick.verdict;
     Chosen {
         pool: Name::from(&verdict.pod.pool),
-        pod: verdict.pod.address(),
+        pod: Arc::clone(verdict.pod.address()),
         served_model: Name::from(&matter.route.served_model),
         policy: verdict.policy,
         sight: verdict.sight.name(),

@@ -2,6 +2,7 @@
 
 mod answer;
 mod attempts;
+mod decision;
 mod ending;
 mod front;
 mod headers;
@@ -73,14 +74,15 @@ struct Story {
 
 /// Who has the answer.
 enum Told {
-    ByPod(Box<Errand>),
+    ByPod(Errand),
     ByUs(Bytes),
 }
 
 /// What is to be carried to a pod.
 struct Errand {
     carry: Carry,
-    sent: Sent,
+    /// Boxed, because it is handed on from step to step.
+    sent: Box<Sent>,
     /// The one pod that it is for, if it is for no other and no choice was made.
     home: Option<(Arc<PoolState>, Arc<Pod>)>,
 }
@@ -89,7 +91,7 @@ struct Errand {
 struct Brought {
     answer: upstream::Answer,
     pick: Pick,
-    sent: Sent,
+    sent: Box<Sent>,
 }
 
 /// What the answer's way back needs to know of the request.
@@ -109,21 +111,21 @@ impl Desk {
     }
 
     /// Serves one request. There is always an answer.
-    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    pub async fn serve(self, peer: Peer, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let policy = self.policy.load_full();
         let request_id = request_id(request.headers());
         let Some(listener) = policy.listeners.get(self.listener).map(Arc::clone) else {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
-        receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
+        receipt.client = Some(peer);
         let story = Story { house: self.house, policy, listener };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
         Ok(match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
-                    let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
+                    let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
                     story.answer(brought, receipt, dialect)
                 }
                 // Boxed, because few need its room, and what all need would have to be as large.
@@ -183,7 +185,7 @@ impl Story {
                 receipt.asked = Some(shortened(&ask.model));
             }
         })?;
-        receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
+        receipt.for_model(&matter.route.client_model);
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         let forward = matter.pool.config().forward_authorization;
@@ -196,8 +198,8 @@ impl Story {
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let sent = Sent { matter: Some(matter), endpoint, inject_usage, timeouts, heartbeat };
-        Ok(Told::ByPod(Box::new(Errand { carry, sent, home: None })))
+        let sent = Box::new(Sent { matter: Some(matter), endpoint, inject_usage, timeouts, heartbeat });
+        Ok(Told::ByPod(Errand { carry, sent, home: None }))
     }
 
     /// Carries it to a pod, and to another if it may.
@@ -207,7 +209,8 @@ impl Story {
         let answered = async {
             match (&sent.matter, home) {
                 (Some(matter), _) => self.attempts_with_patience(carry, &sent.timeouts, matter, receipt).await,
-                (None, Some((pool, pod))) => self.only_attempt(carry, &sent.timeouts, (&pool, &pod)).await,
+                // Rare, and twice as large as all others.
+                (None, Some((pool, pod))) => Box::pin(self.only_attempt(carry, &sent.timeouts, (&pool, &pod))).await,
                 (None, None) => Err(Rejection::NoPod(NoPod::PoolEmpty)),
             }
         };
@@ -266,7 +269,7 @@ impl Story {
         }
     }
 
-    fn relay(&self, brought: Brought, mut receipt: Receipt) -> (Response<()>, Relay) {
+    fn relay(&self, brought: Brought, mut receipt: Receipt) -> (Response<()>, Box<Relay>) {
         let Brought { answer, mut pick, sent } = brought;
         pick.course.sent(answer.sent);
         let status = answer.head.status;
@@ -276,7 +279,12 @@ impl Story {
         *response.status_mut() = status;
         *response.headers_mut() = slimmed(answer.head.headers);
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
-        let decided = self.policy.config.api.decision_headers.then(|| (pick.verdict.pod.address(), decision(&pick)));
+        let decided = self
+            .policy
+            .config
+            .api
+            .decision_headers
+            .then(|| (Arc::clone(pick.verdict.pod.address()), decision::header(&pick.verdict)));
         let relay = Relay::new(self, (answer.body, status, response.headers()), pick, sent, receipt);
         headers::to_client(response.headers_mut(), &request_id, relay.rewrites());
         let headers = response.headers_mut();
@@ -295,15 +303,15 @@ impl Story {
         let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
         let carry = carry(head, body, &receipt.request_id, pool.config().forward_authorization);
-        let sent = Sent {
+        let sent = Box::new(Sent {
             matter: None,
             endpoint: Endpoint::ResponseById,
             inject_usage: false,
             timeouts: self.policy.config.timeouts,
             heartbeat: None,
-        };
+        });
         let home = Some((pool, pod));
-        Ok(Told::ByPod(Box::new(Errand { carry, sent, home })))
+        Ok(Told::ByPod(Errand { carry, sent, home }))
     }
 
     fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
@@ -362,8 +370,18 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     };
     headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
         let number: u128 = rand::RngExt::random(&mut clock::rng());
-        HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
+        HeaderValue::from_bytes(&in_hex(number)).unwrap_or_else(|_| HeaderValue::from_static("0"))
     })
+}
+
+/// All its digits, leading zeros too.
+fn in_hex(number: u128) -> [u8; 32] {
+    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
+    let mut text = [0; 32];
+    for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
+    }
+    text
 }
 
 fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_authorization: bool) -> Carry {
@@ -373,21 +391,4 @@ fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_au
         headers: headers::to_pod(head.headers, request_id, forward_authorization),
         body,
     }
-}
-
-/// The decision in one header: policy, sight, what it was chosen at and out of how many.
-fn decision(pick: &Pick) -> String {
-    let verdict = &pick.verdict;
-    let mut text = format!(
-        "policy={}; sight={}; of={}; {}={:.1}",
-        verdict.policy,
-        verdict.sight.name(),
-        verdict.considered,
-        verdict.price.unit(),
-        verdict.price.total()
-    );
-    for term in verdict.price.terms() {
-        text.push_str(&format!("; {}={:.1}", term.name, term.value));
-    }
-    text
 }

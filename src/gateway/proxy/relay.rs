@@ -120,9 +120,9 @@ impl Relay {
         story: &Story,
         answer: (PodBody, StatusCode, &HeaderMap),
         pick: Pick,
-        sent: Sent,
+        sent: Box<Sent>,
         mut receipt: Receipt,
-    ) -> Self {
+    ) -> Box<Self> {
         let (body, status, headers) = answer;
         let events = is_event_stream(headers);
         let goes_on = sent.matter.as_ref().is_some_and(|matter| matter.goes_on);
@@ -143,7 +143,7 @@ impl Relay {
         receipt.streamed |= events;
         let first_token = events && status.is_success() && sent.matter.is_some() && sent.endpoint.generates();
         let timer = Timer::new(patience(&sent.timeouts, &receipt, first_token), &story.house.cut);
-        Self {
+        Box::new(Self {
             house: Arc::clone(&story.house),
             body,
             watch,
@@ -161,7 +161,7 @@ impl Relay {
             framed,
             trailers: None,
             state: State::Flowing,
-        }
+        })
     }
 
     /// Whether the body's length may change on the way.
