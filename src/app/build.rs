@@ -74,9 +74,9 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
             continue;
         }
         // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
-        let serve = move |request: Request<Incoming>| {
+        let serve = move |peer, request: Request<Incoming>| {
             let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
-            Box::pin(async move { desk.serve(request).await.map(|answer| told.take_leave(version, answer)) })
+            Box::pin(async move { desk.serve(peer, request).await.map(|answer| told.take_leave(version, answer)) })
         };
         clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
     }
@@ -147,7 +147,7 @@ fn open_office(
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));
     let door = door(config, "admin".into(), socket, (room, Gauge::default()), metrics);
-    let serve = move |request: Request<Incoming>| router.clone().oneshot(request);
+    let serve = move |_, request: Request<Incoming>| router.clone().oneshot(request);
     // With the last of the stage everything at this door ends.
     let (watch, spawner) = (stage.watch(), tasks.clone());
     tasks.spawn_until_stop(edge::run(door, serve, watch, spawner));

@@ -92,7 +92,7 @@ pub(super) fn live_house(
     };
     let ears: Arc<dyn scrape::Report> = Arc::new(ears);
     let scraper = Scraper::start(&known.fleet, tasks, &|pool| tls_of(&tls, pool), &ears).map_err(io::Error::other)?;
-    let (scraper, connector) = (Arc::new(scraper), Connector::new(tls, tasks.clone()));
+    let (scraper, connector) = (Arc::new(scraper), Connector::new(tls));
     let asked = Arc::clone(&scraper);
     let house = Arc::new(furnish(config, known, connector.clone(), Box::new(move |pod| asked.doubt(pod))));
     let on_change = senses::on_change(&house);
@@ -103,7 +103,7 @@ pub(super) fn live_house(
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config), Connector::new(PoolTls::new(), Tasks::new()), Box::new(|_| {}))
+    furnish(config, Known::nothing(config), Connector::new(PoolTls::new()), Box::new(|_| {}))
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
@@ -133,7 +133,7 @@ fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
         let reading = load.as_ref().map(|load| &load.reading);
         PodRow {
             pool: Name::from(&pod.pool),
-            pod: Name::from(pod.address().as_str()),
+            pod: Name::from(pod.address()),
             condition: pod.condition(now).name(),
             running: reading.and_then(|reading| reading.running),
             waiting: reading.and_then(|reading| reading.waiting),

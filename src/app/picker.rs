@@ -69,7 +69,7 @@ pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepa
         let rejected = door.rejected.clone();
         let health = Door { name, socket, limits, room, open: Gauge::default(), shared, rejected, tls: None };
         let is_serving = Arc::clone(&is_serving);
-        let serve = move |request: Request<Incoming>| {
+        let serve = move |_, request: Request<Incoming>| {
             let is_serving = Arc::clone(&is_serving);
             async move { Ok::<_, std::convert::Infallible>(serve_health(request, is_serving).await) }
         };
@@ -78,6 +78,6 @@ pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepa
     }
     door.tls = prepared.tls;
     let picker = Picker::new(Arc::clone(house), Arc::clone(policy), at, background.clone(), is_serving);
-    let serve = move |request: Request<Incoming>| picker.clone().serve(request);
+    let serve = move |peer, request: Request<Incoming>| picker.clone().serve(peer, request);
     clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
 }

@@ -64,7 +64,7 @@ impl Drop for Guest {
 /// Accepts until the stage says so. Its connections go on as tasks of `tasks`, and end by the same stage.
 pub async fn run<S, F, B, E>(door: Door, service: S, phase: watch::Receiver<Phase>, tasks: Tasks)
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
     B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -79,18 +79,19 @@ where
             next = accept(&door) => next,
             () = &mut closing => break,
         };
+        let peer = Peer::from(peer);
         if let Some(tls) = &door.tls {
             let (tls, host, service, phase) = (tls.clone(), host.clone(), service.clone(), phase.clone());
             tasks.spawn(async move {
                 // Whoever does not speak it, or not in time, is not told anything it could read.
                 if let Ok(Ok(stream)) = timeout(door.limits.header_read, tls.greet(stream)).await {
-                    host.serve((stream, Peer(peer)), service, phase).await;
+                    host.serve((stream, peer), service, phase).await;
                 }
                 drop(guest);
             });
             continue;
         }
-        let connection = host.serve((stream, Peer(peer)), service.clone(), phase.clone());
+        let connection = host.serve((stream, peer), service.clone(), phase.clone());
         tasks.spawn(async move {
             connection.await;
             drop(guest);

@@ -94,7 +94,7 @@ impl Host {
     ) -> impl Future<Output = ()> + Send + use<W, S, F, B, E>
     where
         W: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        S: Fn(Peer, Request<Incoming>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Response<B>, E>> + Send + 'static,
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -102,13 +102,12 @@ impl Host {
     {
         let (limits, pulse) = (self.limits, Arc::new(Pulse::new(self.rejected.clone())));
         let heard = Arc::clone(&pulse);
-        let serve = move |mut request: Request<Incoming>| {
+        let serve = move |request: Request<Incoming>| {
             let mut open = heard.asked(request.version());
             if limits.may_give_up {
                 open.complete();
             }
-            request.extensions_mut().insert(peer);
-            let answer = service(request);
+            let answer = service(peer.clone(), request);
             async move { answer.await.map(|answer| answer.map(|body| Watched::new(body, open))) }
         };
         let mut wire = Wire::new(stream, Arc::clone(&pulse), limits.write_stall);

@@ -202,7 +202,7 @@ mod tests {
         };
         let (stage, tasks) = (Stage::default(), Tasks::new());
         stage.enter(Phase::Closing);
-        let serve = |_: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(String::from("here"))) };
+        let serve = |_, _: Request<Incoming>| async { Ok::<_, Infallible>(Response::new(String::from("here"))) };
         let clients = clients.into_iter().map(|client| tasks.spawn(answer(client))).collect::<Vec<_>>();
         super::super::run(door, serve, stage.watch(), tasks.clone()).await;
         for client in clients {

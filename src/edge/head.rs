@@ -5,7 +5,7 @@
 //! while nothing is being answered, which is how proxies in front of us send theirs; one that is pipelined behind a body
 //! is judged by hyper alone.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 /// Kept of a line that comes in pieces: more than the longest name that matters.
 const KEPT: usize = 32;
@@ -15,8 +15,8 @@ const KEPT: usize = 32;
 pub(super) struct Head {
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
-    /// The last byte of what came of it.
-    last: u8,
+    /// Whether the last byte was a CR.
+    after_cr: bool,
     lines: u32,
     lengths: u32,
     codings: u32,
@@ -28,23 +28,26 @@ impl Head {
     pub(super) fn accepts(&mut self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
         while !self.over && !rest.is_empty() {
-            let end = memchr(b'\n', rest);
-            let (piece, behind) = rest.split_at(end.unwrap_or(rest.len()));
-            rest = behind.get(1..).unwrap_or_default();
+            let end = memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());
+            let (piece, behind) = rest.split_at(end);
             if self.lines == 0 && memchr(b'#', piece).is_some() {
                 return false;
             }
-            // A CR within a line ends it for some.
-            let within = piece.get(..piece.len().saturating_sub(1)).unwrap_or_default();
-            if memchr(b'\r', within).is_some() || (self.last == b'\r' && !piece.is_empty()) {
-                return false;
-            }
-            let last = piece.last().copied().unwrap_or(self.last);
-            if end.is_none() {
-                let room = KEPT.saturating_sub(self.line.len());
-                self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
-                self.last = last;
-            } else if last != b'\r' || !self.line_ends(piece) {
+            let after_cr = std::mem::take(&mut self.after_cr);
+            rest = match behind {
+                [b'\n', rest @ ..] if after_cr && piece.is_empty() => rest,
+                // A CR within a line ends it for some.
+                _ if after_cr => return false,
+                [b'\r', b'\n', rest @ ..] => rest,
+                [b'\r'] | [] => {
+                    self.after_cr = !behind.is_empty();
+                    let room = KEPT.saturating_sub(self.line.len());
+                    self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
+                    return true;
+                }
+                _ => return false,
+            };
+            if !self.line_ends(piece) {
                 return false;
             }
         }
@@ -54,14 +57,13 @@ impl Head {
     /// A whole line, of which `piece` is the rest.
     fn line_ends(&mut self, piece: &[u8]) -> bool {
         let mut joined = std::mem::take(&mut self.line);
-        self.last = 0;
         let line = if joined.is_empty() {
             piece
         } else {
             joined.extend_from_slice(piece);
             joined.as_slice()
         };
-        if line == b"\r" {
+        if line.is_empty() {
             // Empty lines before a request are passed over.
             self.over = self.lines > 0;
             return true;

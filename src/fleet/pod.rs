@@ -107,6 +107,8 @@ pub struct Pod {
     pub id: PodId,
     /// The pool it belongs to.
     pub pool: Arc<str>,
+    /// Its host and port.
+    address: Arc<str>,
     /// Where it is and which credentials it wants.
     pub target: Target,
     /// How it is scraped.
@@ -116,10 +118,12 @@ pub struct Pod {
 impl Pod {
     /// A pod just discovered. A `newcomer` joins a gateway that already runs and is given load slowly.
     pub fn new(pool: Arc<str>, target: Target, view: View, slot: u32, health: Health) -> Self {
+        let address: Arc<str> = target.origin.authority().into();
         Self {
-            id: PodId::new(&pool, &target.origin.authority()),
+            id: PodId::new(&pool, &address),
             slot,
             pool,
+            address,
             target,
             board: Board::new(health.epoch(), view.interval),
             inflow: Inflow::new(health.epoch()),
@@ -233,8 +237,8 @@ impl Pod {
     }
 
     /// Its address, for people and headers.
-    pub fn address(&self) -> String {
-        self.target.origin.authority()
+    pub fn address(&self) -> &Arc<str> {
+        &self.address
     }
 }
 

@@ -78,7 +78,7 @@ impl Pick {
         let verdict = &self.verdict;
         Chosen {
             pool: Name::from(&verdict.pod.pool),
-            pod: verdict.pod.address(),
+            pod: Arc::clone(verdict.pod.address()),
             served_model: Name::from(served_model),
             policy: verdict.policy,
             sight: verdict.sight.name(),

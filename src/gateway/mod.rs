@@ -48,9 +48,15 @@ use crate::{
     upstream::{RetryBudget, Upstream},
 };
 
-/// Who is at the other end of a connection; the door puts it into each request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+/// Who is at the other end of a connection, as the log names it; written once for all its requests.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<str>);
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string().into())
+    }
+}
 
 /// What lives as long as the process.
 pub struct House {

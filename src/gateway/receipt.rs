@@ -4,20 +4,19 @@
 //! that came to its end.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
 
-use super::{House, rejection::Rejection, summary::Summary};
+use super::{House, Peer, rejection::Rejection, summary::Summary};
 use crate::{
     clock,
     openai::Usage,
     telemetry::{
-        Decision, Name,
-        labels::{ArmLabels, DecisionLabels, ListenerLabels, ModelLabels, ReasonLabels, RequestLabels, TokenLabels},
+        Decision, Name, Tally,
+        labels::{DecisionLabels, ReasonLabels, RequestLabels},
         logs::REQUEST,
     },
     upstream::FailureKind,
@@ -56,7 +55,7 @@ pub(super) enum Outcome {
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
     pub(super) pool: Name,
-    pub(super) pod: String,
+    pub(super) pod: Arc<str>,
     pub(super) served_model: Name,
     pub(super) policy: &'static str,
     pub(super) sight: &'static str,
@@ -70,10 +69,9 @@ pub(super) struct Receipt {
     pub(super) request_id: http::HeaderValue,
     pub(super) endpoint: &'static str,
     /// Who asked.
-    pub(super) client: Option<SocketAddr>,
+    pub(super) client: Option<Peer>,
     /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
     pub(super) asked: Option<String>,
-    pub(super) model: Option<Name>,
     pub(super) received: Instant,
     pub(super) read: Option<Instant>,
     pub(super) added: Option<Duration>,
@@ -105,7 +103,8 @@ pub(super) struct Receipt {
     exactly: Option<&'static str>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
-    counted: Option<ModelLabels>,
+    /// What it counts in, once its model is known.
+    tally: Option<Arc<Tally>>,
 }
 
 impl Receipt {
@@ -119,7 +118,6 @@ impl Receipt {
             endpoint: "unknown",
             client: None,
             asked: None,
-            model: None,
             received: clock::now(),
             read: None,
             added: None,
@@ -143,16 +141,20 @@ impl Receipt {
             usage: None,
             outcome: Outcome::Open,
             decision: None,
-            counted: None,
+            tally: None,
         }
     }
 
     /// The model is known: from now on the request is counted as open under it.
-    pub(super) fn for_model(&mut self, model: Name) {
-        let labels = ModelLabels { listener: self.listener.clone(), model: model.clone() };
-        self.house.metrics.requests_open.get_or_create(&labels).inc();
-        self.counted = Some(labels);
-        self.model = Some(model);
+    pub(super) fn for_model(&mut self, model: &Arc<str>) {
+        let tally = self.house.metrics.tally(&self.listener, model);
+        tally.open(&self.house.metrics).inc();
+        self.tally = Some(tally);
+    }
+
+    /// The model's name, once it is known.
+    pub(super) fn model(&self) -> Option<&str> {
+        self.tally.as_ref().map(|it| &*it.model().0)
     }
 
     /// An attempt is followed by another for this reason. A request that waits for pods may see many.
@@ -177,17 +179,19 @@ impl Receipt {
 
     /// A pod was chosen within `took`.
     pub(super) fn chose(&mut self, chosen: Chosen, took: Duration) {
-        let metrics = &self.house.metrics;
-        let labels = DecisionLabels { pool: chosen.pool.clone(), policy: chosen.policy, sight: chosen.sight };
-        metrics.decisions.get_or_create(&labels).inc();
-        metrics.pick.get_or_create(&labels).observe(took.as_secs_f64());
-        if let Some(read) = self.read.filter(|_| self.attempts == 0) {
-            let labels = ListenerLabels { listener: self.listener.clone() };
-            let added = clock::now().saturating_duration_since(read);
-            // Waiting for a pod is not the gateway's own work.
-            let added = added.saturating_sub(self.waited.unwrap_or_default());
-            metrics.overhead.get_or_create(&labels).observe(added.as_secs_f64());
-            self.added = Some(added);
+        if let Some(tally) = &self.tally {
+            let metrics = &self.house.metrics;
+            let labels = DecisionLabels { pool: chosen.pool.clone(), policy: chosen.policy, sight: chosen.sight };
+            let (decisions, pick) = tally.decisions(metrics, labels);
+            decisions.inc();
+            pick.observe(took.as_secs_f64());
+            if let Some(read) = self.read.filter(|_| self.attempts == 0) {
+                let added = clock::now().saturating_duration_since(read);
+                // Waiting for a pod is not the gateway's own work.
+                let added = added.saturating_sub(self.waited.unwrap_or_default());
+                tally.overhead(metrics).observe(added.as_secs_f64());
+                self.added = Some(added);
+            }
         }
         self.attempts += 1;
         self.step = Step::AtPod;
@@ -215,46 +219,32 @@ impl Receipt {
 
     fn count(&self, whole: Duration) {
         let metrics = &self.house.metrics;
-        let model = self.model.clone().unwrap_or_else(|| Name::from("unknown"));
-        let listener = self.listener.clone();
-        let labels = RequestLabels {
-            listener: listener.clone(),
-            endpoint: self.endpoint,
-            model: model.clone(),
-            code: self.code(),
-        };
-        metrics.requests.get_or_create(&labels).inc();
-        let reason = |reason| ReasonLabels { listener: listener.clone(), reason };
+        let reason = |reason| ReasonLabels { listener: self.listener.clone(), reason };
         match self.outcome {
             Outcome::Refused(why) => _ = metrics.rejections.get_or_create(&reason(why)).inc(),
             Outcome::Open => _ = metrics.aborts.get_or_create(&reason(self.step.name())).inc(),
             Outcome::Complete | Outcome::Cut(_) => {}
         }
-        let Some(labels) = &self.counted else { return };
-        metrics.duration.get_or_create(labels).observe(whole.as_secs_f64());
+        let (endpoint, code) = (self.endpoint, self.code());
+        let Some(tally) = &self.tally else {
+            let labels = RequestLabels { listener: self.listener.clone(), endpoint, model: "unknown".into(), code };
+            metrics.requests.get_or_create(&labels).inc();
+            return;
+        };
+        tally.requests(metrics, endpoint, code).inc();
+        tally.duration(metrics).observe(whole.as_secs_f64());
         if let Some(first) = self.first_token {
             let ttft = first.saturating_duration_since(self.received).as_secs_f64();
-            metrics.ttft.get_or_create(labels).observe(ttft);
+            tally.ttft(metrics).observe(ttft);
         }
         if let Some(itl) = self.itl_ms() {
-            metrics.itl.get_or_create(labels).observe(itl / 1e3);
+            tally.itl(metrics).observe(itl / 1e3);
         }
         if let Some(chosen) = &self.chosen {
-            let target = chosen.served_model.clone();
-            metrics.arms.get_or_create(&ArmLabels { model: model.clone(), target }).inc();
+            tally.arms(metrics, &chosen.served_model).inc();
         }
-        self.count_tokens(&model);
-    }
-
-    fn count_tokens(&self, model: &Name) {
-        let Some(usage) = self.usage else { return };
-        let kinds =
-            [("input", usage.prompt_tokens), ("output", usage.completion_tokens), ("cached", usage.cached_tokens)];
-        for (kind, tokens) in kinds {
-            if let Some(tokens) = tokens {
-                let labels = TokenLabels { model: model.clone(), kind };
-                self.house.metrics.tokens.get_or_create(&labels).inc_by(u64::from(tokens));
-            }
+        if let Some(usage) = self.usage {
+            tally.count_tokens(metrics, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
         }
     }
 
@@ -265,13 +255,13 @@ impl Receipt {
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
-            client = self.client.map(tracing::field::display),
+            client = self.client.as_ref().map(|it| &*it.0),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
-            model = self.model.as_ref().map(|it| &*it.0),
+            model = self.model(),
             served_model = chosen.map(|it| &*it.served_model.0),
             pool = chosen.map(|it| &*it.pool.0),
-            pod = chosen.map(|it| it.pod.as_str()),
+            pod = chosen.map(|it| &*it.pod),
             policy = chosen.map(|it| it.policy),
             sight = chosen.map(|it| it.sight),
             cost_ms = chosen.map(|it| rounded(it.cost_ms)),
@@ -336,7 +326,7 @@ impl Receipt {
         let (Some(log), Some(mut decision)) = (&self.house.decisions, self.decision.take()) else { return };
         let usage = self.usage.unwrap_or_default();
         decision.at_ms = rounded(log.since_start(self.received).as_secs_f64() * 1e3);
-        decision.pod = self.chosen.as_ref().map(|it| it.pod.clone());
+        decision.pod = self.chosen.as_ref().map(|it| it.pod.to_string());
         decision.prompt_tokens = usage.prompt_tokens.unwrap_or(decision.prompt_tokens);
         decision.output_tokens = self.output_tokens();
         decision.cached_tokens = usage.cached_tokens;
@@ -369,8 +359,8 @@ impl Drop for Receipt {
         self.count(whole);
         self.log(whole);
         self.log_decision();
-        if let Some(labels) = &self.counted {
-            self.house.metrics.requests_open.get_or_create(labels).dec();
+        if let Some(tally) = &self.tally {
+            tally.open(&self.house.metrics).dec();
         }
         self.house.requests_open.fetch_sub(1, Relaxed);
     }

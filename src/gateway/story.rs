@@ -95,7 +95,7 @@ impl Story {
                 receipt.asked = Some(shortened(&ask.model));
             }
         })?;
-        receipt.for_model(self.house.metrics.names.name(&matter.route.client_model));
+        receipt.for_model(&matter.route.client_model);
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         Ok((ask, matter))
@@ -145,6 +145,16 @@ pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     };
     headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
         let number: u128 = rand::RngExt::random(&mut clock::rng());
-        HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
+        HeaderValue::from_bytes(&in_hex(number)).unwrap_or_else(|_| HeaderValue::from_static("0"))
     })
+}
+
+/// All its digits, leading zeros too.
+fn in_hex(number: u128) -> [u8; 32] {
+    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
+    let mut text = [0; 32];
+    for (pair, byte) in text.as_chunks_mut().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
+    }
+    text
 }

@@ -14,8 +14,8 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { receipt, whole } = self;
         f.write_str(receipt.endpoint)?;
-        if let Some(model) = &receipt.model {
-            write!(f, " {}", model.0)?;
+        if let Some(model) = receipt.model() {
+            write!(f, " {model}")?;
         }
         if let Some(asked) = &receipt.asked {
             write!(f, " {asked:?}")?;

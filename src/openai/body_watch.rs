@@ -101,7 +101,7 @@ impl BodyWatch {
 
     /// The body is over: now it can be understood.
     pub fn finish(&mut self) {
-        let (head, tail) = (std::mem::take(&mut self.head), std::mem::take(&mut self.tail));
+        let (mut head, tail) = (std::mem::take(&mut self.head), std::mem::take(&mut self.tail));
         if self.gap {
             let id = self
                 .lexicon
@@ -111,11 +111,11 @@ impl BodyWatch {
             self.facts.response_id = id;
             self.read(&tail);
         } else {
-            let body = [head, tail].concat();
-            self.read_shape(&body);
-            self.read(&body);
+            head.extend_from_slice(&tail);
+            self.read_shape(&head);
+            self.read(&head);
             if let Some(text) = &mut self.text {
-                text.whole(&body);
+                text.whole(&head);
             }
         }
         self.facts.close(End::Done);

@@ -11,7 +11,10 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::sse::{self, Boundary, KEPT_BUFFER, MAX_EVENT};
+use super::{
+    sse::{self, Boundary, KEPT_BUFFER, MAX_EVENT},
+    text::Cursor,
+};
 
 /// Token counts of one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -24,45 +27,32 @@ pub struct Usage {
     pub cached_tokens: Option<u32>,
 }
 
-/// `usage` in all dialects: their field names do not collide.
-#[derive(Deserialize)]
-struct Reported<'a> {
-    #[serde(borrow)]
-    prompt_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    prompt_tokens_details: Option<Details<'a>>,
-    #[serde(borrow)]
-    input_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    output_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    input_tokens_details: Option<Details<'a>>,
-    #[serde(borrow)]
-    cache_read_input_tokens: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Details<'a> {
-    #[serde(borrow)]
-    cached_tokens: Option<&'a RawValue>,
-}
-
 impl Usage {
-    /// Reads a `usage` object; `None` if it is `null` or something else.
-    pub(super) fn read(raw: &str) -> Option<Self> {
-        if !raw.starts_with('{') {
+    /// Reads the `usage` object that `json` begins with, in all dialects' words, which do not collide; `None` if that is
+    /// `null` or something else, or is not there to its end.
+    pub(super) fn read(json: &[u8]) -> Option<Self> {
+        let mut at = Cursor::new(json);
+        if !at.eat(b'{') {
             return None;
         }
-        let said: Reported<'_> = serde_json::from_str(raw).ok()?;
-        let details = said.prompt_tokens_details.or(said.input_tokens_details);
-        let cached = details.and_then(|details| details.cached_tokens).or(said.cache_read_input_tokens);
-        Some(Self {
-            prompt_tokens: said.prompt_tokens.or(said.input_tokens).and_then(count),
-            completion_tokens: said.completion_tokens.or(said.output_tokens).and_then(count),
-            cached_tokens: cached.and_then(count),
-        })
+        let mut said = Self::default();
+        while let Some(key) = at.key() {
+            let value = at.value();
+            // What is cut off may be less than was meant.
+            at.peek()?;
+            match key {
+                b"prompt_tokens" | b"input_tokens" => said.prompt_tokens = count(value).or(said.prompt_tokens),
+                b"completion_tokens" | b"output_tokens" => {
+                    said.completion_tokens = count(value).or(said.completion_tokens);
+                }
+                b"cache_read_input_tokens" => said.cached_tokens = said.cached_tokens.or(count(value)),
+                b"prompt_tokens_details" | b"input_tokens_details" => {
+                    said.cached_tokens = cached(value).or(said.cached_tokens);
+                }
+                _ => {}
+            }
+        }
+        json.get(..json.len() - at.rest().len())?.ends_with(b"}").then_some(said)
     }
 
     /// What is known from two reports of one answer; the later one wins where both speak.
@@ -75,8 +65,21 @@ impl Usage {
     }
 }
 
-fn count(raw: &RawValue) -> Option<u32> {
-    let count: u64 = raw.get().parse().ok()?;
+/// What the details of a prompt say of it.
+fn cached(details: &[u8]) -> Option<u32> {
+    let mut at = Cursor::new(details);
+    at.eat(b'{');
+    while let Some(key) = at.key() {
+        let value = at.value();
+        if key == b"cached_tokens" {
+            return count(value);
+        }
+    }
+    None
+}
+
+fn count(value: &[u8]) -> Option<u32> {
+    let count: u64 = str::from_utf8(value).ok()?.parse().ok()?;
     Some(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
@@ -221,7 +224,7 @@ fn tells_usage_alone(block: &[u8]) -> bool {
     let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(event.data) else {
         return false;
     };
-    chunk.choices.is_empty() && Usage::read(chunk.usage.get()).is_some()
+    chunk.choices.is_empty() && Usage::read(chunk.usage.get().as_bytes()).is_some()
 }
 
 #[cfg(test)]
@@ -236,24 +239,27 @@ mod tests {
     fn every_dialect_is_read() {
         let chat = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,
             "prompt_tokens_details":{"cached_tokens":4}}"#;
-        assert_eq!(Usage::read(chat), Some(usage(7, 2, Some(4))));
+        assert_eq!(Usage::read(chat.as_bytes()), Some(usage(7, 2, Some(4))));
         let plain = r#"{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,"prompt_tokens_details":null}"#;
-        assert_eq!(Usage::read(plain), Some(usage(7, 2, None)));
+        assert_eq!(Usage::read(plain.as_bytes()), Some(usage(7, 2, None)));
         let responses = r#"{"input_tokens":7,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,
             "output_tokens_details":{"reasoning_tokens":1},"total_tokens":9}"#;
-        assert_eq!(Usage::read(responses), Some(usage(7, 2, Some(0))));
+        assert_eq!(Usage::read(responses.as_bytes()), Some(usage(7, 2, Some(0))));
         let messages = r#"{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5,
             "cache_creation_input_tokens":null}"#;
-        assert_eq!(Usage::read(messages), Some(usage(7, 2, Some(5))));
+        assert_eq!(Usage::read(messages.as_bytes()), Some(usage(7, 2, Some(5))));
     }
 
     #[test]
     fn what_is_not_a_count_stays_unknown() {
-        assert_eq!(Usage::read("null"), None);
-        assert_eq!(Usage::read("[1,2]"), None);
+        assert_eq!(Usage::read(b"null"), None);
+        assert_eq!(Usage::read(b"[1,2]"), None);
         let odd = r#"{"prompt_tokens":-1,"completion_tokens":"2"}"#;
-        assert_eq!(Usage::read(odd), Some(Usage::default()));
-        let huge = Usage::read(r#"{"prompt_tokens":99999999999}"#).unwrap();
+        assert_eq!(Usage::read(odd.as_bytes()), Some(Usage::default()));
+        for cut in [r#"{"prompt_tokens":12"#, r#"{"prompt_tokens":12,"#, r#"{"x":{}"#, "{"] {
+            assert_eq!(Usage::read(cut.as_bytes()), None, "{cut}");
+        }
+        let huge = Usage::read(br#"{"prompt_tokens":99999999999}, and more"#).unwrap();
         assert_eq!(huge.prompt_tokens, Some(u32::MAX));
     }
 

@@ -77,9 +77,11 @@ impl Facts {
 
     /// Takes the reasons to finish that `part` gives under this key; null is none.
     pub(super) fn take_reason(&mut self, key: &Word, part: &[u8]) {
-        if key.any(part, |value| value.starts_with(b"\"")) {
+        if let Some(told) = key.find(part, |value| value.starts_with(b"\"")) {
             self.told_its_end = true;
-            if key.any(part, |value| value.starts_with(b"\"abort\"")) {
+            let is_abort = |value: &[u8]| value.starts_with(b"\"abort\"");
+            // Several answers in one have a reason each.
+            if is_abort(told) || key.any(told, is_abort) {
                 self.cut("abort");
             }
         }
@@ -95,10 +97,7 @@ impl Facts {
 
     /// `raw` begins with a usage object.
     pub(super) fn take_usage(&mut self, raw: &[u8]) {
-        let mut values = serde_json::Deserializer::from_slice(raw).into_iter::<&RawValue>();
-        if let Some(Ok(value)) = values.next()
-            && let Some(usage) = Usage::read(value.get())
-        {
+        if let Some(usage) = Usage::read(raw) {
             self.usage = Some(self.usage.unwrap_or_default().updated_by(usage));
         }
     }

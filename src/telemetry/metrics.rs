@@ -14,9 +14,12 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::labels::{
-    ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, ListenerLabels, ModelLabels, Name,
-    OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+use super::{
+    Tallies,
+    labels::{
+        ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, ListenerLabels, ModelLabels, Name,
+        OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+    },
 };
 
 /// Time to first token, seconds: the OpenTelemetry GenAI buckets, with more around the usual targets and up to a
@@ -106,6 +109,8 @@ pub struct Metrics {
     registry: Registry,
     /// Bounds label values that pods, not the configuration, name.
     pub names: Bounded,
+    /// What nearly every request counts in, kept at hand.
+    pub tallies: Tallies,
     /// Requests answered or refused.
     pub requests: Family<RequestLabels, Counter>,
     /// Requests being worked on.
@@ -184,6 +189,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("tidegate"),
             names: Bounded::default(),
+            tallies: Tallies::default(),
             requests: Family::default(),
             requests_open: Family::default(),
             duration: histograms(&DURATION),

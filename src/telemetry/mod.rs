@@ -4,9 +4,12 @@
 
 pub mod decisions;
 pub mod labels;
+mod line;
 pub mod logs;
 pub mod metrics;
+mod tally;
 
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
 pub use metrics::{Histograms, Metrics, PodRow};
+pub use tally::{Tallies, Tally};

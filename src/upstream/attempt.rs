@@ -6,13 +6,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header, response};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::response;
 use tokio::time::timeout;
 
 use super::{
-    Connector, Failure, FailureKind, Fault, PodBody, body::Home, connect::Live, credentials::Credentials,
+    Broken, Connector, Failure, FailureKind, Fault, PodBody,
+    body::Home,
+    credentials::Credentials,
+    http1::{Lost, Outgoing, RequestHead},
     idle::IdleConnections,
 };
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 /// takes one round trip, and 250 ms covers pods on another continent. Later it is the pod that died.
 const RACE_WINDOW: Duration = Duration::from_millis(250);
 
-/// A connection whose last answer just ended becomes ready within a turn of its task; this is for a starved runtime.
+/// How long a connection that its pod has closed, or that was idle too long, may stay: no longer than a person notices.
 const PRUNE_EVERY: Duration = Duration::from_secs(1);
 
 /// What is carried to a pod. Cheap to clone: a retry carries the same again.
@@ -78,24 +79,22 @@ impl Upstream {
             None => (self.connector.connect(pod, timeouts.connect).await?, false),
         };
         let sent = clock::now();
-        let answer = timeout(timeouts.first_byte, live.sender.try_send_request(request)).await;
-        let response = match answer {
+        let head = match timeout(timeouts.first_byte, live.ask(request)).await {
             Err(_) => return Err(Failure::timeout(FailureKind::FirstByteTimeout, timeouts.first_byte)),
-            Ok(Err(mut error)) => {
-                let unsent = error.take_message().is_some();
-                let failure = blame(error.error(), unsent, reused, clock::now().saturating_duration_since(sent));
+            Ok(Err(mut lost)) => {
+                // TLS takes what it has not sent yet, and keeps to itself what it has.
+                lost.sent |= pod.target.origin.https;
+                let failure = blame(&lost, reused, clock::now().saturating_duration_since(sent));
                 if failure.fault() == Fault::Race {
                     // Those kept beside it are as old or belong to a pod that has restarted: the next try is over a new one.
                     self.idle.forget(&pod.id);
                 }
                 return Err(failure);
             }
-            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                return Err(Failure::new(FailureKind::NotHttp, "the pod switched protocols, which nobody asked for"));
-            }
-            Ok(Ok(response)) => response,
+            Ok(Ok(head)) => head,
         };
-        Ok(self.answer(pod, live, response, sent))
+        let home = Home { live, pod: pod.id.clone(), idle: Arc::clone(&self.idle) };
+        Ok(Answer { head, body: PodBody::new(home), sent })
     }
 
     /// Forgets a pod that discovery dropped.
@@ -108,50 +107,77 @@ impl Upstream {
         self.idle.len()
     }
 
-    /// Closes connections that were idle too long; never ends.
+    /// Closes connections that were idle too long or that their pods have closed; never ends. Dropped, as at a stop, it
+    /// closes all, and none is kept any more: a pod may keep its end open for ever.
     pub async fn prune_forever(&self, limit: impl Fn() -> Duration) {
+        let _closing = Closing(&self.idle);
         loop {
             tokio::time::sleep(PRUNE_EVERY).await;
             self.idle.prune(clock::now(), limit());
         }
     }
 
-    async fn request(&self, pod: &Pod, carry: Carry) -> Result<Request<Full<Bytes>>, Failure> {
-        let unbuildable = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unbuildable, what);
+    async fn request(&self, pod: &Pod, carry: Carry) -> Result<Outgoing, Failure> {
+        let unbuildable = |what: String| Failure::new(FailureKind::Unbuildable, what);
         let target = &pod.target;
-        let uri = if target.base_path.is_empty() {
-            Uri::try_from(carry.path.as_ref())
-        } else {
-            Uri::try_from(format!("{}{}", target.base_path, carry.path))
-        };
-        let mut request = Request::new(Full::new(carry.body));
-        *request.method_mut() = carry.method;
-        *request.uri_mut() = uri.map_err(|error| unbuildable(&error))?;
-        let mut headers = carry.headers;
-        let host = HeaderValue::try_from(target.origin.authority()).map_err(|error| unbuildable(&error))?;
-        headers.insert(header::HOST, host);
+        let mut authorization = None;
         if let Some(file) = &target.token_file {
-            let missing = || unbuildable(&format!("no token in {}", file.display()));
-            let bearer = self.credentials.bearer(file, clock::now()).await.ok_or_else(missing)?;
-            headers.insert(header::AUTHORIZATION, bearer);
+            let missing = || unbuildable(format!("no token in {}", file.display()));
+            authorization = Some(self.credentials.bearer(file, clock::now()).await.ok_or_else(missing)?);
         }
-        *request.headers_mut() = headers;
-        Ok(request)
-    }
-
-    fn answer(&self, pod: &Pod, live: Live, response: Response<Incoming>, sent: Instant) -> Answer {
-        let (head, incoming) = response.into_parts();
-        let home = Home { live, pod: pod.id.clone(), idle: Arc::clone(&self.idle) };
-        Answer { head, body: PodBody::new(incoming, home), sent }
+        let host = target.origin.authority();
+        let head = RequestHead {
+            method: &carry.method,
+            base_path: &target.base_path,
+            path: &carry.path,
+            host: &host,
+            fields: &carry.headers,
+            authorization,
+        };
+        head.with(carry.body).ok_or_else(|| unbuildable(format!("no target or host: {} {host}", carry.path)))
     }
 }
 
-fn blame(error: &hyper::Error, unsent: bool, reused: bool, after: Duration) -> Failure {
-    let kind = match () {
-        () if unsent => FailureKind::Unsent,
-        () if error.is_parse() || error.is_parse_too_large() => FailureKind::NotHttp,
-        () if reused && after <= RACE_WINDOW => FailureKind::ReuseRace,
-        () => FailureKind::Died,
+/// Closes idle connections when it goes.
+struct Closing<'a>(&'a IdleConnections);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn blame(lost: &Lost, reused: bool, after: Duration) -> Failure {
+    let kind = match &lost.broken {
+        Broken::NotHttp(_) => FailureKind::NotHttp,
+        _ if !lost.sent && reused => FailureKind::Unsent,
+        // It was closed or reset before it could be used.
+        _ if !lost.sent => FailureKind::Connect,
+        // Who has begun to answer had not lost the race.
+        _ if reused && !lost.heard && after <= RACE_WINDOW => FailureKind::ReuseRace,
+        _ => FailureKind::Died,
     };
-    Failure::new(kind, error)
+    Failure::new(kind, &lost.broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blame_follows_from_what_was_sent_and_what_was_heard() {
+        use FailureKind as K;
+        let blamed = |sent, heard, reused, millis| {
+            let lost = Lost { sent, heard, broken: Broken::Closed };
+            blame(&lost, reused, Duration::from_millis(millis)).kind
+        };
+        assert_eq!(blamed(false, false, true, 0), K::Unsent);
+        assert_eq!(blamed(false, false, false, 0), K::Connect);
+        assert_eq!(blamed(true, false, true, 250), K::ReuseRace);
+        assert_eq!(blamed(true, false, true, 251), K::Died);
+        assert_eq!(blamed(true, true, true, 0), K::Died, "half a head is no idle timer's doing");
+        assert_eq!(blamed(true, false, false, 0), K::Died);
+        let nonsense = Lost { sent: true, heard: true, broken: super::super::Nonsense::Said("x").into() };
+        assert_eq!(blame(&nonsense, true, Duration::ZERO).kind, K::NotHttp);
+    }
 }

@@ -4,15 +4,14 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::{connect::Live, idle::IdleConnections};
+use super::{Broken, connect::Live, idle::IdleConnections};
 use crate::{clock, fleet::PodId};
 
 /// Where a connection goes when its answer is over.
@@ -26,16 +25,18 @@ pub(super) struct Home {
 /// The body of an answer. Read to its end, its connection is kept; dropped before, its connection is closed.
 #[derive(Debug)]
 pub struct PodBody {
-    incoming: Incoming,
+    /// While there is something to be read of it.
     home: Option<Home>,
+    /// What is left of it, where the head said how much there is.
+    left: SizeHint,
     /// What was read ahead, and comes first.
-    ahead: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
+    ahead: VecDeque<Result<Frame<Bytes>, Broken>>,
 }
 
 impl PodBody {
-    pub(super) fn new(incoming: Incoming, home: Home) -> Self {
-        let mut body = Self { incoming, home: Some(home), ahead: VecDeque::new() };
-        body.go_home_if_over();
+    pub(super) fn new(home: Home) -> Self {
+        let mut body = Self { left: home.live.size_hint(), home: Some(home), ahead: VecDeque::new() };
+        body.go_home_if_done();
         body
     }
 
@@ -45,16 +46,10 @@ impl PodBody {
         let mut read = Vec::new();
         let reading = async {
             while read.len() < most
-                && let Some(frame) = std::future::poll_fn(|cx| self.poll_incoming(cx)).await
+                && let Some(frame) = std::future::poll_fn(|cx| self.poll_pod(cx)).await
             {
-                let over = frame.is_err();
-                if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
-                    read.extend_from_slice(data);
-                }
-                self.ahead.push_back(frame);
-                if over {
-                    break;
-                }
+                read.extend_from_slice(frame.data_ref().map(Bytes::as_ref).unwrap_or_default());
+                self.ahead.push_back(Ok(frame));
             }
         };
         // Out of time is no error: what came is looked at, and the rest will come.
@@ -63,26 +58,28 @@ impl PodBody {
         read
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        match &frame {
-            // Nothing comes after trailers.
-            Some(Ok(frame)) if frame.is_trailers() => self.go_home(),
-            Some(Ok(_)) => self.go_home_if_over(),
-            Some(Err(_)) => self.home = None,
-            None => self.go_home(),
+    /// What the pod says next. That it breaks off, the next poll tells: what came before is written only if whoever
+    /// writes it has a turn in between.
+    fn poll_pod(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        let Some(Home { live, .. }) = &mut self.home else { return Poll::Ready(None) };
+        let frame = match ready!(live.poll_frame(cx)).transpose() {
+            Ok(frame) => frame,
+            Err(broken) => {
+                self.home = None;
+                self.ahead.push_back(Err(broken));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        };
+        if live.size_hint().exact().is_some() {
+            self.left = live.size_hint();
         }
+        self.go_home_if_done();
         Poll::Ready(frame)
     }
 
-    fn go_home_if_over(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.go_home();
-        }
-    }
-
-    fn go_home(&mut self) {
-        if let Some(home) = self.home.take() {
+    fn go_home_if_done(&mut self) {
+        if let Some(home) = self.home.take_if(|home| home.live.is_done()) {
             home.idle.keep(&home.pod, home.live, clock::now());
         }
     }
@@ -90,26 +87,25 @@ impl PodBody {
 
 impl Body for PodBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.ahead.pop_front() {
             Some(frame) => Poll::Ready(Some(frame)),
-            None => self.poll_incoming(cx),
+            None => self.poll_pod(cx).map(|frame| frame.map(Ok)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.incoming.is_end_stream()
+        self.ahead.is_empty() && self.home.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         let ahead =
             self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref()).map(Bytes::len).sum::<usize>();
-        let rest = self.incoming.size_hint();
         let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower() + ahead as u64);
-        if let Some(upper) = rest.upper() {
+        hint.set_lower(self.left.lower() + ahead as u64);
+        if let Some(upper) = self.left.upper() {
             hint.set_upper(upper + ahead as u64);
         }
         hint

@@ -1,54 +1,24 @@
-//! Making a connection to a pod: TCP, TLS where the pod wants it, and the HTTP/1.1 handshake.
+//! Making a connection to a pod: TCP, and TLS where the pod wants it.
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    task::AbortHandle,
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::{Failure, FailureKind};
-use crate::{fleet::Pod, tasks::Tasks};
-
-/// The largest response header list, bytes: what hyper allows by default at its server side (16 KB) four times over,
-/// for pods behind proxies that add their own.
-const MAX_RESPONSE_HEAD: usize = 64 << 10;
+use super::{Failure, FailureKind, http1::Connection, socket::Socket};
+use crate::fleet::Pod;
 
 /// What Linux and the BSDs say when this process, or the whole system, may open no further files (errno.h).
 const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
 
-/// The most that is read of an answer ahead of its client: the largest head fits, and so do hundreds of token events.
-/// hyper's own bound, six times that, is held for every stream whose client does not read.
-const MAX_READ_AHEAD: usize = MAX_RESPONSE_HEAD;
-
-/// The request type of our connections.
-pub(super) type Sender = http1::SendRequest<Full<Bytes>>;
-
-/// A live connection. Dropping it closes the socket at once, which is how an abandoned request reaches the pod.
-#[derive(Debug)]
-pub(super) struct Live {
-    pub(super) sender: Sender,
-    task: AbortHandle,
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
+/// A connection to a pod.
+pub(super) type Live = Connection<Socket>;
 
 /// How to speak TLS, by pool.
 pub type PoolTls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
@@ -57,13 +27,12 @@ pub type PoolTls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
 #[derive(Clone, Debug)]
 pub struct Connector {
     tls: Arc<ArcSwap<PoolTls>>,
-    tasks: Tasks,
 }
 
 impl Connector {
-    /// Connections whose tasks are tracked by `tasks`, with each pool's own TLS.
-    pub fn new(tls: PoolTls, tasks: Tasks) -> Self {
-        Self { tls: Arc::new(ArcSwap::from_pointee(tls)), tasks }
+    /// Connections with each pool's own TLS.
+    pub fn new(tls: PoolTls) -> Self {
+        Self { tls: Arc::new(ArcSwap::from_pointee(tls)) }
     }
 
     /// From now on speaks TLS so; connections that there are stay as they are.
@@ -95,31 +64,14 @@ impl Connector {
         // A first token must not wait for a delayed ACK.
         tcp.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Connect, error))?;
         if !origin.https {
-            return self.handshake(tcp).await;
+            return Ok(Connection::new(Socket::Plain(tcp)));
         }
         let tls_failed = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Tls, error);
         let name = ServerName::try_from(origin.host.clone()).map_err(|error| tls_failed(&error))?;
         let config = self.tls.load().get(&pod.pool).cloned();
         let connector = TlsConnector::from(config.ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?);
         let tls = connector.connect(name, tcp).await.map_err(|error| tls_failed(&error))?;
-        self.handshake(tls).await
-    }
-
-    async fn handshake<S>(&self, stream: S) -> Result<Live, Failure>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let mut builder = http1::Builder::new();
-        builder.max_header_size(MAX_RESPONSE_HEAD).max_buf_size(MAX_READ_AHEAD);
-        let (sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|error| Failure::new(FailureKind::Connect, error))?;
-        // Boxed, because a task that waits for two things has room for each twice.
-        let connection = Box::pin(connection);
-        // Its end is seen by whoever holds the sender or the body. An idle one ends with the gateway: a pod may keep it
-        // open for ever.
-        let carried = async move { _ = connection.await };
-        let task = self.tasks.spawn_until_stop(carried).abort_handle();
-        Ok(Live { sender, task })
+        Ok(Connection::new(Socket::Tls(Box::new(tls))))
     }
 }
 

@@ -1,8 +1,10 @@
 //! What is decided about one request of Envoy's: an answer of our own, or a pod and how its request differs from the
 //! client's. The decision is the desk's own; here it is put into Envoy's terms.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
 
 use super::{
@@ -15,7 +17,7 @@ use crate::{
     clock,
     gateway::{
         decide::{Matter, Pick},
-        proxy::{front, headers::STEERING},
+        proxy::{front, headers::steers},
         reading::Asking,
         receipt::{Receipt, Step},
         rejection::Rejection,
@@ -97,7 +99,7 @@ fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Rece
     let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
     let pick = Pick::of_pod(&pool, &pod);
     receipt.chose(pick.chosen(&"".into()), pick.took);
-    let decided = decided(head, &[pod.address()], receipt, (body, false));
+    let decided = decided(head, &[Arc::clone(pod.address())], receipt, (body, false));
     let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
     Ok(Told::ByPod(Box::new(Sent { decided, pick, asking })))
 }
@@ -119,20 +121,20 @@ async fn send(
     let subset = head.subset();
     let among_few = subset.is_some();
     if let Some(subset) = subset {
-        matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, &pod.address())));
+        matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter)?;
     let changed = body.as_ptr() != before;
     let pick = reserve(story, &matter, receipt, (body.len(), among_few)).await?;
     receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
-    let mut endpoints: SmallVec<[String; 3]> = SmallVec::from_iter([pick.verdict.pod.address()]);
+    let mut endpoints: SmallVec<[Arc<str>; 3]> = SmallVec::from_iter([Arc::clone(pick.verdict.pod.address())]);
     let mut tried = Tried::none();
     tried.add(&pick.verdict.pod);
     for _ in 0..rules.fallbacks {
         let Some(next) = matter.next_best(&story.listener, &tried) else { break };
         tried.add(&next);
-        endpoints.push(next.address());
+        endpoints.push(Arc::clone(next.address()));
     }
     let decided = decided(head, &endpoints, receipt, (body, changed));
     let inject_usage = story.policy.config.api.inject_usage && ask.lacks_usage();
@@ -181,7 +183,7 @@ async fn reserve(
 }
 
 /// The choice in Envoy's terms: only what differs from the client's head is named.
-fn decided(head: &Head, endpoints: &[String], receipt: &Receipt, (body, changed): (Bytes, bool)) -> Decided {
+fn decided(head: &Head, endpoints: &[Arc<str>], receipt: &Receipt, (body, changed): (Bytes, bool)) -> Decided {
     let destination = endpoints.join(",");
     let mut mutation = HeaderMutation::default();
     set(&mut mutation, DESTINATION, destination.clone());
@@ -196,9 +198,11 @@ fn decided(head: &Head, endpoints: &[String], receipt: &Receipt, (body, changed)
     if changed && head.headers.contains_key(header::CONTENT_LENGTH) {
         set(&mut mutation, "content-length", body.len().to_string());
     }
-    let ours = STEERING.iter().skip(1).chain(&FOR_PICKERS);
-    mutation.remove_headers =
-        ours.filter(|name| head.headers.contains_key(**name)).map(|name| (*name).to_owned()).collect();
+    let ours = |name: &&HeaderName| {
+        let word = name.as_str();
+        word != DESTINATION && (steers(word) || FOR_PICKERS.contains(&word))
+    };
+    mutation.remove_headers = head.headers.keys().filter(ours).map(ToString::to_string).collect();
     let metadata = Struct::of(BALANCER, Kind::Struct(Struct::of_text(DESTINATION, destination)));
     Decided { mutation, metadata, body, changed }
 }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
     time::Duration,
@@ -27,6 +26,7 @@ use crate::{
     clock,
     config::{BodyMode, ExtProc},
     gateway::{
+        Peer,
         body::Share,
         decide::{Matter, Pick},
         reading::{self, Asking, Reading, note_status},
@@ -90,7 +90,7 @@ enum Stage {
 pub(super) struct Dialog {
     story: Story,
     rules: Rules,
-    peer: Option<SocketAddr>,
+    peer: Peer,
     inbound: Streaming<ProcessingRequest>,
     following: Following,
     session: Session,
@@ -105,7 +105,7 @@ pub(super) struct Dialog {
 
 impl Dialog {
     pub(super) fn new(
-        (story, rules, peer): (Story, Rules, Option<SocketAddr>),
+        (story, rules, peer): (Story, Rules, Peer),
         inbound: Streaming<ProcessingRequest>,
         following: Following,
     ) -> Self {
@@ -242,7 +242,7 @@ impl Dialog {
             story.listener.name.clone(),
             request_id(&HeaderMap::new()),
         );
-        receipt.client = self.peer;
+        receipt.client = Some(self.peer.clone());
         receipt
     }
 
@@ -345,10 +345,10 @@ impl Dialog {
     /// Envoy may have gone to another pod than the first that we named.
     fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking) {
         let (Some(served), Some(matter)) = (head.served(), &asking.matter) else { return };
-        if served == pick.verdict.pod.address() {
+        if served == &**pick.verdict.pod.address() {
             return;
         }
-        if let Some(pod) = matter.pool.pods().iter().find(|pod| pod.address() == served) {
+        if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
             matter.went_to(&self.story.house, pick, pod);
         }
     }

@@ -63,7 +63,7 @@ impl Picker {
     }
 
     /// Serves one gRPC call.
-    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    pub async fn serve(self, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let path = request.uri().path();
         if health::is_asked(path) {
             return Ok(health::serve(request, self.is_serving).await);
@@ -74,7 +74,6 @@ impl Picker {
         let Some((story, how)) = self.story() else {
             return Ok(Status::unavailable("this listener is going").into_http());
         };
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
         let rules = Rules::new(&story, &how);
         let most = usize::try_from(rules.terms.body.saturating_add(BESIDE_THE_BODY)).unwrap_or(usize::MAX);
         let talk = Talk { story, rules, peer, following: self.following };
@@ -94,7 +93,7 @@ impl Picker {
 struct Talk {
     story: Story,
     rules: Rules,
-    peer: Option<std::net::SocketAddr>,
+    peer: Peer,
     following: Following,
 }
 
@@ -108,7 +107,7 @@ impl Service<tonic::Request<Streaming<ProcessingRequest>>> for Talk {
     }
 
     fn call(&mut self, request: tonic::Request<Streaming<ProcessingRequest>>) -> Self::Future {
-        let about = (self.story.clone(), self.rules, self.peer);
+        let about = (self.story.clone(), self.rules, self.peer.clone());
         let dialog = Dialog::new(about, request.into_inner(), self.following.clone());
         ready(Ok(tonic::Response::new(dialog.replies())))
     }

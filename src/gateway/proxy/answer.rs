@@ -39,8 +39,8 @@ enum Kind {
 pub struct BrokeOff;
 
 impl Answer {
-    pub(super) fn relay(relay: Relay) -> Self {
-        Self(Kind::Relay(Box::new(relay)))
+    pub(super) fn relay(relay: Box<Relay>) -> Self {
+        Self(Kind::Relay(relay))
     }
 
     pub(super) fn early(early: Early) -> Self {

@@ -18,8 +18,9 @@ const HOP_BY_HOP: [&str; 8] = [
     "upgrade",
 ];
 
-/// Request headers that would let a client steer routing or scheduling at the pod. What we need of them was read before.
-pub(in crate::gateway) const STEERING: [&str; 11] = [
+/// Request headers that would let a client steer routing, scheduling or trust at the pod or at another proxy. What we
+/// need of them was read before.
+const CONTROL: [&str; 14] = [
     "x-gateway-destination-endpoint",
     "x-gateway-destination-endpoint-subset",
     "x-gateway-destination-endpoint-served",
@@ -31,10 +32,10 @@ pub(in crate::gateway) const STEERING: [&str; 11] = [
     "x-encoder-hosts-ports",
     "x-data-parallel-host-port",
     "x-kv-cache-source-host-port",
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
 ];
-
-/// Request headers by which a client could be trusted for another, and the one that we set.
-const TRUST: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
@@ -50,8 +51,12 @@ const OF_THE_POD: [&str; 3] = ["server", "endpoint-load-metrics", "x-request-id"
 pub(super) fn to_pod(mut headers: HeaderMap, request_id: &HeaderValue, forward_authorization: bool) -> HeaderMap {
     let named = named_by_connection(&headers);
     let stays_here = |name: &&HeaderName| {
-        // Behind CGI-like interfaces `x_forwarded_for` is `x-forwarded-for`: what stays, stays under both names.
+        if **name == header::ACCEPT_ENCODING || **name == X_REQUEST_ID {
+            // Replaced below.
+            return false;
+        }
         let word = name.as_str();
+        // Behind CGI-like interfaces `x_forwarded_for` is `x-forwarded-for`: what stays, stays under both names.
         let hyphenated = word.contains('_').then(|| word.replace('_', "-"));
         let word = hyphenated.as_deref().unwrap_or(word);
         let credentials = matches!(word, "authorization" | "x-api-key" | "api-key");
@@ -70,12 +75,40 @@ pub(super) fn to_pod(mut headers: HeaderMap, request_id: &HeaderValue, forward_a
 /// Whether no pod is to see this request header of a client's, or not the client's.
 fn is_ours(word: &str) -> bool {
     let is = |it: &&str| *it == word;
-    // By the first byte most are told to be none of these.
+    // By the first byte and the length most are told to be none of these.
     match word.as_bytes().first() {
         Some(b'x') => {
-            STEERING.iter().chain(&TRUST).any(is) || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
+            (CONTROL_LENGTHS.has(word) && CONTROL.iter().any(is))
+                || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
         }
-        _ => HOP_BY_HOP.iter().chain(&REPLACED).chain(&STEERING).chain(&TRUST).any(is),
+        _ => OTHER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(is),
+    }
+}
+
+/// Whether a client could steer routing or scheduling at the pod by this header. Where a client comes from is no part of
+/// it: that a proxy in front says.
+pub(in crate::gateway) fn steers(word: &str) -> bool {
+    CONTROL.contains(&word) && !matches!(word, "forwarded" | "x-real-ip" | "x-request-id")
+}
+
+/// Which lengths the words of a table have, a bit each; none of them is longer than 63.
+struct Lengths(u64);
+
+const CONTROL_LENGTHS: Lengths = Lengths::of(&CONTROL, Lengths(0));
+const OTHER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&REPLACED, CONTROL_LENGTHS));
+const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths(0)));
+
+impl Lengths {
+    const fn of(mut words: &[&str], mut others: Self) -> Self {
+        while let [word, rest @ ..] = words {
+            others.0 |= 1 << word.len();
+            words = rest;
+        }
+        others
+    }
+
+    fn has(&self, word: &str) -> bool {
+        word.len() < 64 && self.0 >> word.len() & 1 == 1
     }
 }
 
@@ -87,7 +120,10 @@ pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten
         pod.remove(name);
     }
     // Few answers carry more than one of these: to look for all is cheaper than to take each out.
-    let stays_here = |name: &&HeaderName| HOP_BY_HOP.iter().chain(&OF_THE_POD).any(|it| *it == name.as_str());
+    let stays_here = |name: &&HeaderName| {
+        let word = name.as_str();
+        ANSWER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&OF_THE_POD).any(|it| *it == word)
+    };
     while let Some(name) = pod.keys().find(stays_here).cloned() {
         pod.remove(name);
     }
@@ -99,7 +135,9 @@ pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten
 
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
     let lists = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',').map(|name| name.trim().to_ascii_lowercase())).collect()
+    let names = lists.flat_map(|list| list.split(',').map(str::trim));
+    // The usual one stays here without being named.
+    names.filter(|name| !name.eq_ignore_ascii_case("keep-alive")).map(str::to_ascii_lowercase).collect()
 }
 
 #[cfg(test)]

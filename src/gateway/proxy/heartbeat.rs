@@ -99,14 +99,14 @@ impl Story {
     /// Runs the errand. If its pod does not begin to answer within `every`, the answer begins without it.
     pub(super) async fn alive(
         self,
-        errand: Box<Errand>,
+        errand: Errand,
         mut receipt: Receipt,
         dialect: Dialect,
         every: Duration,
     ) -> Response<Answer> {
         let (request_id, story) = (receipt.request_id.clone(), self.clone());
         let mut work = Box::pin(async move {
-            let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
+            let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
             (brought, receipt)
         });
         let done = tokio::select! {
@@ -143,7 +143,7 @@ impl Story {
         };
         let status = brought.answer.head.status;
         if status.is_success() && is_event_stream(&brought.answer.head.headers) {
-            return Late::Relay(Box::new(self.relay(brought, receipt).1));
+            return Late::Relay(self.relay(brought, receipt).1);
         }
         receipt.outcome = Outcome::Refused("late_error");
         let fault = if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {

@@ -2,6 +2,7 @@
 
 mod answer;
 mod attempts;
+mod decision;
 mod ending;
 pub(super) mod front;
 pub(super) mod headers;
@@ -55,14 +56,15 @@ pub struct Desk {
 
 /// Who has the answer.
 enum Told {
-    ByPod(Box<Errand>),
+    ByPod(Errand),
     ByUs(Bytes),
 }
 
 /// What is to be carried to a pod.
 struct Errand {
     carry: Carry,
-    sent: Sent,
+    /// Boxed, because it is handed on from step to step.
+    sent: Box<Sent>,
     /// The one pod that it is for, if it is for no other and no choice was made.
     home: Option<(Arc<PoolState>, Arc<Pod>)>,
 }
@@ -71,7 +73,7 @@ struct Errand {
 struct Brought {
     answer: upstream::Answer,
     pick: Pick,
-    sent: Sent,
+    sent: Box<Sent>,
 }
 
 /// What the answer's way back needs to know of the request.
@@ -89,21 +91,21 @@ impl Desk {
     }
 
     /// Serves one request. There is always an answer.
-    pub async fn serve(self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    pub async fn serve(self, peer: Peer, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
         let policy = self.policy.load_full();
         let request_id = request_id(request.headers());
         let Some(listener) = policy.listeners.get(self.listener).map(Arc::clone) else {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
-        receipt.client = request.extensions().get::<Peer>().map(|peer| peer.0);
+        receipt.client = Some(peer);
         let story = Story { house: self.house, policy, listener };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
         Ok(match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
-                    let brought = story.guarded(pin!(story.run(*errand, &mut receipt))).await;
+                    let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
                     story.answer(brought, receipt, dialect)
                 }
                 // Boxed, because few need its room, and what all need would have to be as large.
@@ -153,8 +155,9 @@ impl Story {
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
         let inject_usage = config.api.inject_usage && ask.lacks_usage();
-        let sent = Sent { asking: Asking { matter: Some(matter), endpoint, inject_usage }, timeouts, heartbeat };
-        Ok(Told::ByPod(Box::new(Errand { carry, sent, home: None })))
+        let asking = Asking { matter: Some(matter), endpoint, inject_usage };
+        let sent = Box::new(Sent { asking, timeouts, heartbeat });
+        Ok(Told::ByPod(Errand { carry, sent, home: None }))
     }
 
     /// Carries it to a pod, and to another if it may.
@@ -164,7 +167,8 @@ impl Story {
         let answered = async {
             match (&sent.asking.matter, home) {
                 (Some(matter), _) => self.attempts_with_patience(carry, &sent.timeouts, matter, receipt).await,
-                (None, Some((pool, pod))) => self.only_attempt(carry, &sent.timeouts, (&pool, &pod)).await,
+                // Rare, and twice as large as all others.
+                (None, Some((pool, pod))) => Box::pin(self.only_attempt(carry, &sent.timeouts, (&pool, &pod))).await,
                 (None, None) => Err(Rejection::NoPod(NoPod::PoolEmpty)),
             }
         };
@@ -187,7 +191,7 @@ impl Story {
         }
     }
 
-    fn relay(&self, brought: Brought, mut receipt: Receipt) -> (Response<()>, Relay) {
+    fn relay(&self, brought: Brought, mut receipt: Receipt) -> (Response<()>, Box<Relay>) {
         let Brought { answer, mut pick, sent } = brought;
         pick.course.sent(answer.sent);
         let status = answer.head.status;
@@ -197,7 +201,12 @@ impl Story {
         *response.status_mut() = status;
         *response.headers_mut() = slimmed(answer.head.headers);
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
-        let decided = self.policy.config.api.decision_headers.then(|| (pick.verdict.pod.address(), decision(&pick)));
+        let decided = self
+            .policy
+            .config
+            .api
+            .decision_headers
+            .then(|| (Arc::clone(pick.verdict.pod.address()), decision::header(&pick.verdict)));
         let head = AnswerHead { status, headers: response.headers() };
         let relay = Relay::new(self, (answer.body, &head), pick, sent, receipt);
         headers::to_client(response.headers_mut(), &request_id, relay.reading.rewrites());
@@ -218,9 +227,9 @@ impl Story {
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
         let carry = carry(head, body, &receipt.request_id, pool.config().forward_authorization);
         let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
-        let sent = Sent { asking, timeouts: self.policy.config.timeouts, heartbeat: None };
+        let sent = Box::new(Sent { asking, timeouts: self.policy.config.timeouts, heartbeat: None });
         let home = Some((pool, pod));
-        Ok(Told::ByPod(Box::new(Errand { carry, sent, home })))
+        Ok(Told::ByPod(Errand { carry, sent, home }))
     }
 }
 
@@ -256,21 +265,4 @@ fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_au
         headers: headers::to_pod(head.headers, request_id, forward_authorization),
         body,
     }
-}
-
-/// The decision in one header: policy, sight, what it was chosen at and out of how many.
-fn decision(pick: &Pick) -> String {
-    let verdict = &pick.verdict;
-    let mut text = format!(
-        "policy={}; sight={}; of={}; {}={:.1}",
-        verdict.policy,
-        verdict.sight.name(),
-        verdict.considered,
-        verdict.price.unit(),
-        verdict.price.total()
-    );
-    for term in verdict.price.terms() {
-        text.push_str(&format!("; {}={:.1}", term.name, term.value));
-    }
-    text
 }

@@ -61,20 +61,20 @@ impl Relay {
         story: &Story,
         (body, head): (PodBody, &AnswerHead<'_>),
         pick: Pick,
-        sent: Sent,
+        sent: Box<Sent>,
         receipt: Receipt,
-    ) -> Self {
-        let Sent { asking, timeouts, heartbeat } = sent;
+    ) -> Box<Self> {
+        let Sent { asking, timeouts, heartbeat } = *sent;
         let reading = Reading::new(story, head, pick, asking, receipt);
         let patience = patience(&timeouts, &reading.receipt, reading.begins_with_a_token());
-        Self {
+        Box::new(Self {
             body,
             timer: Timer::new(patience, &story.house.cut),
             beat: heartbeat.filter(|_| !reading.is_whole()).map(Beat::new),
             reading,
             trailers: None,
             state: State::Flowing,
-        }
+        })
     }
 
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {

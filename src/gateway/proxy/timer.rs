@@ -22,7 +22,8 @@ pub(super) struct Timer {
     total: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
     stop: CancellationToken,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Made when it is first waited for, which few whole answers are.
+    stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Whom both wake. While it is the same, they need not be told again: then an event costs a look at the clock.
     waker: Option<Waker>,
 }
@@ -55,8 +56,7 @@ impl Timer {
     pub(super) fn new(patience: Patience, stop: &CancellationToken) -> Self {
         let Patience { first_token, first_piece, idle, total } = patience;
         let waits_for = first_token.map_or(WaitsFor::FirstPiece(first_piece), WaitsFor::FirstToken);
-        let stopped = Box::pin(stop.clone().cancelled_owned());
-        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped, waker: None }
+        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped: None, waker: None }
     }
 
     /// Something came; `token`: content of the answer.
@@ -71,7 +71,8 @@ impl Timer {
         let known = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
         if !known {
             self.waker = Some(cx.waker().clone());
-            _ = self.stopped.as_mut().poll(cx);
+            let stopped = self.stopped.get_or_insert_with(|| Box::pin(self.stop.clone().cancelled_owned()));
+            _ = stopped.as_mut().poll(cx);
         }
         // Looked at after that, so that no stop is missed between the two.
         if self.stop.is_cancelled() {
@@ -198,7 +199,6 @@ mod tests {
     async fn a_stop_is_told_at_once() {
         let mut timer = timer(true, None);
         let stop = CancellationToken::new();
-        timer.stopped = Box::pin(stop.clone().cancelled_owned());
         timer.stop = stop.clone();
         waits(&mut timer, SECOND).await;
         stop.cancel();

@@ -92,6 +92,9 @@ impl<'a> Cursor<'a> {
 /// Bytes looked at together: what four vector registers hold, of which x86-64 has sixteen.
 const STRIDE: usize = 64;
 
+/// As long as most keys: `prompt_tokens` and its kind.
+const NEAR: usize = 16;
+
 /// Of a byte and the one before it: a quote that no backslash precedes, or a backslash that one does.
 const ENDS: u8 = 1;
 
@@ -103,28 +106,45 @@ const ODD: u8 = 2;
 /// Code has an escaped quote every line or so. So a stride is passed over at once unless it has a quote without a
 /// backslash before it, or two backslashes in a row, of which the second escapes nothing.
 fn string(json: &[u8]) -> (usize, bool) {
-    // Most strings are keys and words.
-    let short = json.get(1..=2 * STRIDE).or_else(|| json.get(1..)).unwrap_or_default();
-    if let Some(end) = memchr2(b'"', b'\\', short).filter(|end| short.get(*end) == Some(&b'"')) {
-        return (end + 2, false);
+    let text = json.get(1..).unwrap_or_default();
+    // Most strings are keys and words, over before a search is set up; and prose has no escapes for long.
+    let near = text.iter().take(NEAR).position(|byte| matches!(byte, b'"' | b'\\'));
+    let first = near.or_else(|| memchr2(b'"', b'\\', text)).unwrap_or(text.len());
+    if text.get(first) == Some(&b'"') {
+        return (first + 2, false);
     }
-    let (mut at, mut signs) = (1, 0);
-    while let (Some(before), Some(block)) = (chunk(json, at - 1), chunk(json, at)) {
-        let here = before.iter().zip(block).fold(0, |any, (before, byte)| any | sign(*before, *byte));
-        signs |= here;
-        let carried = block.first() == Some(&b'"') && json.get(..at).is_some_and(|it| it.ends_with(b"\\\\"));
+    let (mut at, mut found) = (first + 1, 0);
+    while let (Some(before), Some(stride)) = (chunk(json, at - 1), chunk(json, at)) {
+        let here = stride_signs(before, stride);
+        found |= here;
+        let carried = stride.first() == Some(&b'"') && json.get(..at).is_some_and(|it| it.ends_with(b"\\\\"));
         if (here & ENDS != 0 || carried)
             && let Some(end) = closing(json, at, at + STRIDE)
         {
-            return (end, signs & ODD != 0);
+            return (end, found & ODD != 0);
         }
         at += STRIDE;
     }
     let end = closing(json, at, json.len()).unwrap_or(json.len());
     let rest = json.get(at - 1..end).unwrap_or_default();
-    let after = rest.get(1..).unwrap_or_default();
-    signs |= rest.iter().zip(after).fold(0, |any, (before, byte)| any | sign(*before, *byte));
-    (end, signs & ODD != 0)
+    found |= signs(rest, rest.get(1..).unwrap_or_default());
+    (end, found & ODD != 0)
+}
+
+fn chunk(json: &[u8], at: usize) -> Option<&[u8; STRIDE]> {
+    json.get(at..)?.first_chunk()
+}
+
+/// The signs of a stride. On its own, because within the loop that asks for it the compiler makes no vectors of it.
+#[inline(never)]
+fn stride_signs(before: &[u8; STRIDE], stride: &[u8; STRIDE]) -> u8 {
+    signs(before, stride)
+}
+
+/// All signs of `bytes`, each beside the byte before it.
+#[inline]
+fn signs(before: &[u8], bytes: &[u8]) -> u8 {
+    before.iter().zip(bytes).fold(0, |any, (before, byte)| any | sign(*before, *byte))
 }
 
 /// Without a branch, so that it becomes comparisons of vectors.
@@ -134,10 +154,6 @@ fn sign(before: u8, byte: u8) -> u8 {
     let (after, quote, escape) = (mask(before == b'\\'), mask(byte == b'"'), mask(byte == b'\\'));
     let rare = mask(byte == b'u') | mask(byte == b'/');
     (((quote & !after) | (escape & after)) & ENDS) | (after & rare & ODD)
-}
-
-fn chunk(json: &[u8], at: usize) -> Option<&[u8; STRIDE]> {
-    json.get(at..)?.first_chunk()
 }
 
 /// What is behind the first quote in `json[from..to]` that is not escaped.
