@@ -16,6 +16,7 @@ use crate::config::{self, Config};
 mod check;
 mod completions;
 mod demo;
+mod epp;
 mod explain;
 mod lab;
 mod serve;
@@ -45,6 +46,7 @@ pub struct Cli {
 enum Verb {
     Demo(demo::Args),
     Serve(serve::Args),
+    Epp(epp::Args),
     Check(check::Args),
     Sim(sim::Args),
     Lab(lab::Args),
@@ -57,6 +59,7 @@ impl Verb {
         match self {
             Self::Demo(args) => demo::run(&args),
             Self::Serve(args) => serve::run(&args),
+            Self::Epp(args) => epp::run(&args),
             Self::Sim(args) => sim::run(args),
             Self::Lab(args) => lab::run(&args),
             Self::Check(args) => check::run(&args),

@@ -1,6 +1,10 @@
 //! `tidegate serve`: the gateway itself.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -41,24 +45,40 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some((config, text)) = load_config_text(&args.config)? else {
         return Ok(ExitCode::from(super::PROBLEMS));
     };
-    let level = logs::start(&config.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(args, config, &text, level))
+    run_config(config, Some((&args.config, &text)), args.decision_log.as_deref())
 }
 
-async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> anyhow::Result<ExitCode> {
+/// Runs the gateway of `config`, which is followed in its file, if it has one with this text.
+pub(super) fn run_config(
+    config: Config,
+    file: Option<(&Path, &str)>,
+    decision_log: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let level = logs::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config, file, decision_log, level))
+}
+
+async fn serve(
+    config: Config,
+    file: Option<(&Path, &str)>,
+    decision_log: Option<&Path>,
+    level: logs::Level,
+) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
     tracing::info!(
-        config = %args.config.display(),
-        hash = app::hash(text.as_bytes()),
+        config = file.map(|(path, _)| tracing::field::display(path.display())),
+        hash = file.map(|(_, text)| app::hash(text.as_bytes())),
         listeners = config.listeners.len(),
         pools = config.pools.len(),
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
-    let running = app::start_logging(config, args.decision_log.as_deref()).await?;
-    let reloader = running.reloader(&args.config, text, Some(level));
-    running.follow(&reloader);
+    let running = app::start_logging(config, decision_log).await?;
+    let reloader = file.map(|(path, text)| running.reloader(path, text, Some(level)));
+    if let Some(reloader) = &reloader {
+        running.follow(reloader);
+    }
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
@@ -68,7 +88,11 @@ async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> a
     }
     let stop = loop {
         match signals.next().await {
-            SignalKindSeen::Hangup => _ = reloader.reload().await,
+            SignalKindSeen::Hangup => {
+                if let Some(reloader) = &reloader {
+                    reloader.reload().await;
+                }
+            }
             stop => break stop,
         }
     };

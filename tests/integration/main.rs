@@ -34,6 +34,7 @@ mod logging_requests;
 mod mixture;
 mod models;
 mod noticing;
+mod picking;
 mod refusing;
 mod reliability;
 mod reloading;

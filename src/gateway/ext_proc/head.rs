@@ -156,3 +156,84 @@ pub(super) fn names(allowed: &str, address: &str) -> bool {
         Err(_) => bare(allowed).parse::<std::net::IpAddr>().is_ok_and(|allowed| bare(host).parse() == Ok(allowed)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::gateway::wire::{HeaderValue as Field, ListValue, Metadata, Value};
+
+    fn noted(space: &str, name: &str, kind: Kind) -> Noted {
+        let metadata = Metadata { filter_metadata: HashMap::from([(space.to_owned(), Struct::of(name, kind))]) };
+        Noted { metadata, ..Noted::default() }
+    }
+
+    fn head(fields: &[(&'static str, &'static str)], noted: Noted) -> Head {
+        let headers = fields.iter().map(|(name, value)| Field::new(name, *value)).collect();
+        let said = wire::HttpHeaders { headers: Some(wire::HeaderMap { headers }), end_of_stream: false };
+        Head::read(said, noted)
+    }
+
+    #[test]
+    fn a_head_is_read_from_either_field_and_what_is_twice_stays_twice() {
+        let fields = [(":method", "POST"), (":path", "/v1/x?a=1"), ("a", "1"), ("a", "2"), ("b\u{0}", "c"), ("", "d")];
+        let mut head = head(&fields, Noted::default());
+        assert_eq!((head.method.as_str(), head.path.as_str()), ("POST", "/v1/x"));
+        assert_eq!(head.headers.get_all("a").iter().count(), 2);
+        assert_eq!(head.headers.len(), 2, "a name that no HTTP has is not there");
+        let old = Field { key: "k".into(), value: "v".into(), raw_value: Bytes::new() };
+        let said = wire::HttpHeaders { headers: Some(wire::HeaderMap { headers: vec![old] }), end_of_stream: true };
+        head = Head::read(said, Noted::default());
+        assert_eq!(head.headers["k"], "v");
+    }
+
+    #[test]
+    fn a_subset_is_a_list_or_a_text_and_an_empty_one_is_none_at_all() {
+        let text = |text: &str| Kind::String(text.to_owned());
+        let list = |items: &[&str]| {
+            let values = items.iter().map(|item| Value { kind: Some(text(item)) }).collect();
+            Kind::List(ListValue { values })
+        };
+        let subset = |kind| head(&[], noted(SUBSET.0, SUBSET.1, kind)).subset();
+        assert_eq!(head(&[], Noted::default()).subset(), None);
+        assert_eq!(subset(list(&["10.0.0.1:8000", "10.0.0.2:8000"])).unwrap().len(), 2);
+        assert_eq!(subset(text(" 10.0.0.1:8000 , [::1]:80")).unwrap(), ["10.0.0.1:8000", "[::1]:80"]);
+        assert_eq!(subset(list(&[])), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_endpoint_names_a_pod_with_its_port_and_an_address_names_all_its_ports() {
+        for (allowed, address, is) in [
+            ("10.0.0.1:8000", "10.0.0.1:8000", true),
+            ("10.0.0.1:8001", "10.0.0.1:8000", false),
+            ("10.0.0.1", "10.0.0.1:8000", true),
+            ("10.0.0.2", "10.0.0.1:8000", false),
+            ("[::1]:8000", "[::1]:8000", true),
+            ("[0:0::1]:8000", "[::1]:8000", true),
+            ("[::1]:8001", "[::1]:8000", false),
+            ("::1", "[::1]:8000", true),
+            ("pod-1:8000", "pod-1:8000", true),
+            ("", "10.0.0.1:8000", false),
+        ] {
+            assert_eq!(names(allowed, address), is, "{allowed} {address}");
+        }
+    }
+
+    #[test]
+    fn who_answered_is_told_by_the_balancer_or_by_envoys_attributes() {
+        let read = |noted| AnswerHead::read(wire::HttpHeaders::default(), noted);
+        assert_eq!(read(Noted::default()).served(), None);
+        assert_eq!(read(noted(BALANCER, SERVED, Kind::String("1.2.3.4:5".into()))).served(), Some("1.2.3.4:5"));
+        let told = |details: &str| {
+            let mut told = Struct::of_text(DETAILS, details.to_owned());
+            told.fields.extend(Struct::of_text(UPSTREAM, "1.2.3.4:6".to_owned()).fields);
+            read(Noted { attributes: HashMap::from([(ATTRIBUTES.to_owned(), told)]), ..Noted::default() })
+        };
+        assert_eq!(told(VIA_UPSTREAM).served(), Some("1.2.3.4:6"));
+        assert!(!told(VIA_UPSTREAM).is_envoys_own() && !read(Noted::default()).is_envoys_own());
+        let reset = told("upstream_reset_before_response_started{connection_failure}");
+        assert!(reset.is_envoys_own() && reset.blames_the_pod());
+        assert!(told("no_healthy_upstream").is_envoys_own() && !told("no_healthy_upstream").blames_the_pod());
+    }
+}

@@ -371,3 +371,244 @@ fn becomes(body: Bytes) -> BodyMutation {
     let mutation = if body.is_empty() { Mutation::Clear(true) } else { Mutation::Body(body) };
     BodyMutation { mutation: Some(mutation) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn terms(request: BodySendMode, response: BodySendMode) -> Terms {
+        Terms { request, response, body: 1_000_000 }
+    }
+
+    fn say(said: Said) -> ProcessingRequest {
+        ProcessingRequest { said: Some(said), ..ProcessingRequest::default() }
+    }
+
+    fn head(end_of_stream: bool) -> ProcessingRequest {
+        say(Said::RequestHeaders(HttpHeaders { headers: None, end_of_stream }))
+    }
+
+    fn body(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
+        say(Said::RequestBody(HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream }))
+    }
+
+    fn trailers() -> ProcessingRequest {
+        say(Said::RequestTrailers(wire::HttpTrailers::default()))
+    }
+
+    use super::super::wire;
+
+    fn decided(body: Bytes, changed: bool) -> Decided {
+        let metadata = Struct::of_text("k", "v".to_owned());
+        Decided { mutation: HeaderMutation::default(), metadata, body, changed }
+    }
+
+    /// The kind of a reply, with an `!` where it is the last of a body, and how many bytes it passes on.
+    fn told(replies: &[ProcessingResponse]) -> Vec<String> {
+        let piece = |kind: &str, response: &BodyResponse| {
+            let mutation = response.response.as_ref().and_then(|it| it.body_mutation.as_ref()?.mutation.clone());
+            match mutation {
+                None => kind.to_owned(),
+                Some(Mutation::Body(body)) => format!("{kind}={}", body.len()),
+                Some(Mutation::Clear(_)) => format!("{kind}=0"),
+                Some(Mutation::Streamed(it)) => {
+                    format!("{kind}+{}{}", it.body.len(), if it.end_of_stream { "!" } else { "" })
+                }
+            }
+        };
+        let one = |reply: &ProcessingResponse| match reply.reply.as_ref().unwrap() {
+            Reply::RequestHeaders(_) => "head".to_owned(),
+            Reply::ResponseHeaders(_) => "answer head".to_owned(),
+            Reply::RequestBody(it) => piece("body", it),
+            Reply::ResponseBody(it) => piece("answer", it),
+            Reply::RequestTrailers(_) => "trailers".to_owned(),
+            Reply::ResponseTrailers(_) => "answer trailers".to_owned(),
+            Reply::Immediate(_) => "immediate".to_owned(),
+        };
+        replies.iter().map(one).collect()
+    }
+
+    fn replies(heard: Heard) -> Vec<String> {
+        match heard {
+            Heard::Replies(replies) => told(&replies),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn whole(heard: Heard) -> Bytes {
+        match heard {
+            Heard::Request(whole) => whole.body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const DUPLEX: BodySendMode = BodySendMode::FullDuplexStreamed;
+
+    #[test]
+    fn streamed_nothing_is_said_before_the_request_is_whole_and_then_everything_at_once() {
+        let mut session = Session::new(terms(DUPLEX, DUPLEX));
+        assert_eq!(replies(session.hear(head(false))), [""; 0]);
+        assert_eq!(replies(session.hear(body(b"one ", false))), [""; 0]);
+        assert_eq!(replies(session.hear(body(b"two", false))), [""; 0]);
+        assert_eq!(whole(session.hear(body(b"", true))), "one two");
+        let said = session.decided(decided(Bytes::from(vec![b'x'; 130_000]), true));
+        assert_eq!(told(&said), ["head", "body+62000", "body+62000", "body+6000!"]);
+        assert!(said[0].dynamic_metadata.is_some() && said[1].dynamic_metadata.is_none());
+    }
+
+    #[test]
+    fn trailers_end_a_streamed_body_and_are_replied_to_behind_it() {
+        let mut session = Session::new(terms(DUPLEX, DUPLEX));
+        replies(session.hear(head(false)));
+        replies(session.hear(body(b"abc", false)));
+        assert_eq!(whole(session.hear(trailers())), "abc");
+        assert_eq!(told(&session.decided(decided("abc".into(), false))), ["head", "body+3", "trailers"]);
+    }
+
+    #[test]
+    fn buffered_the_head_is_replied_to_first_and_the_pod_is_named_with_the_body() {
+        let mut session = Session::new(terms(DUPLEX, DUPLEX));
+        let mut first = head(false);
+        // What Envoy says of itself counts more than what we were told of it.
+        first.protocol_config =
+            Some(ProtocolConfiguration { request_body_mode: 2, response_body_mode: 2, ..Default::default() });
+        assert_eq!(replies(session.hear(first)), ["head"]);
+        assert_eq!(whole(session.hear(body(b"abc", true))), "abc");
+        let mut same = Session::new(terms(BodySendMode::Buffered, DUPLEX));
+        replies(same.hear(head(false)));
+        whole(same.hear(body(b"abc", false)));
+        assert_eq!(replies(same.hear(trailers())), [""; 0], "the desk has not decided yet");
+        assert_eq!(told(&same.decided(decided("abc".into(), false))), ["body", "trailers"]);
+        let said = session.decided(decided("abcd".into(), true));
+        assert_eq!(told(&said), ["body=4"]);
+        assert!(said[0].dynamic_metadata.is_some());
+    }
+
+    #[test]
+    fn a_request_without_a_body_is_decided_by_its_head_however_bodies_come() {
+        for mode in [DUPLEX, BodySendMode::Buffered, BodySendMode::Streamed, BodySendMode::None] {
+            let mut session = Session::new(terms(mode, mode));
+            assert_eq!(whole(session.hear(head(true))), "");
+            assert_eq!(told(&session.decided(decided(Bytes::new(), false))), ["head"]);
+        }
+    }
+
+    #[test]
+    fn where_the_body_comes_too_late_the_filters_setting_is_named() {
+        for mode in [BodySendMode::Streamed, BodySendMode::None, BodySendMode::Grpc] {
+            let mut session = Session::new(terms(mode, DUPLEX));
+            assert!(matches!(session.hear(head(false)), Heard::Unreadable(it) if it == mode));
+        }
+    }
+
+    #[test]
+    fn a_body_beyond_the_limit_is_refused_as_soon_as_it_is() {
+        let mut session = Session::new(Terms { body: 5, ..terms(DUPLEX, DUPLEX) });
+        replies(session.hear(head(false)));
+        replies(session.hear(body(b"12345", false)));
+        assert!(matches!(session.hear(body(b"6", false)), Heard::TooLarge));
+        assert_eq!(told(&session.refused(ImmediateResponse::default())), ["immediate"]);
+        assert!(session.is_over() && session.held() == 0);
+        assert_eq!(replies(session.hear(body(b"7", true))), [""; 0]);
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_the_choice_is_passed_on() {
+        let mut session = Session::new(terms(DUPLEX, DUPLEX));
+        replies(session.hear(head(false)));
+        let answer = say(Said::ResponseHeaders(HttpHeaders::default()));
+        assert_eq!(replies(session.hear(answer)), ["answer head"]);
+        let piece = HttpBody { body: "no".into(), end_of_stream: true };
+        assert_eq!(replies(session.hear(say(Said::ResponseBody(piece)))), ["answer+2!"]);
+    }
+
+    #[test]
+    fn an_edited_answer_goes_on_as_its_mode_wants_it() {
+        let piece = || HttpBody { body: "abc".into(), end_of_stream: false };
+        let mut streamed = Session::new(terms(DUPLEX, BodySendMode::Streamed));
+        assert_eq!(told(&streamed.piece_read(piece(), None)), ["answer"]);
+        assert_eq!(told(&streamed.piece_read(piece(), Some("ab".into()))), ["answer=2"]);
+        assert_eq!(told(&streamed.piece_read(piece(), Some(Bytes::new()))), ["answer=0"]);
+        let mut duplex = Session::new(terms(DUPLEX, DUPLEX));
+        assert_eq!(told(&duplex.piece_read(piece(), None)), ["answer+3"]);
+        assert_eq!(told(&duplex.piece_read(piece(), Some(Bytes::new()))), [""; 0], "held back");
+        let last = HttpBody { body: Bytes::new(), end_of_stream: true };
+        assert_eq!(told(&duplex.piece_read(last, None)), ["answer+0!"]);
+        assert_eq!(told(&duplex.trailers_read("rest".into())), ["answer+4", "answer trailers"]);
+    }
+
+    fn any_message() -> impl Strategy<Value = ProcessingRequest> {
+        let headers = any::<bool>().prop_map(|end_of_stream| HttpHeaders { headers: None, end_of_stream });
+        let piece = (0_usize..70_000, any::<bool>())
+            .prop_map(|(many, end_of_stream)| HttpBody { body: vec![b'x'; many].into(), end_of_stream });
+        let said = prop_oneof![
+            headers.clone().prop_map(Said::RequestHeaders),
+            headers.prop_map(Said::ResponseHeaders),
+            piece.clone().prop_map(Said::RequestBody),
+            piece.prop_map(Said::ResponseBody),
+            Just(Said::RequestTrailers(wire::HttpTrailers::default())),
+            Just(Said::ResponseTrailers(wire::HttpTrailers::default())),
+        ];
+        let config = proptest::option::of((-1..7, -1..7).prop_map(|(request_body_mode, response_body_mode)| {
+            ProtocolConfiguration { request_body_mode, response_body_mode, ..Default::default() }
+        }));
+        (proptest::option::weighted(0.95, said), config, proptest::bool::weighted(0.02)).prop_map(
+            |(said, protocol_config, observability_mode)| ProcessingRequest {
+                said,
+                protocol_config,
+                observability_mode,
+                ..ProcessingRequest::default()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_messages_is_replied_to_in_order_and_decided_at_most_once(
+            messages in proptest::collection::vec(any_message(), 0..30),
+            refuse: bool,
+        ) {
+            let mut session = Session::new(terms(DUPLEX, DUPLEX));
+            let (mut said, mut verdicts) = (Vec::new(), 0);
+            for message in messages {
+                let kind = message.said.clone();
+                let replies = match session.hear(message) {
+                    Heard::Replies(replies) => replies,
+                    Heard::Request(whole) => {
+                        verdicts += 1;
+                        if refuse {
+                            session.refused(ImmediateResponse::default())
+                        } else {
+                            session.decided(decided(whole.body, false))
+                        }
+                    }
+                    Heard::AnswerHead(_) => session.head_read(None),
+                    Heard::AnswerPiece(piece) => session.piece_read(piece, None),
+                    Heard::AnswerTrailers => session.trailers_read(Bytes::new()),
+                    Heard::TooLarge | Heard::Unreadable(_) => session.refused(ImmediateResponse::default()),
+                    Heard::Broken(_) => break,
+                };
+                // An answer's pieces are replied to as they come, one for one or as many as it takes.
+                if let Some(Said::ResponseHeaders(_) | Said::ResponseTrailers(_)) = kind
+                    && !session.is_over()
+                {
+                    prop_assert_eq!(replies.len(), 1);
+                }
+                said.extend(told(&replies));
+            }
+            prop_assert!(verdicts <= 1);
+            let heads = said.iter().filter(|it| *it == "head").count();
+            let ends = said.iter().filter(|it| it.starts_with("body") && it.ends_with('!')).count();
+            let immediates = said.iter().position(|it| it == "immediate");
+            prop_assert!(heads <= 1 && ends <= 1, "{said:?}");
+            prop_assert!(immediates.is_none_or(|at| at + 1 == said.len()), "{said:?}");
+            let first_body = said.iter().position(|it| it.starts_with("body"));
+            let head = said.iter().position(|it| it == "head");
+            if let (Some(body), Some(head)) = (first_body, head) {
+                prop_assert!(head < body, "{said:?}");
+            }
+        }
+    }
+}

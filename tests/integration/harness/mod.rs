@@ -5,6 +5,7 @@
 
 mod client;
 mod desk;
+pub(crate) mod envoy;
 mod gateway;
 mod pods;
 

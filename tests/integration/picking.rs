@@ -1,0 +1,413 @@
+//! What a picker says to Envoy, message by message over real gRPC: the cases that the reference picker is tested with,
+//! and what it gets wrong.
+
+use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::json;
+use tidegate::{
+    app::still_house,
+    clock, config,
+    fleet::{Adapters, PodLoad, Reading},
+    gateway::{
+        House, Peer, Picker, Policy,
+        wire::{Mutation, ProcessingRequest, ProtocolConfiguration, Reply},
+    },
+    tasks::Tasks,
+};
+use tokio::net::TcpListener;
+
+use super::harness::{
+    envoy::{Choice, Envoy, Talk, among, answer_body, answer_head, body, chat_head, head, served_by},
+    eventually,
+};
+
+/// A pod's waiting requests, KV-cache usage and adapters; the n-th is at 192.168.1.n:8000.
+type P = (u32, f64, &'static [&'static str]);
+
+/// A picker before pods that are not there, whose load is as a test says.
+struct Desk {
+    addr: SocketAddr,
+    house: Arc<House>,
+    tasks: Tasks,
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+const MODELS: &str = "[{ modelName: my-model, poolRef: pods, targetModels: [{ name: my-model-12345 }] }, \
+    { modelName: sql-lora, poolRef: pods, targetModels: [{ name: sql-lora-1fdg2 }] }]";
+
+impl Desk {
+    async fn before(pods: &[P]) -> Self {
+        Self::with(pods, "", MODELS).await
+    }
+
+    /// `keys`: more for `ext_proc`.
+    async fn with(pods: &[P], keys: &str, models: &str) -> Self {
+        let endpoints: Vec<String> =
+            (1..=pods.len().max(1)).map(|n| format!("{{ url: \"http://192.168.1.{n}:8000\" }}")).collect();
+        let text = format!(
+            "listeners: [{{ name: picker, address: 127.0.0.1:0, protocol: ext-proc, ext_proc: {{ secure: false{keys} }} }}]
+models: {models}
+pools: [{{ name: pods, engine: vllm, endpoints: [{}] }}]
+waiting: {{ timeout: 0s }}
+limits: {{ body: 4MiB }}
+scheduler:
+  policy: weighted
+  scorers: [{{ name: queue-scorer, weight: 1 }}, {{ name: kv-cache-utilization-scorer, weight: 1 }},
+            {{ name: prefix-cache-scorer, weight: 1 }}, {{ name: lora-affinity-scorer, weight: 1 }}]",
+            endpoints.join(", ")
+        );
+        let (config, _) = config::load("test.yaml", &text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+        let config = Arc::new(config);
+        let house = Arc::new(still_house(&config));
+        let targets = config.pools[0].endpoints.iter().map(|endpoint| {
+            let config::Endpoint::Fixed(target) = endpoint else { panic!("a fixed one") };
+            target.clone()
+        });
+        let targets: Vec<_> = targets.take(pods.len()).collect();
+        house.fleet.set("pods", &targets, clock::now());
+        for (pod, (waiting, kv_usage, adapters)) in house.fleet.pool("pods").unwrap().pods().iter().zip(pods) {
+            let running = adapters.iter().map(|name| Arc::from(*name)).collect();
+            let reading = Reading {
+                waiting: Some(*waiting),
+                running: Some(0),
+                kv_usage: Some(*kv_usage),
+                adapters: Some(Adapters { max: Some(4), running, waiting: Vec::new() }),
+                ..Reading::default()
+            };
+            pod.store_load(PodLoad { began: clock::now(), sent_mark: 0, ended_mark: 0, reading });
+        }
+        let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
+        let tasks = Tasks::new();
+        let picker = Picker::new(Arc::clone(&house), policy, 0, tasks.clone(), Arc::new(|| true));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, spawner) = (listener.local_addr().unwrap(), tasks.clone());
+        tasks.spawn_until_stop(async move {
+            while let Ok((stream, from)) = listener.accept().await {
+                let picker = picker.clone();
+                let serve = service_fn(move |request| picker.clone().serve(Peer::from(from), request));
+                let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let connection = http2.serve_connection(TokioIo::new(stream), serve);
+                spawner.spawn_until_stop(async { _ = connection.await });
+            }
+        });
+        Self { addr, house, tasks }
+    }
+
+    async fn talk(&self) -> Talk {
+        Envoy::connect(self.addr).await.talk().await
+    }
+
+    /// What is said of such a request.
+    async fn asked(&self, messages: impl IntoIterator<Item = ProcessingRequest>) -> (Choice, Talk) {
+        let mut talk = self.talk().await;
+        for message in messages {
+            talk.say(message);
+        }
+        (talk.choice().await, talk)
+    }
+
+    fn in_flight(&self) -> Vec<u64> {
+        self.house.fleet.pool("pods").unwrap().pods().iter().map(|pod| pod.ledger.in_flight()).collect()
+    }
+}
+
+fn completion(model: &str, prompt: &str) -> Vec<u8> {
+    json!({"max_tokens": 100, "model": model, "prompt": prompt, "temperature": 0}).to_string().into_bytes()
+}
+
+fn completion_head() -> ProcessingRequest {
+    head(
+        &[(":method", "POST"), (":path", "/v1/completions"), ("hi", "mom"), ("x-request-id", "test-request-id")],
+        false,
+    )
+}
+
+#[tokio::test]
+async fn the_cases_that_the_reference_is_tested_with() {
+    const FOO_BAR: &[&str] = &["foo", "bar"];
+    const TARGET: &[&str] = &["foo", "sql-lora-1fdg2"];
+    let cases: &[(&str, &str, &[P], Option<&[&str]>, &str)] = &[
+        ("select lower queue and kv cache", "my-model", &[(3, 0.2, &[]), (0, 0.1, &[]), (10, 0.2, &[])], None, "2"),
+        (
+            "select active lora, low queue",
+            "sql-lora",
+            &[(0, 0.2, FOO_BAR), (0, 0.1, TARGET), (10, 0.2, FOO_BAR)],
+            None,
+            "2",
+        ),
+        (
+            "select lora despite higher kv cache",
+            "sql-lora",
+            &[(10, 0.2, FOO_BAR), (10, 0.4, TARGET), (10, 0.3, &["foo"])],
+            None,
+            "2",
+        ),
+        (
+            "do not shed requests by default",
+            "sql-lora",
+            &[(6, 0.2, &["foo", "bar", "sql-lora-1fdg2"]), (0, 0.85, &["foo"]), (10, 0.9, &["foo"])],
+            None,
+            "1",
+        ),
+        (
+            "best from subset",
+            "sql-lora",
+            &[(0, 0.2, &["foo"]), (0, 0.1, TARGET), (10, 0.2, &["foo"])],
+            Some(&["192.168.1.1:8000", "192.168.1.2:8000", "192.168.1.3:8000"]),
+            "2",
+        ),
+        (
+            "partial match",
+            "sql-lora",
+            &[(0, 0.2, &["foo"]), (0, 0.1, TARGET), (10, 0.2, &["foo"])],
+            Some(&["192.168.1.3:8000"]),
+            "3",
+        ),
+    ];
+    for (name, model, pods, subset, pod) in cases {
+        let desk = Desk::before(pods).await;
+        let whole = body(completion(model, name), true);
+        let whole = subset.map_or(whole.clone(), |subset| among(whole, subset));
+        let (choice, mut talk) = desk.asked([completion_head(), whole]).await;
+        assert_eq!(choice.pod(), format!("192.168.1.{pod}:8000"), "{name}");
+        let served = if *model == "my-model" { "my-model-12345" } else { "sql-lora-1fdg2" };
+        assert_eq!(talk.body().await, completion(served, name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_pieces_is_one_and_only_what_changed_is_set() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let whole = completion("my-model", &"x".repeat(200_000));
+    let mut messages = vec![head(
+        &[
+            (":method", "POST"),
+            (":path", "/v1/completions"),
+            ("x-request-id", "id-1"),
+            ("a", "1"),
+            ("a", "2"),
+            ("x-gateway-destination-endpoint", "10.9.9.9:1"),
+            ("x-llm-d-inference-objective", "high"),
+            ("x-vllm-priority", "-9"),
+            ("accept-encoding", "gzip"),
+        ],
+        false,
+    )];
+    messages.extend(whole.chunks(17_000).map(|piece| body(piece.to_vec(), false)));
+    messages.push(body("", true));
+    let (choice, mut talk) = desk.asked(messages).await;
+    assert_eq!(choice.pod(), "192.168.1.1:8000");
+    let mut set: Vec<_> = choice.set.iter().map(|(name, _)| name.as_str()).collect();
+    set.sort_unstable();
+    assert_eq!(set, ["accept-encoding", "x-gateway-destination-endpoint"]);
+    let mut removed = choice.removed.clone();
+    removed.sort_unstable();
+    assert_eq!(removed, ["x-llm-d-inference-objective", "x-vllm-priority"]);
+    assert_eq!(talk.body().await, completion("my-model-12345", &"x".repeat(200_000)));
+}
+
+#[tokio::test]
+async fn who_cannot_be_given_a_pod_is_told_in_openais_words() {
+    let one: &[P] = &[(0, 0.2, &[])];
+    let empty: &[P] = &[];
+    let cases: &[(&[P], &str, Option<&[&str]>, i32, &str, Option<&str>)] = &[
+        (one, "no healthy upstream", None, 400, "invalid_request", None),
+        (one, r#"{"prompt":"hello world"}"#, None, 400, "missing_required_parameter", None),
+        (
+            one,
+            r#"{"model":"my-model","prompt":"x"}"#,
+            Some(&["192.168.1.99:8000"]),
+            503,
+            "no_ready_pod",
+            Some("rejected-no-endpoints"),
+        ),
+        (one, r#"{"model":"my-model","prompt":"x"}"#, Some(&[]), 503, "no_ready_pod", Some("rejected-no-endpoints")),
+        (
+            one,
+            r#"{"model":"my-model","prompt":"x"}"#,
+            Some(&["192.168.1.1:8001"]),
+            503,
+            "no_ready_pod",
+            Some("rejected-no-endpoints"),
+        ),
+        (empty, r#"{"model":"my-model","prompt":"x"}"#, None, 503, "no_ready_pod", Some("rejected-no-endpoints")),
+    ];
+    for (pods, text, subset, status, code, dropped) in cases {
+        let desk = Desk::before(pods).await;
+        let whole = body(*text, true);
+        let whole = subset.map_or(whole.clone(), |subset| among(whole, subset));
+        let (choice, mut talk) = desk.asked([completion_head(), whole]).await;
+        assert_eq!((choice.status, choice.error()["code"].as_str().unwrap()), (*status, *code), "{text} {subset:?}");
+        assert_eq!(choice.header("x-llm-d-request-dropped-reason"), *dropped, "{text}");
+        assert_eq!(choice.header("content-type"), Some("application/json"));
+        assert_eq!(choice.header("retry-after").is_some(), *status == 503);
+        assert_eq!(choice.header("x-request-id"), Some("test-request-id"));
+        assert!(talk.hear().await.is_none(), "nothing follows");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_a_body_gets_a_pod_or_is_answered_and_an_empty_pool_is_503() {
+    let get = |path: &'static str| head(&[(":method", "GET"), (":path", path), ("hi", "mom")], true);
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let (choice, _talk) = desk.asked([get("/some/page?x=1")]).await;
+    assert_eq!(choice.pod(), "192.168.1.1:8000");
+    assert!(choice.header("x-request-id").is_some(), "there was none");
+    let (choice, _talk) = desk.asked([get("/v1/models")]).await;
+    assert_eq!(choice.status, 200);
+    assert!(String::from_utf8(choice.body).unwrap().contains("sql-lora"));
+    let subset = among(get("/some/page"), &["192.168.1.9:8000"]);
+    assert_eq!(desk.asked([subset]).await.0.status, 503, "a subset holds for these too");
+    let empty = Desk::before(&[]).await;
+    assert_eq!(empty.asked([get("/some/page")]).await.0.status, 503);
+}
+
+#[tokio::test]
+async fn what_is_no_inference_goes_on_byte_for_byte() {
+    let desk = Desk::before(&[(3, 0.2, &[]), (0, 0.1, &[]), (10, 0.2, &[])]).await;
+    let post = head(&[(":method", "POST"), (":path", "/whatever")], false);
+    let (choice, mut talk) = desk.asked([post, body("passthrough-parser", true)]).await;
+    assert_eq!(choice.pod(), "192.168.1.2:8000");
+    assert_eq!(talk.body().await, b"passthrough-parser");
+    let closed = Desk::with(&[(0, 0.1, &[])], ", other_paths: false", MODELS).await;
+    let post = head(&[(":method", "POST"), (":path", "/whatever")], false);
+    assert_eq!(closed.asked([post, body("x", true)]).await.0.status, 404);
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_named_is_the_pods_matter() {
+    let desk = Desk::before(&[(0, 4.0, &[])]).await;
+    let (choice, mut talk) = desk.asked([completion_head(), body(completion("direct-model", "x"), true)]).await;
+    assert_eq!(choice.pod(), "192.168.1.1:8000");
+    assert_eq!(talk.body().await, completion("direct-model", "x"));
+}
+
+#[tokio::test]
+async fn a_list_names_the_next_best_behind_the_first() {
+    let desk = Desk::with(&[(3, 0.2, &[]), (0, 0.1, &[]), (10, 0.2, &[])], ", fallbacks: 5", MODELS).await;
+    let (choice, _talk) = desk.asked([completion_head(), body(completion("my-model", "x"), true)]).await;
+    assert_eq!(choice.pod(), "192.168.1.2:8000,192.168.1.1:8000,192.168.1.3:8000");
+    assert_eq!(desk.in_flight(), [0, 1, 0], "only the first has a place kept");
+}
+
+#[tokio::test]
+async fn a_place_is_kept_to_the_answers_end_and_moves_to_who_served() {
+    let desk = Desk::with(&[(3, 0.2, &[]), (0, 0.1, &[])], ", fallbacks: 1", MODELS).await;
+    let (choice, mut talk) = desk.asked([completion_head(), body(completion("my-model", "x"), true)]).await;
+    assert!(choice.pod().starts_with("192.168.1.2:8000"));
+    talk.body().await;
+    assert_eq!(desk.in_flight(), [0, 1]);
+    talk.say(served_by(answer_head("200", "application/json", false), "192.168.1.1:8000"));
+    assert!(matches!(talk.hear().await.unwrap().reply, Some(Reply::ResponseHeaders(_))));
+    assert_eq!(desk.in_flight(), [1, 0], "another pod served it");
+    let answer =
+        json!({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 7, "completion_tokens": 10}}).to_string();
+    let (one, two) = answer.split_at(20);
+    talk.say(answer_body(one.to_owned(), false));
+    talk.say(answer_body(two.to_owned(), false));
+    talk.say(answer_body("", true));
+    let mut echoed = Vec::new();
+    loop {
+        let Some(Reply::ResponseBody(piece)) = talk.hear().await.unwrap().reply else { panic!("a piece") };
+        let Some(Mutation::Streamed(piece)) = piece.response.unwrap().body_mutation.unwrap().mutation else { panic!() };
+        echoed.extend_from_slice(&piece.body);
+        if piece.end_of_stream {
+            break;
+        }
+    }
+    assert_eq!(echoed, answer.as_bytes());
+    assert_eq!(desk.in_flight(), [0, 0], "before the conversation is over");
+    assert_eq!(desk.house.requests_open.load(Relaxed), 0);
+    talk.done();
+    assert!(talk.hear().await.is_none());
+}
+
+#[tokio::test]
+async fn who_leaves_at_any_moment_leaves_nothing_behind() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let chat = || body(r#"{"model":"my-model","stream":true,"messages":[{"role":"user","content":"x"}]}"#, true);
+    let sse = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let all = [chat_head(), chat(), answer_head("200", "text/event-stream", false), answer_body(sse, false)];
+    for many in 0..=all.len() {
+        let talk = desk.talk().await;
+        all[..many].iter().for_each(|message| talk.say(message.clone()));
+        drop(talk);
+    }
+    let quiet =
+        || desk.house.requests_open.load(Relaxed) == 0 && desk.in_flight() == [0] && desk.house.bodies.held() == 0;
+    eventually("all counters at zero", quiet).await;
+}
+
+#[tokio::test]
+async fn buffered_is_told_by_the_conversation_itself() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let mut first = completion_head();
+    first.protocol_config =
+        Some(ProtocolConfiguration { request_body_mode: 2, response_body_mode: 2, ..ProtocolConfiguration::default() });
+    let mut talk = desk.talk().await;
+    talk.say(first);
+    let Some(Reply::RequestHeaders(head)) = talk.hear().await.unwrap().reply else { panic!("the head comes first") };
+    assert!(head.response.is_none());
+    talk.say(body(completion("my-model", "x"), true));
+    let said = talk.hear().await.unwrap();
+    assert!(said.dynamic_metadata.is_some());
+    let Some(Reply::RequestBody(reply)) = said.reply else { panic!("then the body") };
+    let reply = reply.response.unwrap();
+    let names = reply.header_mutation.unwrap().set_headers;
+    assert!(names.iter().any(|it| it.header.as_ref().unwrap().key == "x-gateway-destination-endpoint"));
+    let Some(Mutation::Body(changed)) = reply.body_mutation.unwrap().mutation else { panic!("another body") };
+    assert_eq!(changed, completion("my-model-12345", "x"));
+}
+
+#[tokio::test]
+async fn a_filter_that_sends_bodies_too_late_is_told_what_to_set() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let mut first = completion_head();
+    first.protocol_config =
+        Some(ProtocolConfiguration { request_body_mode: 1, response_body_mode: 1, ..ProtocolConfiguration::default() });
+    let (choice, _) = desk.asked([first]).await;
+    assert_eq!(choice.status, 500);
+    assert!(choice.error()["message"].as_str().unwrap().contains("FULL_DUPLEX_STREAMED or BUFFERED"));
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_413_and_the_memory_is_given_back() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let mut talk = desk.talk().await;
+    talk.say(completion_head());
+    for _ in 0..5 {
+        talk.say(body(vec![b'x'; 1 << 20], false));
+    }
+    let choice = talk.choice().await;
+    assert_eq!((choice.status, choice.error()["code"].as_str().unwrap()), (413, "request_too_large"));
+    assert_eq!(desk.house.bodies.held(), 0);
+}
+
+#[tokio::test]
+async fn five_hundred_conversations_on_one_connection_do_not_hold_each_other_up() {
+    let desk = Desk::before(&[(0, 0.1, &[]), (0, 0.1, &[])]).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    let mut talks = Vec::new();
+    for _ in 0..150 {
+        let talk = envoy.talk().await;
+        talk.say(completion_head());
+        talks.push(talk);
+    }
+    for talk in talks.iter().rev() {
+        talk.say(body(completion("my-model", "x"), true));
+    }
+    for talk in &mut talks {
+        assert_eq!(talk.choice().await.status, 0);
+    }
+    assert_eq!(desk.in_flight().iter().sum::<u64>(), 150);
+    drop(talks);
+    eventually("every place given back", || desk.in_flight().iter().sum::<u64>() == 0).await;
+}
