@@ -17,7 +17,9 @@ use hyper_util::{
 use tokio::{net::TcpStream, sync::watch, time::sleep};
 
 use super::{
-    Phase, Rejected, drain,
+    Phase, Rejected,
+    accept::KEEPALIVE_AFTER,
+    drain,
     pulse::{Pulse, Why},
     stall::{Streams, Watched},
     wire::Wire,
@@ -74,7 +76,11 @@ impl Host {
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(HTTP2_SEND_BUFFER);
+            .max_send_buf_size(HTTP2_SEND_BUFFER)
+            // A balancer between us keeps its connection to us when its client vanishes: TCP's own probes tell nothing then.
+            .keep_alive_interval(KEEPALIVE_AFTER)
+            // A client that is too busy to read may be too busy to answer.
+            .keep_alive_timeout(limits.write_stall);
         Self { limits, rejected, builders: Arc::new((http1, http2)) }
     }
 

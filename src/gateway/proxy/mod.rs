@@ -31,7 +31,7 @@ use super::{
     CurrentPolicy, House, ListenerPolicy, Peer, Policy, body,
     decide::{Matter, Pick},
     receipt::{Outcome, Receipt},
-    rejection::Rejection,
+    rejection::{Rejection, shortened},
 };
 use crate::{
     clock,
@@ -220,7 +220,7 @@ impl Story {
         Ok(Box::new(Brought { answer, pick, sent }))
     }
 
-    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
+    /// Why a path is not served, noted where it may be noted.
     fn refuse_path(
         &self,
         problem: PathProblem,
@@ -230,18 +230,11 @@ impl Story {
     ) -> Rejection {
         let path = head.uri.path();
         receipt.asked = Some(shortened(path));
-        let with_v1 = format!("/v1{path}");
-        let meant = openai::classify(&head.method, &with_v1, &self.policy.config.api.extra_paths).is_ok();
-        match problem {
-            PathProblem::NotServed if meant => Rejection::LacksV1(shortened(&with_v1)),
-            PathProblem::NotServed => Rejection::NoSuchPath(shortened(path)),
-            PathProblem::WrongMethod { endpoint, .. } => {
-                *dialect = endpoint.dialect();
-                receipt.endpoint = endpoint.label();
-                Rejection::Path(problem)
-            }
-            problem => Rejection::Path(problem),
+        if let PathProblem::WrongMethod { endpoint, .. } = problem {
+            *dialect = endpoint.dialect();
+            receipt.endpoint = endpoint.label();
         }
+        Rejection::of_path(problem, &head.method, path, &self.policy.config.api.extra_paths)
     }
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
@@ -346,13 +339,6 @@ fn refuse(rejection: &Rejection, mut receipt: Receipt, dialect: Dialect) -> Resp
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
-}
-
-/// What a client wrote, short enough for a log line.
-fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
 }
 
 /// The client's request id if it can be one, else a new one.
