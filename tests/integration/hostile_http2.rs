@@ -468,6 +468,7 @@ async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answ
         Gateway::over([pod.endpoint()]).pool("metrics: { interval: 1h }").yaml("timeouts: { idle: 2h }").start().await;
     let open = &gateway.running.house.requests_open;
     let body = br#"{"model":"m","stream":true,"messages":[]}"#;
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let ask = [
         frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")),
         frame(DATA, END_STREAM, 1, body),
@@ -479,6 +480,7 @@ async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answ
     assert!(client.say(&ask).await);
     let mut asked = pod.asked().await;
     asked.say(sse_head()).await;
+    asked.chunk(token).await;
     let answers = tokio::spawn(async move {
         let mut head = [0; 9];
         while client.0.read_exact(&mut head).await.is_ok() {
@@ -501,6 +503,7 @@ async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answ
     assert!(client.say(&ask).await);
     let mut asked = pod.asked().await;
     asked.say(sse_head()).await;
+    asked.chunk(token).await;
     sleep(Duration::from_secs(115)).await;
     assert_eq!(open.load(Relaxed), 1);
     asked.abandoned().await;
