@@ -341,12 +341,14 @@ fn said(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
 }
 
-/// The client's request id if it can be one, else a new one.
+/// The client's request id if it can be one, else a new one. A copy: it lives as long as the request, and a slice of the
+/// head would hold the 8 KiB that it was read into for as long.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let visible = |value: &&HeaderValue| {
         value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.get(X_REQUEST_ID).filter(visible).and_then(copy).unwrap_or_else(|| {
         let number: u128 = rand::RngExt::random(&mut clock::rng());
         HeaderValue::from_str(&format!("{number:032x}")).unwrap_or_else(|_| HeaderValue::from_static("0"))
     })
