@@ -49,13 +49,23 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
+    let raised = app::OpenFiles::raise(&config);
+    let files = app::OpenFiles::now(&config);
     tracing::info!(
         config = %args.config.display(),
         hash = app::hash(text.as_bytes()),
         listeners = config.listeners.len(),
         pools = config.pools.len(),
+        open_files = files.limit,
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
+    if files.may_run_out() {
+        let error = raised.err().map(tracing::field::display);
+        tracing::warn!(
+            limit = files.limit, needed = files.needed, error,
+            "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
+        );
+    }
     let running = app::start_logging(config, args.decision_log.as_deref()).await?;
     let reloader = running.reloader(&args.config, text, Some(level));
     running.follow(&reloader);

@@ -32,7 +32,7 @@ use super::{
     CurrentPolicy, House, ListenerPolicy, Peer, Policy, body,
     decide::{Matter, Pick},
     receipt::{Outcome, Receipt},
-    rejection::Rejection,
+    rejection::{Rejection, shortened},
 };
 use crate::{
     clock,
@@ -223,7 +223,7 @@ impl Story {
         Ok(Box::new(Brought { answer, pick, sent }))
     }
 
-    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
+    /// Why a path is not served, noted where it may be noted.
     fn refuse_path(
         &self,
         problem: PathProblem,
@@ -233,18 +233,11 @@ impl Story {
     ) -> Rejection {
         let path = head.uri.path();
         receipt.asked = Some(shortened(path));
-        let with_v1 = format!("/v1{path}");
-        let meant = openai::classify(&head.method, &with_v1, &self.policy.config.api.extra_paths).is_ok();
-        match problem {
-            PathProblem::NotServed if meant => Rejection::LacksV1(shortened(&with_v1)),
-            PathProblem::NotServed => Rejection::NoSuchPath(shortened(path)),
-            PathProblem::WrongMethod { endpoint, .. } => {
-                *dialect = endpoint.dialect();
-                receipt.endpoint = endpoint.label();
-                Rejection::Path(problem)
-            }
-            problem => Rejection::Path(problem),
+        if let PathProblem::WrongMethod { endpoint, .. } = problem {
+            *dialect = endpoint.dialect();
+            receipt.endpoint = endpoint.label();
         }
+        Rejection::of_path(problem, &head.method, path, &self.policy.config.api.extra_paths)
     }
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
@@ -356,19 +349,14 @@ fn said(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
 }
 
-/// What a client wrote, short enough for a log line.
-fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
-}
-
-/// The client's request id if it can be one, else a new one.
+/// The client's request id if it can be one, else a new one. A copy: it lives as long as the request, and a slice of the
+/// head would hold the 8 KiB that it was read into for as long.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let visible = |value: &&HeaderValue| {
         value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.get(X_REQUEST_ID).filter(visible).and_then(copy).unwrap_or_else(|| {
         let number: u128 = rand::RngExt::random(&mut clock::rng());
         HeaderValue::from_bytes(&in_hex(number)).unwrap_or_else(|_| HeaderValue::from_static("0"))
     })
