@@ -10,11 +10,14 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from asking import answers
 from routers import MODEL, Unavailable
 
 PODS = 8
@@ -146,12 +149,3 @@ def served(url):
     """How many requests a pod has answered to their end."""
     with urllib.request.urlopen(url + "/sim/state", timeout=10) as response:
         return json.load(response)["served"]
-
-
-def answers(url, body=None):
-    request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False

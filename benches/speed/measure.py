@@ -10,11 +10,13 @@ import pathlib
 import resource
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from asking import answers
 from proxies import MODEL, Direct, Unavailable
 
 PODS = 4  # so that there is something to choose
@@ -162,12 +164,3 @@ def until(program, condition):
         if time.monotonic() > end:
             raise Unavailable(f"no answer within {READY_WITHIN} s: {program.last_words()}")
         time.sleep(0.05)
-
-
-def answers(url, body=None):
-    request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False

@@ -97,7 +97,9 @@ pub fn explain_request(
     let named = |name: &str| policy.listeners.iter().position(|it| *it.name.0 == *name);
     let at = listener.map_or(Some(0), named).ok_or_else(missing)?;
     let listener = policy.listeners.get(at).ok_or_else(missing)?;
-    let asked = openai::classify(&Method::POST, path, &policy.config.api.extra_paths)?;
+    let extra = &policy.config.api.extra_paths;
+    let asked = openai::classify(&Method::POST, path, extra)
+        .map_err(|problem| Rejection::of_path(problem, &Method::POST, path, extra))?;
     let ask = Ask::parse(asked.endpoint, Some("application/json"), body)?;
     let explained = gateway::explain(house, policy, at, &ask, body)?;
     Ok(ExplainAnswer {

@@ -1,6 +1,7 @@
 //! All rooms put together: a checked configuration becomes a running gateway, and a running gateway stops in order.
 
 mod build;
+mod files;
 mod house;
 mod picker;
 mod reload;
@@ -18,6 +19,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use build::{start, start_logging};
+pub use files::OpenFiles;
 pub use house::still_house;
 pub use reload::{Reloaded, Reloader, hash};
 pub use stop::Stopped;

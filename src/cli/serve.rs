@@ -67,13 +67,25 @@ async fn serve(
 ) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
+    let raised = app::OpenFiles::raise(&config);
+    let files = app::OpenFiles::now(&config);
     tracing::info!(
         config = file.map(|(path, _)| tracing::field::display(path.display())),
         hash = file.map(|(_, text)| app::hash(text.as_bytes())),
         listeners = config.listeners.len(),
         pools = config.pools.len(),
+        open_files = files.limit,
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
+    if files.may_run_out() {
+        let error = raised.err().map(tracing::field::display);
+        tracing::warn!(
+            limit = files.limit,
+            needed = files.needed,
+            error,
+            "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
+        );
+    }
     let running = app::start_logging(config, decision_log).await?;
     let reloader = file.map(|(path, text)| running.reloader(path, text, Some(level)));
     if let Some(reloader) = &reloader {

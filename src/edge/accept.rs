@@ -24,9 +24,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const SEND_BUFFER: usize = 256 << 10;
 
 /// A client that vanished without a word while its prompt is computed is noticed after a minute and a half.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+pub(super) const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_TRIES: u32 = 3;
+
+/// Time after which a client that acknowledges nothing of what was sent to it is gone; Linux by itself repeats for a
+/// quarter of an hour. Never sooner than who does not read is let go, because a full window counts as well.
+#[cfg(target_os = "linux")]
+fn unacknowledged(limits: &Limits) -> Duration {
+    limits.write_stall.max(KEEPALIVE_AFTER + KEEPALIVE_EVERY * KEEPALIVE_TRIES)
+}
 
 /// One bound listener.
 #[derive(Debug)]
@@ -109,7 +116,9 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
         };
         match door.socket.accept().await.and_then(|(stream, peer)| stream.set_nodelay(true).map(|()| (stream, peer))) {
             Ok((stream, peer)) => {
-                bound(&stream, door);
+                if let Err(error) = bound(&stream, &door.limits) {
+                    tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
+                }
                 door.open.inc();
                 return (stream, peer, Guest { _room: room, open: door.open.clone() });
             }
@@ -126,16 +135,43 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
 }
 
 /// Bounds what the system holds for a client, and for how long. What it refuses costs nobody an answer.
-fn bound(stream: &TcpStream, door: &Door) {
+fn bound(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-    let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);
-    if let Err(error) = socket.set_send_buffer_size(SEND_BUFFER).and(socket.set_tcp_keepalive(&keepalive)) {
-        tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
-    }
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(unacknowledged(limits)))?;
+    Ok(())
 }
 
 fn is_about_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_noticed_whether_or_not_something_is_on_its_way_to_it() {
+        let limits = |stall: u64| Limits {
+            header_read: Duration::from_secs(10),
+            client_idle: Duration::from_secs(75),
+            write_stall: Duration::from_secs(stall),
+            header_fields: 64,
+            header_bytes: 32 << 10,
+            http2_streams: 100,
+            may_give_up: false,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        for (stall, gone_after) in [(60, 90), (5, 90), (300, 300)] {
+            bound(&stream, &limits(stall)).unwrap();
+            let socket = SockRef::from(&stream);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(gone_after)));
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{error::Error, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -21,7 +21,9 @@ use tokio::{
 };
 
 use super::{
-    Phase, Rejected, drain,
+    Phase, Rejected,
+    accept::KEEPALIVE_AFTER,
+    drain,
     pulse::{Pulse, Why},
     stall::{Streams, Watched},
     wire::Wire,
@@ -81,7 +83,13 @@ impl Host {
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(HTTP2_SEND_BUFFER);
+            .max_send_buf_size(HTTP2_SEND_BUFFER)
+            // A remembered field keeps all that was read along with it: 4 KiB of them kept half a MiB a connection.
+            .header_table_size(0)
+            // A balancer between us keeps its connection to us when its client vanishes: TCP's own probes tell nothing then.
+            .keep_alive_interval(KEEPALIVE_AFTER)
+            // A client that is too busy to read may be too busy to answer.
+            .keep_alive_timeout(limits.write_stall);
         Self { limits, rejected, builders: Arc::new((http1, http2)) }
     }
 
@@ -103,12 +111,20 @@ impl Host {
         let (limits, pulse) = (self.limits, Arc::new(Pulse::new(self.rejected.clone())));
         let heard = Arc::clone(&pulse);
         let serve = move |request: Request<Incoming>| {
-            let mut open = heard.asked(request.version());
+            let version = request.version();
+            let mut open = heard.asked(version);
             if limits.may_give_up {
                 open.complete();
             }
             let answer = service(peer.clone(), request);
-            async move { answer.await.map(|answer| answer.map(|body| Watched::new(body, open))) }
+            async move {
+                answer.await.map(|mut answer| {
+                    if version == Version::HTTP_2 {
+                        stand_alone(answer.headers_mut());
+                    }
+                    answer.map(|body| Watched::new(body, open))
+                })
+            }
         };
         let mut wire = Wire::new(stream, Arc::clone(&pulse), limits.write_stall);
         let builders = Arc::clone(&self.builders);
@@ -133,6 +149,17 @@ impl Host {
             } else {
                 visit.drive(Box::pin(builders.0.serve_connection(wire, service)).as_mut()).await;
             }
+        }
+    }
+}
+
+/// Copies values out of the 8 KiB that a pod's head was read into. An HTTP/2 connection remembers what it has sent, for
+/// the table of fields that both sides keep, and would hold all of that for each.
+fn stand_alone(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        // What is a value stays one.
+        if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+            *value = copy;
         }
     }
 }

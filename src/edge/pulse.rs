@@ -145,7 +145,8 @@ impl Pulse {
         let Some(error) = error else { return };
         let mut cause = Some(&*error as &(dyn Error + 'static));
         while let Some(this) = cause {
-            if this.is::<io::Error>() {
+            // Of timeouts hyper has only that of its pings.
+            if this.is::<io::Error>() || this.downcast_ref().is_some_and(hyper::Error::is_timeout) {
                 return;
             }
             cause = this.source();

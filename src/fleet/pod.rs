@@ -5,8 +5,8 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Release},
+            AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
         },
     },
     time::{Duration, Instant},
@@ -19,7 +19,10 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     AdapterState, Admission, Condition, Glance, Health, Inflow, Ledger, Moment, Name, PodLoad, Speed, glance::Board,
 };
-use crate::config::{Bytes, Engine, Target};
+use crate::{
+    config::{Bytes, Engine, Target},
+    openai::Dialect,
+};
 
 /// A pod's stable name: `pool/host:port`. The same address in two pools is two pods, because what is known of it
 /// (engine, credentials, speed under that model) belongs to the pool.
@@ -103,6 +106,8 @@ pub struct Pod {
     pub inflow: Inflow,
     load: ArcSwapOption<PodLoad>,
     models: ArcSwapOption<Vec<ReportedModel>>,
+    /// A bit for each dialect in which a stream of its said its own end.
+    says_ends: AtomicU8,
     /// Its stable name.
     pub id: PodId,
     /// The pool it belongs to.
@@ -134,6 +139,7 @@ impl Pod {
             speed: Speed::default(),
             load: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
+            says_ends: AtomicU8::new(0),
         }
     }
 
@@ -213,6 +219,19 @@ impl Pod {
         }
     }
 
+    /// Whether its streams in `dialect` say their own end, as one of them has: then one that does not is no whole one.
+    pub fn says_ends(&self, dialect: Dialect) -> bool {
+        self.says_ends.load(Relaxed) & bit(dialect) != 0
+    }
+
+    /// A stream of its in `dialect` said its own end.
+    pub fn said_its_end(&self, dialect: Dialect) {
+        // Once is enough, and a word that all streams write is better only read.
+        if !self.says_ends(dialect) {
+            self.says_ends.fetch_or(bit(dialect), Relaxed);
+        }
+    }
+
     /// How many requests it has on its hands: our own in flight, or what it last said plus what we sent since minus
     /// what ended since, whichever is more. The second shows other gateways' traffic too. `None` if it was never
     /// read: its own traffic alone says nothing of others'.
@@ -239,6 +258,14 @@ impl Pod {
     /// Its address, for people and headers.
     pub fn address(&self) -> &Arc<str> {
         &self.address
+    }
+}
+
+fn bit(dialect: Dialect) -> u8 {
+    match dialect {
+        Dialect::OpenAi => 1,
+        Dialect::Anthropic => 2,
+        Dialect::Responses => 4,
     }
 }
 

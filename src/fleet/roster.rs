@@ -3,7 +3,7 @@
 //! Discovery writes, everybody reads. The hot path takes the slice and never walks the map.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -159,21 +159,30 @@ impl Fleet {
         let config = state.config();
         let old = state.pods();
         let mut changes = Changes::default();
+        // By id, because a pool may have thousands: comparing each with each would hold the gate for long.
+        let known: HashMap<&PodId, &Arc<Pod>> = old.iter().map(|pod| (&pod.id, pod)).collect();
         let mut pods: Vec<Arc<Pod>> = Vec::with_capacity(targets.len());
+        let (mut listed, mut stays) = (HashSet::with_capacity(targets.len()), HashSet::with_capacity(old.len()));
         for target in targets {
             let id = PodId::new(pool, &target.origin.authority());
-            if pods.iter().any(|it| it.id == id) {
+            if listed.contains(&id) {
                 continue;
             }
             let view = view_of(&config, target);
-            let stays = old.iter().find(|pod| pod.target == *target && pod.view == view);
-            pods.push(stays.cloned().unwrap_or_else(|| {
-                let pod = Arc::new(self.new_pod(&state, target, view, now));
-                changes.added.push(Arc::clone(&pod));
-                pod
-            }));
+            match known.get(&id).filter(|pod| pod.target == *target && pod.view == view) {
+                Some(pod) => {
+                    stays.insert(pod.slot);
+                    pods.push(Arc::clone(pod));
+                }
+                None => {
+                    let pod = Arc::new(self.new_pod(&state, target, view, now));
+                    changes.added.push(Arc::clone(&pod));
+                    pods.push(pod);
+                }
+            }
+            listed.insert(id);
         }
-        for pod in old.iter().filter(|pod| !pods.iter().any(|it| Arc::ptr_eq(it, pod))) {
+        for pod in old.iter().filter(|pod| !stays.contains(&pod.slot)) {
             pod.health.note(Evidence::Gone, now);
             self.by_id.remove(&pod.id);
             changes.removed.push(Arc::clone(pod));
@@ -428,6 +437,23 @@ mod tests {
         let changes = fleet.set("pool", &[target("a"), target("a"), other], now);
         assert_eq!((changes.added.len(), fleet.by_id.len()), (1, 1));
         assert_eq!(fleet.pool("pool").unwrap().pods()[0].target, target("a"));
+    }
+
+    #[test]
+    fn of_thousands_of_pods_half_are_exchanged_and_the_others_are_who_they_were() {
+        let now = crate::clock::now();
+        let fleet = Fleet::new(&[pool("pool")], now);
+        let targets: Vec<Target> = (0..6_000).map(|nth| target(&format!("pod-{nth}"))).collect();
+        assert_eq!(fleet.set("pool", &targets[..4_000], now).added.len(), 4_000);
+        let before = fleet.pool("pool").unwrap().pods();
+        // Turned round, so that none is where it was.
+        let wanted: Vec<Target> = targets[2_000..].iter().rev().cloned().collect();
+        let changes = fleet.set("pool", &wanted, now);
+        let after = fleet.pool("pool").unwrap().pods();
+        assert_eq!((changes.added.len(), changes.removed.len(), fleet.by_id.len()), (2_000, 2_000, 4_000));
+        assert!(changes.removed.iter().zip(&before[..2_000]).all(|(gone, pod)| Arc::ptr_eq(gone, pod)));
+        assert!(after[2_000..].iter().rev().zip(&before[2_000..]).all(|(stays, pod)| Arc::ptr_eq(stays, pod)));
+        assert!(after.iter().map(|pod| &pod.target).eq(&wanted), "in the order of the list");
     }
 
     fn fail(state: &PoolState, pod: &Pod, now: Instant) -> bool {

@@ -1,4 +1,7 @@
 //! Which pod made which response: `/v1/responses/{id}` is known to that pod alone.
+//!
+//! Ids are kept as hashes, because most are never asked for again: a full memory takes 5 MB, as texts 15 MB. Two ids with
+//! one hash would send a client to a pod that does not know its response, and there are too few of them for that.
 
 use std::{
     collections::VecDeque,
@@ -6,6 +9,7 @@ use std::{
 };
 
 use dashmap::DashMap;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::fleet::PodId;
 
@@ -13,24 +17,22 @@ use crate::fleet::PodId;
 /// than clients come back for.
 const MAX_RESPONSES: usize = 65_536;
 
-/// Longest response id remembered, bytes: engines use about 40.
-const MAX_ID: usize = 128;
-
 /// Response ids and their pods, oldest forgotten first.
 #[derive(Debug, Default)]
 pub struct ResponseHomes {
-    pods: DashMap<String, PodId>,
-    order: Mutex<VecDeque<String>>,
+    pods: DashMap<u128, PodId>,
+    order: Mutex<VecDeque<u128>>,
 }
 
 impl ResponseHomes {
     /// `pod` made response `id`.
     pub fn remember(&self, id: &str, pod: &PodId) {
-        if id.len() > MAX_ID || self.pods.insert(id.to_owned(), pod.clone()).is_some() {
+        let id = xxh3_128(id.as_bytes());
+        if self.pods.insert(id, pod.clone()).is_some() {
             return;
         }
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        order.push_back(id.to_owned());
+        order.push_back(id);
         if order.len() > MAX_RESPONSES
             && let Some(oldest) = order.pop_front()
         {
@@ -40,7 +42,7 @@ impl ResponseHomes {
 
     /// Who made response `id`.
     pub fn find(&self, id: &str) -> Option<PodId> {
-        self.pods.get(id).map(|pod| pod.clone())
+        self.pods.get(&xxh3_128(id.as_bytes())).map(|pod| pod.clone())
     }
 }
 

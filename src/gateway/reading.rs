@@ -248,11 +248,20 @@ impl Reading {
         matches!(&self.watch, Watch::Whole(watch) if watch.is_half())
     }
 
+    /// Whether a stream stopped before it had said that it is whole. One that HTTP itself ends may leave it unsaid, as
+    /// some engines do; unless other streams of that pod say it, and then something between us and its engine cut this
+    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then.
     pub(super) fn ended_without_end(&self) -> bool {
         let Watch::Stream(watch) = &self.watch else {
             return false;
         };
-        !self.framed && self.status.is_success() && *watch.end() == End::Running
+        let unsaid = self.status.is_success() && *watch.end() == End::Running;
+        // Without any token it is judged by `settle`.
+        let should_say = || {
+            let says_ends = self.pick.verdict.pod.says_ends(self.endpoint.dialect());
+            self.generates() && self.receipt.tokens > 0 && says_ends && !watch.told_its_end()
+        };
+        unsaid && (!self.framed || should_say())
     }
 
     pub(super) fn last_words(&self, why: &'static str) -> Bytes {
@@ -296,6 +305,7 @@ impl Reading {
             Watch::Stream(watch) => watch.told_its_end(),
             Watch::Whole(watch) => watch.told_its_end(),
         };
+        let says_end = told_its_end || *end == End::Done;
         let nothing_came = self.receipt.tokens == 0 && self.status.is_success();
         let bad_end = match end {
             End::Error { code: Some(code), .. } if nothing_came && (code == "503" || code == "429") => Some(REFUSED),
@@ -317,6 +327,9 @@ impl Reading {
             }
         }
         if self.receipt.outcome == Outcome::Complete {
+            if says_end && self.generates() && !self.is_whole() {
+                self.pick.verdict.pod.said_its_end(self.endpoint.dialect());
+            }
             note_status(&self.house, &self.pick.verdict.pod, self.status, self.pick.course.sent_at());
         }
         self.teach(usage);

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use crate::{
-    openai::{Dialect, ErrorBody, Malformed, PathProblem},
+    openai::{self, Dialect, ErrorBody, Malformed, PathProblem},
     routing::UnknownModel,
     scheduler::NoPod,
     upstream::{Failure, FailureKind, Fault},
@@ -153,6 +153,18 @@ const fn told_as(status: StatusCode, kind: &'static str, code: &'static str, rea
 }
 
 impl Rejection {
+    /// Why nothing is served at `path`; the most common slip, a base URL without `/v1`, is told as such.
+    pub fn of_path(problem: PathProblem, method: &Method, path: &str, extra_paths: &[String]) -> Self {
+        let with_v1 = format!("/v1{path}");
+        match problem {
+            PathProblem::NotServed if openai::classify(method, &with_v1, extra_paths).is_ok() => {
+                Self::LacksV1(shortened(&with_v1))
+            }
+            PathProblem::NotServed => Self::NoSuchPath(shortened(path)),
+            problem => Self::Path(problem),
+        }
+    }
+
     fn told(&self) -> Told {
         use StatusCode as S;
         const INVALID: &str = "invalid_request_error";
@@ -315,6 +327,13 @@ impl Rejection {
         }
         response
     }
+}
+
+/// What a client wrote, short enough for a log line.
+pub(super) fn shortened(text: &str) -> String {
+    /// Longer than every path that is served and most models' names.
+    const SHOWN: usize = 128;
+    text.chars().take(SHOWN).collect()
 }
 
 /// What a stream's client is told when its answer is cut.

@@ -7,7 +7,12 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use super::{House, ListenerPolicy, Policy, decide::Matter, receipt::Receipt, rejection::Rejection};
+use super::{
+    House, ListenerPolicy, Policy,
+    decide::Matter,
+    receipt::Receipt,
+    rejection::{Rejection, shortened},
+};
 use crate::{
     clock,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
@@ -62,21 +67,8 @@ impl Story {
         }
         asked.map_err(|problem| {
             receipt.asked = Some(shortened(path));
-            self.no_such_path(method, path, problem)
+            Rejection::of_path(problem, method, path, &self.policy.config.api.extra_paths)
         })
-    }
-
-    /// Why a path is not served; the most common slip, a base URL without `/v1`, is told as such.
-    fn no_such_path(&self, method: &Method, path: &str, problem: PathProblem) -> Rejection {
-        if problem != PathProblem::NotServed {
-            return Rejection::Path(problem);
-        }
-        let with_v1 = format!("/v1{path}");
-        if openai::classify(method, &with_v1, &self.policy.config.api.extra_paths).is_ok() {
-            Rejection::LacksV1(shortened(&with_v1))
-        } else {
-            Rejection::NoSuchPath(shortened(path))
-        }
     }
 
     /// What the body asks for and where that goes, noted on the receipt.
@@ -131,19 +123,14 @@ pub(super) fn said(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing").to_owned()
 }
 
-/// What a client wrote, short enough for a log line.
-fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
-}
-
-/// The client's request id if it can be one, else a new one.
+/// The client's request id if it can be one, else a new one. A copy: it lives as long as the request, and a slice of the
+/// head would hold the 8 KiB that it was read into for as long.
 pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let visible = |value: &&HeaderValue| {
         value.len() <= MAX_REQUEST_ID && !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    headers.get(X_REQUEST_ID).filter(visible).cloned().unwrap_or_else(|| {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.get(X_REQUEST_ID).filter(visible).and_then(copy).unwrap_or_else(|| {
         let number: u128 = rand::RngExt::random(&mut clock::rng());
         HeaderValue::from_bytes(&in_hex(number)).unwrap_or_else(|_| HeaderValue::from_static("0"))
     })

@@ -45,8 +45,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(config: &str) -> Self {
-        let mut child =
-            tidegate(&["serve", "--config", config]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::spawn(tidegate(&["serve", "--config", config]))
+    }
+
+    /// Under this limit on open files, as the shell's `ulimit` takes it.
+    fn limited(config: &str, limit: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {limit}; exec \"$0\" serve --config \"$1\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_tidegate"), config]).stdin(Stdio::null());
+        Self::spawn(shell)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut read = String::new();
         let addr = loop {
@@ -208,6 +219,24 @@ async fn the_log_tells_what_started_that_it_is_ready_and_what_went_wrong_with_a_
     );
     let expired = lines.iter().find(|line| line["status"] == 503).unwrap();
     assert!(expired["waited_ms"].as_f64().is_some_and(|ms| ms >= 2_000.0), "{expired}");
+}
+
+#[tokio::test]
+async fn a_low_soft_limit_on_open_files_is_raised_and_a_low_hard_one_is_told() {
+    let pod = SimPod::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), &pod.endpoint(), "limits: { connections: 100 }\n");
+    // 2 files a connection and 1,024 besides.
+    for (limit, may, warned) in [("-Sn 300; ulimit -Hn 2000", 2_000, false), ("-n 300", 300, true)] {
+        let served = Served::limited(&path, limit);
+        served.signal("INT");
+        let (code, log) = served.ended().await;
+        assert_eq!(code, 0, "{log}");
+        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["open_files"], may, "{log}");
+        let warning = lines.iter().find(|line| line["level"] == "WARN").map(|it| (&it["limit"], &it["needed"]));
+        assert_eq!(warning, warned.then_some((&may.into(), &1_224.into())), "{log}");
+    }
 }
 
 #[tokio::test]

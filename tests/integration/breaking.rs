@@ -142,6 +142,50 @@ async fn a_pod_that_dies_in_a_stream_is_told_of_in_each_dialect_wherever_it_dies
     }
 }
 
+/// What a client reads of a stream of these events that HTTP itself ends cleanly, and how many were cut so far.
+async fn ended_by_http(gateway: &Gateway, pod: &mut RawPod, dialect: &Dialect, events: &[&str]) -> (String, f64) {
+    let body = format!(r#"{{"model":"m","stream":true,{}}}"#, dialect.prompt);
+    let reply = Call::post(dialect.path, body).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    asked.chunk(&events.concat()).await;
+    asked.say("0\r\n\r\n").await;
+    let read = reply.await.unwrap().text().await;
+    gateway.quiet().await;
+    (read, gateway.counted("tidegate_cuts_total", &["no_end"]).await)
+}
+
+#[tokio::test]
+async fn a_stream_that_http_ends_before_its_own_end_is_told_of_where_the_pod_is_known_to_say_it() {
+    for dialect in &DIALECTS {
+        let mut pod = RawPod::start().await;
+        let gateway = Gateway::over([pod.endpoint()]).start().await;
+        // An engine that leaves its end unsaid is not blamed for it.
+        let told = ended_by_http(&gateway, &mut pod, dialect, &[dialect.first]).await;
+        assert_eq!(told, (dialect.first.to_owned(), 0.0), "{}", dialect.path);
+        let told = ended_by_http(&gateway, &mut pod, dialect, &[dialect.first, dialect.end]).await;
+        assert_eq!(told, ([dialect.first, dialect.end].concat(), 0.0), "{}", dialect.path);
+        // One that says it did not come to it.
+        let (read, cuts) = ended_by_http(&gateway, &mut pod, dialect, &[dialect.first]).await;
+        dialect.assert_is_its_error(read.strip_prefix(dialect.first).expect(&read));
+        assert_eq!(cuts, 1.0, "{}", dialect.path);
+        assert_eq!(gateway.counted("tidegate_cuts_total", &[]).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_with_a_reason_to_finish_is_whole_without_done() {
+    let [chat, ..] = &DIALECTS;
+    let finish = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    for events in [vec![chat.first, finish, chat.end], vec![chat.first, finish], vec![finish]] {
+        let told = ended_by_http(&gateway, &mut pod, chat, &events).await;
+        assert_eq!(told, (events.concat(), 0.0));
+    }
+    assert_eq!(gateway.counted("tidegate_cuts_total", &[]).await, 0.0);
+}
+
 /// What a client makes of a whole answer whose end only the closed connection tells.
 async fn unframed(kind: &str, body: &str, h2: bool) -> (Result<String, hyper::Error>, f64) {
     let mut pod = RawPod::start().await;

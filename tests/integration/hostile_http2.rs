@@ -1,14 +1,15 @@
 //! HTTP/2 frames as no library would send them, over raw sockets: floods, bombs and streams that never end, and what
 //! they may cost us. Beside each attacker a well-behaved client keeps being served.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::sleep,
 };
 
-use crate::harness::{Call, Gateway, PATIENCE, RawPod, SimPod, chat, eventually, within};
+use crate::harness::{Call, Gateway, PATIENCE, RawPod, SimPod, chat, eventually, sse_head, within};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -458,4 +459,54 @@ async fn heads_that_would_be_ambiguous_behind_us_are_refused() {
     pod.asked().await.say(crate::harness::whole_json("{}")).await;
     assert_eq!(reply.await.unwrap().status(), 200);
     gateway.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answers_no_ping() {
+    let mut pod = RawPod::start().await;
+    let gateway =
+        Gateway::over([pod.endpoint()]).pool("metrics: { interval: 1h }").yaml("timeouts: { idle: 2h }").start().await;
+    let open = &gateway.running.house.requests_open;
+    let body = br#"{"model":"m","stream":true,"messages":[]}"#;
+    let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let ask =
+        [frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")), frame(DATA, END_STREAM, 1, body)]
+            .concat();
+
+    // Whoever answers may wait for its next token as long as it likes.
+    let mut client = Attacker::connect(gateway.addr).await;
+    assert!(client.say(&ask).await);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    asked.chunk(token).await;
+    let answers = tokio::spawn(async move {
+        let mut head = [0; 9];
+        while client.0.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            client.0.read_exact(&mut payload).await.unwrap();
+            if (head[3], head[4]) == (PING, 0) {
+                client.0.write_all(&frame(PING, ACK, 0, &payload)).await.unwrap();
+            }
+        }
+    });
+    // In small steps, so that time does not outrun what is on its way.
+    for _ in 0..3_600 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(open.load(Relaxed), 1);
+    answers.abort();
+    asked.abandoned().await;
+
+    let mut client = Attacker::connect(gateway.addr).await;
+    assert!(client.say(&ask).await);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    asked.chunk(token).await;
+    sleep(Duration::from_secs(115)).await;
+    assert_eq!(open.load(Relaxed), 1);
+    asked.abandoned().await;
+    gateway.quiet().await;
+    assert_eq!(gateway.counted("tidegate_aborts_total", &[]).await, 2.0);
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &[]).await, 0.0, "it broke no rule");
+    drop(client);
 }

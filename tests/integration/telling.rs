@@ -97,6 +97,13 @@ async fn a_decision_can_be_explained_without_being_made() {
     assert_eq!(unknown.send(gateway.admin()).await.status(), 404);
     let other = Call::post("/debug/explain", r#"{"model":"gpt-9","messages":[]}"#);
     assert_eq!(other.send(gateway.admin()).await.status(), 404);
+    let said = async |path: &str| {
+        let reply = Call::post(&format!("/debug/explain?path={path}"), ask.clone()).send(gateway.admin()).await;
+        reply.json().await["error"]["message"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said("/v1/engines").await, "no such endpoint: /v1/engines");
+    let slip = "no such endpoint; did you mean /v1/chat/completions? The base URL ends in /v1";
+    assert_eq!(said("/chat/completions").await, slip);
     assert_eq!(pods[0].asked() + pods[1].asked(), 0);
     gateway.quiet().await;
 }

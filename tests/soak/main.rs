@@ -25,6 +25,7 @@
 
 mod chaos;
 mod client;
+mod growing;
 #[path = "../integration/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "what the other binary uses of it")]
 mod harness;

@@ -98,10 +98,10 @@ impl Tally {
 }
 
 /// The real binary, serving.
-struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
-    addr: SocketAddr,
-    admin: SocketAddr,
+    pub(crate) addr: SocketAddr,
+    pub(crate) admin: SocketAddr,
     config: PathBuf,
     log: PathBuf,
 }
@@ -115,7 +115,8 @@ impl Drop for Gateway {
 }
 
 impl Gateway {
-    async fn start(folder: &Path) -> Self {
+    /// Over the pods of `pods.yaml` in `folder`.
+    pub(crate) async fn start(folder: &Path) -> Self {
         let [addr, admin] = free_ports();
         let (config, log) = (folder.join("tidegate.yaml"), folder.join("log"));
         fs::write(&config, configuration(folder, addr, admin, 0)).unwrap();
@@ -138,7 +139,12 @@ impl Gateway {
         assert!(sent.success());
     }
 
-    async fn page(&self) -> String {
+    /// What it holds, MiB.
+    pub(crate) fn memory(&self) -> f64 {
+        memory_mib(self.child.id())
+    }
+
+    pub(crate) async fn page(&self) -> String {
         Call::get("/metrics").send(self.admin).await.text().await
     }
 
@@ -310,7 +316,7 @@ struct Sample {
 async fn sample(gateway: &Gateway, began: Instant) -> Sample {
     let tasks = gateway.counted("tidegate_tasks").await;
     let process = gateway.child.id();
-    Sample { second: began.elapsed().as_secs_f64(), mib: memory_mib(process), files: descriptors(process), tasks }
+    Sample { second: began.elapsed().as_secs_f64(), mib: gateway.memory(), files: descriptors(process), tasks }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
