@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    BodyMode, Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    picker::{ExtProcFile, ProtocolFile},
     tree::At,
     units::{AddressText, Span, Weight},
 };
@@ -70,38 +71,6 @@ pub(super) struct ListenerFile {
     pub(super) protocol: Option<At<ProtocolFile>>,
     /// How Envoy is served, where `protocol` is ext-proc.
     pub(super) ext_proc: Option<At<ExtProcFile>>,
-}
-
-/// Who comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum ProtocolFile {
-    /// Clients, over HTTP.
-    Http,
-    /// Envoy, whose `ext_proc` filter asks which pod to take: a picker for the Gateway API Inference Extension.
-    ExtProc,
-}
-
-/// How Envoy is served.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a map, such as `{ secure: false }`")]
-pub(super) struct ExtProcFile {
-    /// Whether it speaks TLS. Default: true.
-    pub(super) secure: Option<bool>,
-    /// The folder of `tls.crt` and `tls.key`, read again when they change. Default: a certificate of its own making.
-    pub(super) cert_path: Option<At<PathBuf>>,
-    /// How requests' bodies come from a filter that does not say it (Envoy says it). Default: streamed.
-    pub(super) request_body: Option<BodyMode>,
-    /// How answers' bodies come from such a filter. Default: streamed.
-    pub(super) response_body: Option<BodyMode>,
-    /// Whether answers are read along, for usage, times and the prefix index. Default: true.
-    pub(super) observe_responses: Option<bool>,
-    /// Further pods named behind the chosen one, for gateways that retry along the list. Default: 0.
-    pub(super) fallbacks: Option<At<u32>>,
-    /// Whether paths that are no inference get a pod as well: the route has let them through. Default: true.
-    pub(super) other_paths: Option<bool>,
-    /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
-    pub(super) health: Option<DoorFile>,
 }
 
 /// A model that a listener serves.

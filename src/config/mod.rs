@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod picker;
 mod report;
 mod settings;
 mod shape;
@@ -21,10 +22,9 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{load, load_bytes, load_file, read_file, schema, wrong_levels};
+pub use picker::{BodyMode, ExtProc};
 pub use report::{Place, Problem, Report, Severity, nearest};
-pub use settings::{
-    Api, BodyMode, ExtProc, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting,
-};
+pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 

@@ -2,7 +2,7 @@
 //!
 //! What holds where nothing is said is in `defaults`.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -142,38 +142,6 @@ pub struct Api {
     pub index_answers: bool,
     /// After how much silence a stream whose pod has sent nothing yet gets a comment; `None` = never.
     pub heartbeat: Option<Duration>,
-}
-
-/// How Envoy is served that asks for pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExtProc {
-    /// Whether it speaks TLS.
-    pub secure: bool,
-    /// The folder of `tls.crt` and `tls.key`; `None` = a certificate of its own making.
-    pub cert_path: Option<PathBuf>,
-    /// How requests' bodies come from a filter that does not say it.
-    pub request_body: BodyMode,
-    /// How answers' bodies do.
-    pub response_body: BodyMode,
-    /// Whether answers are read along; if not, the conversation ends with the choice.
-    pub observe_responses: bool,
-    /// Further pods named behind the chosen one.
-    pub fallbacks: usize,
-    /// Whether paths that are no inference get a pod as well.
-    pub other_paths: bool,
-    /// Where health is told without TLS, besides the listener itself.
-    pub health: Option<SocketAddr>,
-}
-
-/// How bodies come from Envoy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BodyMode {
-    /// `FULL_DUPLEX_STREAMED`.
-    #[default]
-    Streamed,
-    /// `BUFFERED`.
-    Buffered,
 }
 
 /// Log level and shape.

@@ -6,9 +6,10 @@ use super::{Sheet, address};
 use crate::config::{
     Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
     file::{
-        ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, ProtocolFile, RetryFile, SessionsFile,
-        TimeoutsFile, WaitingFile,
+        ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile,
+        WaitingFile,
     },
+    picker::ProtocolFile,
     report::suggestion,
     tree::At,
     units::Span,

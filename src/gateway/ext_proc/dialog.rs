@@ -7,20 +7,17 @@ use std::{
     collections::VecDeque,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
-    time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use tonic::{Status, Streaming};
 
 use super::{
     choosing::{Sent, Told, answer, choose, refusal},
     following::Following,
-    head::AnswerHead,
     session::{Heard, Replies, Session, Terms, Whole},
-    wire::{BodySendMode, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse},
+    wire::{BodySendMode, ProcessingRequest, ProcessingResponse},
 };
 use crate::{
     clock,
@@ -29,13 +26,12 @@ use crate::{
         Peer,
         body::Share,
         decide::{Matter, Pick},
-        reading::{self, Asking, Reading, note_status},
+        reading::{Asking, Reading},
         receipt::{Outcome, Receipt},
         rejection::Rejection,
         story::{Story, request_id, said},
     },
     openai::Dialect,
-    upstream::FailureKind,
 };
 
 /// How one listener serves, as far as it matters to one conversation.
@@ -66,10 +62,10 @@ impl Rules {
     }
 }
 
-type Deciding = Pin<Box<dyn Future<Output = (Result<Told, Rejection>, Receipt, Dialect)> + Send>>;
+pub(super) type Deciding = Pin<Box<dyn Future<Output = (Result<Told, Rejection>, Receipt, Dialect)> + Send>>;
 
 /// How far the request is.
-enum Stage {
+pub(super) enum Stage {
     /// Nothing came.
     Begun,
     /// It is being read.
@@ -88,13 +84,13 @@ enum Stage {
 
 /// One conversation.
 pub(super) struct Dialog {
-    story: Story,
+    pub(super) story: Story,
     rules: Rules,
     peer: Peer,
     inbound: Streaming<ProcessingRequest>,
-    following: Following,
-    session: Session,
-    stage: Stage,
+    pub(super) following: Following,
+    pub(super) session: Session,
+    pub(super) stage: Stage,
     /// What is held of the request's body, within the budget of all.
     share: Share,
     replies: VecDeque<ProcessingResponse>,
@@ -195,24 +191,6 @@ impl Dialog {
         }
     }
 
-    /// Envoy has said all.
-    fn left(&mut self) {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Reading(mut reading) => reading.settle(false),
-            Stage::Unread(unread) => {
-                let (pick, matter, mut receipt) = *unread;
-                let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
-                note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
-                receipt.outcome = Outcome::Complete;
-                // A whole answer's head comes when it is made; a stream goes on unseen.
-                if let Some(matter) = matter.filter(|_| receipt.streamed) {
-                    self.following.follow(pick, &matter);
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn hear(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         if matches!(self.stage, Stage::Begun) {
             self.stage = Stage::Open(Box::new(self.receipt()));
@@ -246,7 +224,7 @@ impl Dialog {
         receipt
     }
 
-    fn say(&mut self, replies: Replies) {
+    pub(super) fn say(&mut self, replies: Replies) {
         self.replies.extend(replies);
         if self.session.is_over() {
             self.over = true;
@@ -311,107 +289,6 @@ impl Dialog {
         receipt.refused(rejection);
         let replies = self.session.refused(refusal(rejection, dialect, &receipt));
         self.say(replies);
-    }
-
-    fn answer_begins(&mut self, said: HttpHeaders, noted: super::session::Noted) {
-        let bodiless = said.end_of_stream;
-        let head = AnswerHead::read(said, noted);
-        let mut mutation = None;
-        if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let (mut pick, asking, mut receipt) = *sent;
-            self.follow_to(&head, &mut pick, &asking);
-            receipt.status = Some(head.status.as_u16());
-            if head.is_envoys_own() {
-                self.not_reached(&head, &pick, &mut receipt);
-            } else {
-                self.stage = self.reading(&head, pick, asking, receipt);
-                mutation = self.new_length();
-                if bodiless {
-                    self.settle();
-                }
-            }
-        }
-        let replies = self.session.head_read(mutation);
-        self.say(replies);
-    }
-
-    /// An answer that is edited has another length than its head says.
-    fn new_length(&self) -> Option<HeaderMutation> {
-        let Stage::Reading(reading) = &self.stage else { return None };
-        let remove_headers = vec!["content-length".to_owned()];
-        reading.rewrites().then(|| HeaderMutation { remove_headers, ..HeaderMutation::default() })
-    }
-
-    /// Envoy may have gone to another pod than the first that we named.
-    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking) {
-        let (Some(served), Some(matter)) = (head.served(), &asking.matter) else { return };
-        if served == &**pick.verdict.pod.address() {
-            return;
-        }
-        if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
-            matter.went_to(&self.story.house, pick, pod);
-        }
-    }
-
-    /// Envoy answered for a pod that did not.
-    fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
-        if head.blames_the_pod() {
-            self.story.house.pod_failed(&pick.verdict.pod);
-        }
-        receipt.outcome = Outcome::Cut("connection_died");
-    }
-
-    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, mut receipt: Receipt) -> Stage {
-        if matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let kind = FailureKind::Status(head.status.as_u16());
-            let after = head.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            let sent = pick.course.sent_at();
-            self.story.house.pod_refused(&pick.verdict.pod, kind.name(), after.map(Duration::from_secs), sent);
-        }
-        if self.session.hides_answers() {
-            receipt.streamed |= reading::is_event_stream(&head.headers);
-            return Stage::Unread(Box::new((pick, asking.matter, receipt)));
-        }
-        let head = reading::AnswerHead { status: head.status, headers: &head.headers };
-        Stage::Reading(Box::new(Reading::new(&self.story, &head, pick, asking, receipt)))
-    }
-
-    fn answer_goes_on(&mut self, piece: HttpBody) {
-        let edited = if let Stage::Reading(reading) = &mut self.stage {
-            let (mut out, _) = reading.pass(piece.body.clone());
-            if piece.end_of_stream {
-                let rest = reading.finish();
-                if !rest.is_empty() {
-                    out = [out, rest.freeze()].concat().into();
-                }
-            }
-            reading.rewrites().then_some(out)
-        } else {
-            None
-        };
-        let end = piece.end_of_stream;
-        let replies = self.session.piece_read(piece, edited);
-        self.say(replies);
-        if end {
-            self.settle();
-        }
-    }
-
-    fn answer_ends(&mut self) {
-        let rest = match &mut self.stage {
-            Stage::Reading(reading) => reading.finish().freeze(),
-            _ => Bytes::new(),
-        };
-        let replies = self.session.trailers_read(rest);
-        self.say(replies);
-        self.settle();
-    }
-
-    /// The answer is complete.
-    fn settle(&mut self) {
-        if let Stage::Reading(mut reading) = std::mem::replace(&mut self.stage, Stage::Over) {
-            reading.settle(true);
-        }
     }
 
     /// This gateway failed on it. Nothing else is lost: the conversation ends with an answer that says so.

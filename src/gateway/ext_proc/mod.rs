@@ -4,6 +4,7 @@
 //! only how bytes come, and that Envoy carries them, differs. `session` says what is replied when, `wire` how it is
 //! written, `choosing` what is decided, `dialog` brings them together for one request.
 
+mod answering;
 mod choosing;
 mod dialog;
 mod following;

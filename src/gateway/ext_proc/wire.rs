@@ -211,16 +211,16 @@ pub struct ProcessingResponse {
 pub enum Reply {
     /// To a request's head.
     #[prost(message, tag = "1")]
-    RequestHeaders(HeadersResponse),
+    RequestHeaders(PieceResponse),
     /// To an answer's.
     #[prost(message, tag = "2")]
-    ResponseHeaders(HeadersResponse),
+    ResponseHeaders(PieceResponse),
     /// To a request's body, or a piece of it.
     #[prost(message, tag = "3")]
-    RequestBody(BodyResponse),
+    RequestBody(PieceResponse),
     /// To an answer's.
     #[prost(message, tag = "4")]
-    ResponseBody(BodyResponse),
+    ResponseBody(PieceResponse),
     /// To a request's trailers.
     #[prost(message, tag = "5")]
     RequestTrailers(TrailersResponse),
@@ -232,17 +232,9 @@ pub enum Reply {
     Immediate(ImmediateResponse),
 }
 
-/// To a head.
+/// To a head, or to a piece of a body.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct HeadersResponse {
-    /// What changes.
-    #[prost(message, optional, tag = "1")]
-    pub response: Option<CommonResponse>,
-}
-
-/// To a body.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct BodyResponse {
+pub struct PieceResponse {
     /// What changes.
     #[prost(message, optional, tag = "1")]
     pub response: Option<CommonResponse>,
@@ -341,18 +333,7 @@ pub enum Mutation {
     Clear(bool),
     /// What goes on where bodies come as they come.
     #[prost(message, tag = "3")]
-    Streamed(StreamedBodyResponse),
-}
-
-/// A piece that goes on.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct StreamedBodyResponse {
-    /// The bytes.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub body: Bytes,
-    /// Whether it is the last, and no trailers follow.
-    #[prost(bool, tag = "2")]
-    pub end_of_stream: bool,
+    Streamed(HttpBody),
 }
 
 /// `grpc.health.v1`: whose health is asked for.

@@ -1,0 +1,142 @@
+//! A conversation's second half: the answer comes back by Envoy, is read along as at the other door, and goes on.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+
+use super::{
+    dialog::{Dialog, Stage},
+    head::AnswerHead,
+    session::Noted,
+    wire::{HeaderMutation, HttpBody, HttpHeaders},
+};
+use crate::{
+    gateway::{
+        decide::Pick,
+        reading::{self, Asking, Reading, note_status},
+        receipt::{Outcome, Receipt},
+    },
+    upstream::FailureKind,
+};
+
+impl Dialog {
+    pub(super) fn answer_begins(&mut self, said: HttpHeaders, noted: Noted) {
+        let bodiless = said.end_of_stream;
+        let head = AnswerHead::read(said, noted);
+        let mut mutation = None;
+        if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
+            let (mut pick, asking, mut receipt) = *sent;
+            self.follow_to(&head, &mut pick, &asking);
+            receipt.status = Some(head.status.as_u16());
+            if head.is_envoys_own() {
+                self.not_reached(&head, &pick, &mut receipt);
+            } else {
+                self.stage = self.reading(&head, pick, asking, receipt);
+                mutation = self.new_length();
+                if bodiless {
+                    self.settle();
+                }
+            }
+        }
+        let replies = self.session.head_read(mutation);
+        self.say(replies);
+    }
+
+    /// An answer that is edited has another length than its head says.
+    fn new_length(&self) -> Option<HeaderMutation> {
+        let Stage::Reading(reading) = &self.stage else { return None };
+        let remove_headers = vec!["content-length".to_owned()];
+        reading.rewrites().then(|| HeaderMutation { remove_headers, ..HeaderMutation::default() })
+    }
+
+    /// Envoy may have gone to another pod than the first that we named.
+    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking) {
+        let (Some(served), Some(matter)) = (head.served(), &asking.matter) else { return };
+        if served == &**pick.verdict.pod.address() {
+            return;
+        }
+        if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
+            matter.went_to(&self.story.house, pick, pod);
+        }
+    }
+
+    /// Envoy answered for a pod that did not.
+    fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
+        if head.blames_the_pod() {
+            self.story.house.pod_failed(&pick.verdict.pod);
+        }
+        receipt.outcome = Outcome::Cut("connection_died");
+    }
+
+    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, mut receipt: Receipt) -> Stage {
+        if matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            let kind = FailureKind::Status(head.status.as_u16());
+            let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let sent = pick.course.sent_at();
+            self.story.house.pod_refused(&pick.verdict.pod, kind.name(), after.map(Duration::from_secs), sent);
+        }
+        if self.session.hides_answers() {
+            receipt.streamed |= reading::is_event_stream(&head.headers);
+            return Stage::Unread(Box::new((pick, asking.matter, receipt)));
+        }
+        let head = reading::AnswerHead { status: head.status, headers: &head.headers };
+        Stage::Reading(Box::new(Reading::new(&self.story, &head, pick, asking, receipt)))
+    }
+
+    pub(super) fn answer_goes_on(&mut self, piece: HttpBody) {
+        let edited = if let Stage::Reading(reading) = &mut self.stage {
+            let (mut out, _) = reading.pass(piece.body.clone());
+            if piece.end_of_stream {
+                let rest = reading.finish();
+                if !rest.is_empty() {
+                    out = [out, rest.freeze()].concat().into();
+                }
+            }
+            reading.rewrites().then_some(out)
+        } else {
+            None
+        };
+        let end = piece.end_of_stream;
+        let replies = self.session.piece_read(piece, edited);
+        self.say(replies);
+        if end {
+            self.settle();
+        }
+    }
+
+    pub(super) fn answer_ends(&mut self) {
+        let rest = match &mut self.stage {
+            Stage::Reading(reading) => reading.finish().freeze(),
+            _ => Bytes::new(),
+        };
+        let replies = self.session.trailers_read(rest);
+        self.say(replies);
+        self.settle();
+    }
+
+    /// The answer is complete.
+    fn settle(&mut self) {
+        if let Stage::Reading(mut reading) = std::mem::replace(&mut self.stage, Stage::Over) {
+            reading.settle(true);
+        }
+    }
+
+    /// Envoy has said all.
+    pub(super) fn left(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Reading(mut reading) => reading.settle(false),
+            Stage::Unread(unread) => {
+                let (pick, matter, mut receipt) = *unread;
+                let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
+                note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
+                receipt.outcome = Outcome::Complete;
+                // A whole answer's head comes when it is made; a stream goes on unseen.
+                if let Some(matter) = matter.filter(|_| receipt.streamed) {
+                    self.following.follow(pick, &matter);
+                }
+            }
+            _ => {}
+        }
+    }
+}
