@@ -243,7 +243,7 @@ async fn when_the_first_pod_is_gone_the_next_of_the_list_serves_and_has_the_plac
         reply.piece().await.unwrap().unwrap();
         let in_flight = |address: SocketAddr| {
             let pods = gateway.pods();
-            let pod = pods.iter().find(|pod| ***pod.address() == *address.to_string()).unwrap();
+            let pod = pods.iter().find(|pod| **pod.address() == *address.to_string()).unwrap();
             pod.ledger.in_flight()
         };
         assert_eq!((in_flight(addresses[0]), in_flight(addresses[1])), (0, 1));

@@ -86,7 +86,9 @@ scheduler:
         }
         let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
         let tasks = Tasks::new();
-        let picker = Picker::new(Arc::clone(&house), policy, 0, tasks.clone(), Arc::new(|| true));
+        let serves = Arc::clone(&house);
+        let serves = Arc::new(move || serves.ready_once.load(Relaxed));
+        let picker = Picker::new(Arc::clone(&house), policy, 0, tasks.clone(), serves);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, spawner) = (listener.local_addr().unwrap(), tasks.clone());
         tasks.spawn_until_stop(async move {
@@ -219,7 +221,7 @@ async fn who_cannot_be_given_a_pod_is_told_in_openais_words() {
     let one: &[P] = &[(0, 0.2, &[])];
     let empty: &[P] = &[];
     let cases: &[(&[P], &str, Option<&[&str]>, i32, &str, Option<&str>)] = &[
-        (one, "no healthy upstream", None, 400, "invalid_request", None),
+        (one, "no healthy upstream", None, 400, "invalid_json", None),
         (one, r#"{"prompt":"hello world"}"#, None, 400, "missing_required_parameter", None),
         (
             one,
@@ -410,4 +412,33 @@ async fn five_hundred_conversations_on_one_connection_do_not_hold_each_other_up(
     assert_eq!(desk.in_flight().iter().sum::<u64>(), 150);
     drop(talks);
     eventually("every place given back", || desk.in_flight().iter().sum::<u64>() == 0).await;
+}
+
+#[tokio::test]
+async fn health_is_told_by_the_names_that_gateways_and_kubelets_ask_for() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    let (serving, not_serving) = (Ok(1), Ok(2));
+    let readiness = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
+    assert_eq!(envoy.health("liveness").await, serving);
+    for name in readiness {
+        assert_eq!(envoy.health(name).await, not_serving, "{name}");
+    }
+    desk.house.ready_once.store(true, Relaxed);
+    for name in readiness {
+        assert_eq!(envoy.health(name).await, serving, "{name}");
+    }
+    assert_eq!(envoy.health("else").await, Err(tonic::Code::NotFound));
+}
+
+#[tokio::test]
+async fn where_answers_are_not_shown_the_place_is_kept_for_a_while_and_the_conversation_ends() {
+    let desk = Desk::with(&[(0, 0.1, &[])], ", observe_responses: false", MODELS).await;
+    let (choice, mut talk) = desk.asked([completion_head(), body(completion("my-model", "x"), true)]).await;
+    assert_eq!(choice.pod(), "192.168.1.1:8000");
+    talk.body().await;
+    assert!(talk.hear().await.is_none(), "Envoy is on its own");
+    assert_eq!(desk.in_flight(), [1], "the pod has it all the same");
+    // 100 tokens of a pod that is taken to be fast.
+    eventually("the place given back", || desk.in_flight() == [0]).await;
 }

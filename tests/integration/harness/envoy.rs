@@ -6,8 +6,8 @@ use futures_util::stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate::{
     gateway::wire::{
-        HeaderMap, HeaderValue, HttpBody, HttpHeaders, Kind, ListValue, Metadata, Mutation, ProcessingRequest,
-        ProcessingResponse, Reply, Said, Struct, Value,
+        HeaderMap, HeaderValue, HealthCheckRequest, HealthCheckResponse, HttpBody, HttpHeaders, Kind, ListValue,
+        Metadata, Mutation, ProcessingRequest, ProcessingResponse, Reply, Said, Struct, Value,
     },
     tasks::Tasks,
 };
@@ -75,6 +75,22 @@ impl Envoy {
         let begun = grpc.streaming(tonic::Request::new(messages), path, codec);
         let hear = within("a conversation", begun).await.unwrap().into_inner();
         Talk { say: Some(say), hear }
+    }
+}
+
+impl Envoy {
+    /// How `service` is, by its health's number; or that there is none.
+    pub(crate) async fn health(&self, service: &str) -> Result<i32, tonic::Code> {
+        let sender = Arc::new(Mutex::new(self.sender.clone()));
+        let call = service_fn(move |request: http::Request<tonic::body::Body>| {
+            let sender = Arc::clone(&sender);
+            async move { sender.lock().await.send_request(request).await }
+        });
+        let mut grpc = Grpc::with_origin(call, format!("http://{}", self.to).parse().unwrap());
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let asked = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
+        let told = grpc.unary(asked, "/grpc.health.v1.Health/Check".parse().unwrap(), codec).await;
+        told.map(|told| told.into_inner().status).map_err(|status| status.code())
     }
 }
 
