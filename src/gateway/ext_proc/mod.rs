@@ -11,6 +11,8 @@ mod following;
 mod head;
 mod health;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::{
