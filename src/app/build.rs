@@ -39,19 +39,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
-    let mut sockets = Vec::with_capacity(config.listeners.len());
-    for listener in &config.listeners {
-        let socket = bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
-        let picker = listener.ext_proc.as_ref();
-        let picker = picker.map(|how| picker::prepare(listener, how, config.reuse_port)).transpose()?;
-        sockets.push((socket, picker));
-    }
-    let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
-    let probes = match config.probes {
-        Some(address) => Some(bind("probes".to_owned(), address, config.reuse_port)?),
-        None => None,
-    };
-
+    let Bound { sockets, admin, probes } = bind_all(&config)?;
     let background = Tasks::new();
     let (house, instruments) = live_house(&config, decision_log, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
@@ -105,6 +93,30 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         office: office_tasks,
         background,
     })
+}
+
+/// Every address of a configuration.
+struct Bound {
+    /// The listeners', in the configuration's order, each with what a picker needs besides.
+    sockets: Vec<(TcpListener, Option<picker::Prepared>)>,
+    admin: TcpListener,
+    probes: Option<TcpListener>,
+}
+
+fn bind_all(config: &Config) -> Result<Bound, StartError> {
+    let mut sockets = Vec::with_capacity(config.listeners.len());
+    for listener in &config.listeners {
+        let socket = bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
+        let picker = listener.ext_proc.as_ref();
+        let picker = picker.map(|how| picker::prepare(listener, how, config.reuse_port)).transpose()?;
+        sockets.push((socket, picker));
+    }
+    let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
+    let probes = match config.probes {
+        Some(address) => Some(bind("probes".to_owned(), address, config.reuse_port)?),
+        None => None,
+    };
+    Ok(Bound { sockets, admin, probes })
 }
 
 /// Closes what was idle too long, as the policy in force has it.

@@ -81,7 +81,8 @@ async fn in_every_mode_a_chat_and_a_stream_come_as_the_pod_gave_them() {
     let response = |mode: &'static str| ("response_body_mode: FULL_DUPLEX_STREAMED", mode);
     let none = response("response_body_mode: NONE");
     let no_trailers = ("response_trailer_mode: SEND", "response_trailer_mode: SKIP");
-    let modes: [(&str, Vec<(&str, &str)>, &str); 6] = [
+    type Mode<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a str);
+    let modes: [Mode<'_>; 6] = [
         (DUPLEX, vec![], "secure: true"),
         ("plain text", vec![], "secure: false"),
         ("buffered", vec![("request_body_mode: FULL_DUPLEX_STREAMED", "request_body_mode: BUFFERED")], "secure: true"),

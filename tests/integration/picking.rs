@@ -27,6 +27,15 @@ use super::harness::{
 /// A pod's waiting requests, KV-cache usage and adapters; the n-th is at 192.168.1.n:8000.
 type P = (u32, f64, &'static [&'static str]);
 
+/// The pods that a gateway lets be chosen, if it says.
+type Subset = Option<&'static [&'static str]>;
+
+/// A name, a model, pods, a subset, and the pod to choose.
+type Case = (&'static str, &'static str, &'static [P], Subset, &'static str);
+
+/// Pods, a body, a subset, and what is answered: status, code, and why it was dropped.
+type Refused = (&'static [P], &'static str, Subset, i32, &'static str, Option<&'static str>);
+
 /// A picker before pods that are not there, whose load is as a test says.
 struct Desk {
     addr: SocketAddr,
@@ -136,7 +145,7 @@ fn completion_head() -> ProcessingRequest {
 async fn the_cases_that_the_reference_is_tested_with() {
     const FOO_BAR: &[&str] = &["foo", "bar"];
     const TARGET: &[&str] = &["foo", "sql-lora-1fdg2"];
-    let cases: &[(&str, &str, &[P], Option<&[&str]>, &str)] = &[
+    let cases: &[Case] = &[
         ("select lower queue and kv cache", "my-model", &[(3, 0.2, &[]), (0, 0.1, &[]), (10, 0.2, &[])], None, "2"),
         (
             "select active lora, low queue",
@@ -218,29 +227,28 @@ async fn a_body_in_pieces_is_one_and_only_what_changed_is_set() {
 
 #[tokio::test]
 async fn who_cannot_be_given_a_pod_is_told_in_openais_words() {
-    let one: &[P] = &[(0, 0.2, &[])];
-    let empty: &[P] = &[];
-    let cases: &[(&[P], &str, Option<&[&str]>, i32, &str, Option<&str>)] = &[
-        (one, "no healthy upstream", None, 400, "invalid_json", None),
-        (one, r#"{"prompt":"hello world"}"#, None, 400, "missing_required_parameter", None),
+    const ONE: &[P] = &[(0, 0.2, &[])];
+    let cases: &[Refused] = &[
+        (ONE, "no healthy upstream", None, 400, "invalid_json", None),
+        (ONE, r#"{"prompt":"hello world"}"#, None, 400, "missing_required_parameter", None),
         (
-            one,
+            ONE,
             r#"{"model":"my-model","prompt":"x"}"#,
             Some(&["192.168.1.99:8000"]),
             503,
             "no_ready_pod",
             Some("rejected-no-endpoints"),
         ),
-        (one, r#"{"model":"my-model","prompt":"x"}"#, Some(&[]), 503, "no_ready_pod", Some("rejected-no-endpoints")),
+        (ONE, r#"{"model":"my-model","prompt":"x"}"#, Some(&[]), 503, "no_ready_pod", Some("rejected-no-endpoints")),
         (
-            one,
+            ONE,
             r#"{"model":"my-model","prompt":"x"}"#,
             Some(&["192.168.1.1:8001"]),
             503,
             "no_ready_pod",
             Some("rejected-no-endpoints"),
         ),
-        (empty, r#"{"model":"my-model","prompt":"x"}"#, None, 503, "no_ready_pod", Some("rejected-no-endpoints")),
+        (&[], r#"{"model":"my-model","prompt":"x"}"#, None, 503, "no_ready_pod", Some("rejected-no-endpoints")),
     ];
     for (pods, text, subset, status, code, dropped) in cases {
         let desk = Desk::before(pods).await;
@@ -312,7 +320,7 @@ async fn a_place_is_kept_to_the_answers_end_and_moves_to_who_served() {
     assert_eq!(desk.in_flight(), [1, 0], "another pod served it");
     let answer =
         json!({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 7, "completion_tokens": 10}}).to_string();
-    let (one, two) = answer.split_at(20);
+    let (ONE, two) = answer.split_at(20);
     talk.say(answer_body(one.to_owned(), false));
     talk.say(answer_body(two.to_owned(), false));
     talk.say(answer_body("", true));

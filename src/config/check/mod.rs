@@ -276,9 +276,13 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
         claim("the admin listener (by default)".to_owned(), Place::default(), admin_address, sheet);
     }
     let quiet = &mut Sheet::default();
-    for ListenerFile { name, address: text, .. } in &file.listeners.value {
+    for ListenerFile { name, address: text, ext_proc, .. } in &file.listeners.value {
         if let Some(address) = address(text, quiet) {
             claim(format!("listener `{}`", name.value), text.place, address, sheet);
+        }
+        let health = ext_proc.as_ref().and_then(|how| how.value.health.as_ref());
+        if let Some((text, address)) = health.and_then(|door| Some((&door.address, address(&door.address, quiet)?))) {
+            claim(format!("the health of listener `{}`", name.value), text.place, address, sheet);
         }
     }
     for (who, door) in [("the admin listener", admin), ("the probes listener", probes)] {
@@ -418,7 +422,8 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn what_is_given_arrives() {
         let (config, _) = load("t.yaml", EVERYTHING).unwrap();
-        let [openai, classic] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
+        let [openai, classic, picker] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
+        assert_eq!((openai.ext_proc.as_ref(), picker.ext_proc.is_some()), (None, true));
         assert_eq!((openai.scheduler.as_ref(), openai.models.as_ref()), (None, None));
         assert_eq!(classic.scheduler, Some(Scheduler::RoundRobin));
         assert_eq!(classic.models.as_ref().unwrap()["llama2"].as_deref(), Some("triton"));
@@ -479,7 +484,7 @@ admin: { address: 0.0.0.0:9090 }
   |
 2 |   - { name: openai, adress: 0.0.0.0:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, protocol, ext_proc
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
@@ -528,6 +533,32 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
 
     fn pretty_eq(found: &str, expected: &str) {
         assert!(found == expected, "found:\n{found}\nexpected:\n{expected}");
+    }
+
+    #[test]
+    fn what_is_said_of_envoy_arrives() {
+        let (config, _) = load("t.yaml", EVERYTHING).unwrap();
+        let how = config.listeners[2].ext_proc.as_ref().unwrap();
+        assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
+        assert_eq!(how.health.unwrap().port(), 9003);
+        let rest = crate::config::ExtProc { cert_path: None, health: None, ..how.clone() };
+        assert_eq!(rest, defaults::EXT_PROC, "the example says that these are the defaults");
+    }
+
+    #[test]
+    fn what_is_said_of_envoy_needs_a_listener_that_it_asks_and_stays_within_bounds() {
+        let with = |keys: &str| {
+            let good = "pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
+            told(&format!("listeners: [{{ name: a, address: 127.0.0.1:9002, {keys} }}]\n{good}\n"))
+        };
+        assert_eq!(with("protocol: ext-proc"), [""; 0]);
+        let one = |keys: &str| with(keys).join("\n");
+        assert!(one("ext_proc: { secure: false }").contains("not asked by Envoy"));
+        assert!(one("protocol: http, ext_proc: { secure: false }").contains("not asked by Envoy"));
+        assert!(one("protocol: ext-proc, ext_proc: { fallbacks: 11 }").contains("too many"));
+        assert!(one("protocol: ext-proc, ext_proc: { secure: false, cert_path: /x }").contains("no certificate"));
+        let same = "protocol: ext-proc, ext_proc: { health: { address: 127.0.0.1:9002 } }";
+        assert!(one(same).contains("want the same address"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::{StatusCode, header};
 use super::{
     dialog::{Dialog, Stage},
     head::AnswerHead,
-    session::Noted,
+    session::{Noted, Session},
     wire::{HeaderMutation, HttpBody, HttpHeaders},
 };
 use crate::{
@@ -39,7 +39,7 @@ impl Dialog {
                 }
             }
         }
-        let replies = self.session.head_read(mutation);
+        let replies = Session::head_read(mutation);
         self.say(replies);
     }
 

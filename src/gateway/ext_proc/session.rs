@@ -8,7 +8,6 @@
 //! (`STREAMED`) or not at all, the request is on its way before anybody has read its model: that is refused in words.
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 
 use super::wire::{
     BodyMutation, BodySendMode, CommonResponse, HeaderMutation, HttpBody, HttpHeaders, ImmediateResponse, Metadata,
@@ -20,7 +19,7 @@ use super::wire::{
 pub(super) const LARGEST_PIECE: usize = 62_000;
 
 /// What is said, in this order.
-pub(super) type Replies = SmallVec<[ProcessingResponse; 2]>;
+pub(super) type Replies = Vec<ProcessingResponse>;
 
 /// How bodies come where Envoy does not say it, and how much of one is taken.
 #[derive(Clone, Copy, Debug)]
@@ -301,7 +300,7 @@ impl Session {
     }
 
     /// The answer's head was read; `mutation` is what changes in it.
-    pub(super) fn head_read(&mut self, mutation: Option<HeaderMutation>) -> Replies {
+    pub(super) fn head_read(mutation: Option<HeaderMutation>) -> Replies {
         let common =
             mutation.map(|mutation| CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() });
         Replies::from_iter([reply(Reply::ResponseHeaders(PieceResponse { response: common }))])
@@ -555,8 +554,8 @@ mod tests {
         (proptest::option::weighted(0.95, said), config, proptest::bool::weighted(0.02)).prop_map(
             |(said, protocol_config, observability_mode)| ProcessingRequest {
                 said,
-                protocol_config,
                 observability_mode,
+                protocol_config,
                 ..ProcessingRequest::default()
             },
         )
@@ -582,7 +581,7 @@ mod tests {
                             session.decided(decided(whole.body, false))
                         }
                     }
-                    Heard::AnswerHead(_) => session.head_read(None),
+                    Heard::AnswerHead(_) => Session::head_read(None),
                     Heard::AnswerPiece(piece) => session.piece_read(piece, None),
                     Heard::AnswerTrailers => session.trailers_read(Bytes::new()),
                     Heard::TooLarge | Heard::Unreadable(_) => session.refused(ImmediateResponse::default()),
