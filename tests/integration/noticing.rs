@@ -9,7 +9,7 @@ use crate::harness::{Gateway, SimPod, chat, chat_stream, eventually, refusing_en
 fn condition(gateway: &Gateway, pod: &SimPod) -> Option<&'static str> {
     let address = pod.addr().to_string();
     let pods = gateway.pods();
-    let found = pods.iter().find(|it| it.address() == address)?;
+    let found = pods.iter().find(|it| **it.address() == *address)?;
     Some(found.condition(clock::now()).name())
 }
 

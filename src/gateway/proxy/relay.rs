@@ -29,7 +29,9 @@ use crate::{
         decide::{Matter, Pick},
         receipt::{Receipt, Step},
     },
-    openai::{AnswerText, BodyWatch, Endpoint, Framing, Lexicon, ModelRenamer, Seen, StreamWatch, UsageStripper},
+    openai::{
+        AnswerText, BodyWatch, Dialect, Endpoint, Framing, Lexicon, ModelRenamer, Seen, StreamWatch, UsageStripper,
+    },
     upstream::PodBody,
 };
 
@@ -84,6 +86,7 @@ impl Watch {
     fn of_whole(endpoint: Endpoint, text: bool, ends_unsaid: bool, lexicon: &Lexicon) -> Self {
         let watch = BodyWatch::new(lexicon);
         let watch = if text { watch.with_text(endpoint) } else { watch };
+        let watch = if endpoint.dialect() == Dialect::Responses { watch } else { watch.without_id() };
         Self::Whole(Box::new(if ends_unsaid { watch.with_balance() } else { watch }))
     }
 

@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use tidegate::{
     app::still_house,
     clock, config,
-    gateway::{Desk, House, Policy},
+    gateway::{Desk, House, Peer, Policy},
     tasks::Tasks,
 };
 use tokio::net::TcpListener;
@@ -43,9 +43,9 @@ impl LoneDesk {
         let (addr, tasks) = (listener.local_addr().unwrap(), Tasks::new());
         let spawner = tasks.clone();
         tasks.spawn_until_stop(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let desk = desk.clone();
-                let serve = service_fn(move |request| desk.clone().serve(request));
+            while let Ok((stream, peer)) = listener.accept().await {
+                let (desk, peer) = (desk.clone(), Peer::from(peer));
+                let serve = service_fn(move |request| desk.clone().serve(peer.clone(), request));
                 let connection =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve);
                 spawner.spawn_until_stop(async { _ = connection.await });
