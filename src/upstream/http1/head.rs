@@ -28,8 +28,8 @@ const MAX_INTERIM: u8 = 64;
 /// How every answer begins.
 const BEGINNING: &[u8] = b"HTTP/1.";
 
-/// Room in the map of fields for those that the gateway adds, so that it need not grow.
-const ADDED: usize = 2;
+/// Room in the map of fields for the one that the gateway adds to every answer, so that it need not grow.
+const ADDED: usize = 1;
 
 /// A head and what follows from it.
 #[derive(Debug)]
