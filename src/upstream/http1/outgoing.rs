@@ -62,7 +62,9 @@ impl RequestHead<'_> {
         }
         let given = self.authorization.is_some();
         let ours = |name: &header::HeaderName| {
-            [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING].contains(name)
+            *name == header::HOST
+                || *name == header::CONTENT_LENGTH
+                || *name == header::TRANSFER_ENCODING
                 || (given && *name == header::AUTHORIZATION)
         };
         let fields = self.fields.iter().filter(|(name, _)| !ours(name));

@@ -66,7 +66,7 @@ mod tests {
         pod.write_all(b"data: 1\n\n").await.unwrap();
         let piece = next().await;
         assert_eq!((piece.as_ref(), piece.capacity()), (&b"data: 1\n\n"[..], 9));
-        pod.write_all(&[7; 220_000]).await.unwrap();
+        pod.write_all(&vec![7; 220_000]).await.unwrap();
         let mut sizes = Vec::new();
         while sizes.iter().sum::<usize>() < 220_000 {
             sizes.push(next().await.len());
