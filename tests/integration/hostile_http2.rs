@@ -482,11 +482,9 @@ async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answ
     let open = &gateway.running.house.requests_open;
     let body = br#"{"model":"m","stream":true,"messages":[]}"#;
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-    let ask = [
-        frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")),
-        frame(DATA, END_STREAM, 1, body),
-    ]
-    .concat();
+    let ask =
+        [frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")), frame(DATA, END_STREAM, 1, body)]
+            .concat();
 
     // Whoever answers may wait for its next token as long as it likes.
     let mut client = Attacker::connect(gateway.addr).await;
