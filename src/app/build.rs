@@ -11,7 +11,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
-use super::{Running, StartError, bind, house::live_house};
+use super::{
+    Running, StartError,
+    handed::{Bound, Handed},
+    house::live_house,
+};
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
@@ -35,15 +39,17 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
+    let mut handed = Handed::take();
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
-        sockets.push(bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
+        sockets.push(handed.bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
     }
-    let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
+    let admin = handed.bind("admin".to_owned(), config.admin, config.reuse_port)?;
     let probes = match config.probes {
-        Some(address) => Some(bind("probes".to_owned(), address, config.reuse_port)?),
+        Some(address) => Some(handed.bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,
     };
+    handed.close_the_rest();
 
     let background = Tasks::new();
     let (house, instruments) = live_house(&config, decision_log, &background)?;
@@ -56,7 +62,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let room = Arc::new(Semaphore::new(config.limits.connections));
     let mut listeners = Vec::with_capacity(sockets.len());
     for (at, (socket, listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
-        listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
+        listeners.push((Arc::clone(&listener.name), local(&socket.socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
         let guests = (Arc::clone(&room), house.metrics.connections.clone());
         let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
@@ -71,11 +77,11 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
 
     let record = Arc::new(ConfigRecord::default());
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
-    let admin_address = local(&admin, config.admin);
+    let admin_address = local(&admin.socket, config.admin);
     let office_stage = Arc::new(Stage::default());
     open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);
     let probes_address = probes.map(|socket| {
-        let address = local(&socket, config.admin);
+        let address = local(&socket.socket, config.admin);
         open_office(&config, socket, admin::probes(office), (&office_stage, &office_tasks), &house.metrics);
         address
     });
@@ -106,7 +112,7 @@ fn prune(house: &Arc<House>, policy: &CurrentPolicy, tasks: &Tasks) {
 fn door(
     config: &Config,
     name: Arc<str>,
-    socket: TcpListener,
+    Bound { socket, shared }: Bound,
     (room, open): (Arc<Semaphore>, Gauge),
     metrics: &Metrics,
 ) -> Door {
@@ -119,17 +125,11 @@ fn door(
         header_bytes: usize::try_from(config.limits.header_bytes.0).unwrap_or(usize::MAX),
         http2_streams: config.limits.http2_streams,
     };
-    Door { name, socket, limits, room, open, shared: config.reuse_port, rejected }
+    Door { name, socket, limits, room, open, shared, rejected }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
-fn open_office(
-    config: &Config,
-    socket: TcpListener,
-    router: Router,
-    (stage, tasks): (&Stage, &Tasks),
-    metrics: &Metrics,
-) {
+fn open_office(config: &Config, socket: Bound, router: Router, (stage, tasks): (&Stage, &Tasks), metrics: &Metrics) {
     /// A person, a kubelet and a few Prometheus servers.
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));

@@ -62,7 +62,9 @@ async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> a
     if files.may_run_out() {
         let error = raised.err().map(tracing::field::display);
         tracing::warn!(
-            limit = files.limit, needed = files.needed, error,
+            limit = files.limit,
+            needed = files.needed,
+            error,
             "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
         );
     }

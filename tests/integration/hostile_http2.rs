@@ -162,6 +162,19 @@ async fn the_frame_writer_can_ask_as_others_do() {
     assert!(String::from_utf8(body).unwrap().contains("\"id\":\"m\""));
 }
 
+/// What a table of fields remembers holds the buffers that it was read into: half a MiB a connection for 4 KiB of fields.
+#[tokio::test]
+async fn no_client_is_offered_a_table_of_fields() {
+    const HEADER_TABLE_SIZE: u16 = 1;
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let mut client = Attacker::connect(gateway.addr).await;
+    let first = client.hear().await.unwrap();
+    assert_eq!((first.kind, first.flags), (SETTINGS, 0));
+    let offered = first.payload.chunks(6).find(|pair| pair[..2] == HEADER_TABLE_SIZE.to_be_bytes()).unwrap();
+    assert_eq!(offered[2..], 0_u32.to_be_bytes());
+}
+
 /// Sends the same frames for one stream after the other until nobody listens, and more of them than any socket holds.
 async fn flood(gateway: &Gateway, of_stream: impl Fn(u32) -> Vec<u8>) {
     let mut attacker = Attacker::connect(gateway.addr).await;
@@ -469,11 +482,9 @@ async fn a_client_that_vanished_behind_an_open_stream_is_noticed_because_it_answ
     let open = &gateway.running.house.requests_open;
     let body = br#"{"model":"m","stream":true,"messages":[]}"#;
     let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-    let ask = [
-        frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")),
-        frame(DATA, END_STREAM, 1, body),
-    ]
-    .concat();
+    let ask =
+        [frame(HEADERS, END_HEADERS, 1, &request("POST", "/v1/chat/completions")), frame(DATA, END_STREAM, 1, body)]
+            .concat();
 
     // Whoever answers may wait for its next token as long as it likes.
     let mut client = Attacker::connect(gateway.addr).await;

@@ -56,7 +56,8 @@ impl Relay {
 
     /// Whether a stream stopped before it had said that it is whole. One that HTTP itself ends may leave it unsaid, as
     /// some engines do; unless other streams of that pod say it, and then something between us and its engine cut this
-    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then.
+    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then. Where a length was
+    /// promised there is no room to say anything behind it.
     fn ended_without_end(&self) -> bool {
         let Watch::Stream(watch) = &self.watch else {
             return false;
@@ -65,7 +66,7 @@ impl Relay {
         // Without any token it is judged by `settle`.
         let should_say = || {
             let says_ends = self.pick.verdict.pod.says_ends(self.endpoint.dialect());
-            self.generates() && self.receipt.tokens > 0 && says_ends && !watch.told_its_end()
+            self.generates() && self.receipt.tokens > 0 && !self.sized && says_ends && !watch.told_its_end()
         };
         unsaid && (!self.framed || should_say())
     }

@@ -53,8 +53,9 @@ pub(super) struct Relay {
     /// Until the pod's first byte, if the operator wants that.
     beat: Option<Beat>,
     pub(super) between_events: bool,
-    /// Whether HTTP itself says where the body ends.
+    /// Whether HTTP itself says where the body ends, and whether it said so before it began.
     pub(super) framed: bool,
+    pub(super) sized: bool,
     trailers: Option<HeaderMap>,
     pub(super) state: State,
 }
@@ -130,7 +131,9 @@ impl Relay {
         let events = is_event_stream(headers);
         let goes_on = sent.matter.as_ref().is_some_and(|matter| matter.goes_on);
         let text = goes_on && status.is_success() && story.policy.config.api.index_answers;
-        let framed = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
+        let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+        let sized = !chunked && headers.contains_key(header::CONTENT_LENGTH);
+        let framed = chunked || sized;
         let watch = if events {
             Watch::of_stream(sent.endpoint, text, &story.house.lexicon)
         } else {
@@ -162,6 +165,7 @@ impl Relay {
             beat: sent.heartbeat.filter(|_| events).map(Beat::new),
             between_events: true,
             framed,
+            sized,
             trailers: None,
             state: State::Flowing,
         })
