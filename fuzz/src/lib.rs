@@ -8,3 +8,4 @@ pub mod fleet;
 #[path = "../../src/openai/mod.rs"]
 pub mod openai;
 pub mod scrape;
+pub mod upstream;

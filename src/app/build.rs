@@ -12,7 +12,8 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
 use super::{
-    Running, StartError, bind,
+    Running, StartError,
+    handed::{Bound, Handed},
     house::live_house,
     picker::{self, Hosts},
 };
@@ -39,7 +40,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
-    let Bound { sockets, admin, probes } = bind_all(&config)?;
+    let Opened { sockets, admin, probes } = bind_all(&config)?;
     let background = Tasks::new();
     let (house, instruments) = live_house(&config, decision_log, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
@@ -52,7 +53,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let mut listeners = Vec::with_capacity(sockets.len());
     let hosts = Hosts { house: &house, policy: &policy, stage: &stage, clients: &clients, background: &background };
     for (at, ((socket, prepared), listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
-        listeners.push((Arc::clone(&listener.name), local(&socket, listener.address)));
+        listeners.push((Arc::clone(&listener.name), local(&socket.socket, listener.address)));
         let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
         let guests = (Arc::clone(&room), house.metrics.connections.clone());
         let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
@@ -71,11 +72,11 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
 
     let record = Arc::new(ConfigRecord::default());
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
-    let admin_address = local(&admin, config.admin);
+    let admin_address = local(&admin.socket, config.admin);
     let office_stage = Arc::new(Stage::default());
     open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);
     let probes_address = probes.map(|socket| {
-        let address = local(&socket, config.admin);
+        let address = local(&socket.socket, config.admin);
         open_office(&config, socket, admin::probes(office), (&office_stage, &office_tasks), &house.metrics);
         address
     });
@@ -96,27 +97,29 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
 }
 
 /// Every address of a configuration.
-struct Bound {
+struct Opened {
     /// The listeners', in the configuration's order, each with what a picker needs besides.
-    sockets: Vec<(TcpListener, Option<picker::Prepared>)>,
-    admin: TcpListener,
-    probes: Option<TcpListener>,
+    sockets: Vec<(Bound, Option<picker::Prepared>)>,
+    admin: Bound,
+    probes: Option<Bound>,
 }
 
-fn bind_all(config: &Config) -> Result<Bound, StartError> {
+fn bind_all(config: &Config) -> Result<Opened, StartError> {
+    let mut handed = Handed::take();
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
-        let socket = bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
+        let socket = handed.bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
         let picker = listener.ext_proc.as_ref();
-        let picker = picker.map(|how| picker::prepare(listener, how, config.reuse_port)).transpose()?;
+        let picker = picker.map(|how| picker::prepare(listener, how, &mut handed, config.reuse_port)).transpose()?;
         sockets.push((socket, picker));
     }
-    let admin = bind("admin".to_owned(), config.admin, config.reuse_port)?;
+    let admin = handed.bind("admin".to_owned(), config.admin, config.reuse_port)?;
     let probes = match config.probes {
-        Some(address) => Some(bind("probes".to_owned(), address, config.reuse_port)?),
+        Some(address) => Some(handed.bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,
     };
-    Ok(Bound { sockets, admin, probes })
+    handed.close_the_rest();
+    Ok(Opened { sockets, admin, probes })
 }
 
 /// Closes what was idle too long, as the policy in force has it.
@@ -130,7 +133,7 @@ fn prune(house: &Arc<House>, policy: &CurrentPolicy, tasks: &Tasks) {
 fn door(
     config: &Config,
     name: Arc<str>,
-    socket: TcpListener,
+    Bound { socket, shared }: Bound,
     (room, open): (Arc<Semaphore>, Gauge),
     metrics: &Metrics,
 ) -> Door {
@@ -144,17 +147,11 @@ fn door(
         http2_streams: config.limits.http2_streams,
         may_give_up: false,
     };
-    Door { name, socket, limits, room, open, shared: config.reuse_port, rejected, tls: None }
+    Door { name, socket, limits, room, open, shared, rejected, tls: None }
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.
-fn open_office(
-    config: &Config,
-    socket: TcpListener,
-    router: Router,
-    (stage, tasks): (&Stage, &Tasks),
-    metrics: &Metrics,
-) {
+fn open_office(config: &Config, socket: Bound, router: Router, (stage, tasks): (&Stage, &Tasks), metrics: &Metrics) {
     /// A person, a kubelet and a few Prometheus servers.
     const OFFICE_CONNECTIONS: usize = 256;
     let room = Arc::new(Semaphore::new(OFFICE_CONNECTIONS));

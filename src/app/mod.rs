@@ -2,6 +2,7 @@
 
 mod build;
 mod files;
+mod handed;
 mod house;
 mod picker;
 mod reload;
@@ -15,7 +16,6 @@ use std::{
     sync::Arc,
 };
 
-use tokio::net::{TcpListener, TcpSocket};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use build::{start, start_logging};
@@ -125,19 +125,4 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => " (this machine has no such address; 0.0.0.0 stands for all it has)",
         _ => "",
     }
-}
-
-/// Connections that may wait to be accepted: what tokio and most servers ask for; the kernel caps it (`somaxconn`).
-const BACKLOG: u32 = 1_024;
-
-/// Binds `address`; with `reuse_port`, beside another process of this user that did the same.
-fn bind(what: String, address: SocketAddr, reuse_port: bool) -> Result<TcpListener, StartError> {
-    let bound = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(reuse_port)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    bound().map_err(|source| StartError::Bind { what, address, source })
 }

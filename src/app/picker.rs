@@ -5,9 +5,12 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use http::Request;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 
-use super::{StartError, bind};
+use super::{
+    StartError,
+    handed::{Bound, Handed},
+};
 use crate::{
     config::{ExtProc, Listener},
     edge::{self, Door, Phase, Stage, Tls},
@@ -25,7 +28,7 @@ const HEALTH_CONNECTIONS: usize = 256;
 /// What these doors need to be opened, made and bound before anything runs.
 pub(super) struct Prepared {
     tls: Option<Tls>,
-    health: Option<TcpListener>,
+    health: Option<Bound>,
 }
 
 /// Whose doors they are.
@@ -38,7 +41,12 @@ pub(super) struct Hosts<'a> {
 }
 
 /// The certificate, and the socket for health.
-pub(super) fn prepare(listener: &Listener, how: &ExtProc, reuse_port: bool) -> Result<Prepared, StartError> {
+pub(super) fn prepare(
+    listener: &Listener,
+    how: &ExtProc,
+    handed: &mut Handed,
+    reuse_port: bool,
+) -> Result<Prepared, StartError> {
     let tls = match (how.secure, &how.cert_path) {
         (false, _) => None,
         (true, None) => Some(Tls::self_signed()),
@@ -47,7 +55,7 @@ pub(super) fn prepare(listener: &Listener, how: &ExtProc, reuse_port: bool) -> R
     let failed = |source| StartError::Certificate { listener: Arc::clone(&listener.name), source };
     let tls = tls.transpose().map_err(failed)?;
     let health = match how.health {
-        Some(address) => Some(bind(format!("health of listener '{}'", listener.name), address, reuse_port)?),
+        Some(address) => Some(handed.bind(format!("health of listener '{}'", listener.name), address, reuse_port)?),
         None => None,
     };
     Ok(Prepared { tls, health })
@@ -63,9 +71,9 @@ pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepa
     if let Some(tls) = &prepared.tls {
         background.spawn_until_stop(tls.clone().follow_forever());
     }
-    if let Some(socket) = prepared.health {
+    if let Some(Bound { socket, shared }) = prepared.health {
         let room = Arc::new(Semaphore::new(HEALTH_CONNECTIONS));
-        let (name, limits, shared) = (Arc::clone(&door.name), door.limits, door.shared);
+        let (name, limits) = (Arc::clone(&door.name), door.limits);
         let rejected = door.rejected.clone();
         let health = Door { name, socket, limits, room, open: Gauge::default(), shared, rejected, tls: None };
         let is_serving = Arc::clone(&is_serving);

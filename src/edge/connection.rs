@@ -3,6 +3,7 @@
 use std::{error::Error, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body;
 use hyper::{
@@ -171,13 +172,17 @@ impl Visit {
         C: GracefulConnection,
         C::Error: Into<Box<dyn Error + Send + Sync>>,
     {
+        // What may end it besides its client. Looked at when one of them wakes, not with every piece that comes or goes.
+        let mut ends = FuturesUnordered::from_iter([
+            self.last_call().map(|()| None).boxed(),
+            self.pulse.runs_out(&self.limits).map(Some).boxed(),
+        ]);
         let why = tokio::select! {
             // What has arrived is read before anything is closed.
             biased;
             // How a connection ends is told request by request, by their receipts.
             ended = connection.as_mut() => return self.pulse.ended(ended.err().map(Into::into)),
-            () = self.last_call() => None,
-            why = self.pulse.runs_out(&self.limits) => Some(why),
+            Some(why) = ends.next() => why,
         };
         if let Some(reason) = why.and_then(Why::reason) {
             return self.pulse.rejected.count(reason);

@@ -169,17 +169,14 @@ impl Fleet {
                 continue;
             }
             let view = view_of(&config, target);
-            match known.get(&id).filter(|pod| pod.target == *target && pod.view == view) {
-                Some(pod) => {
-                    stays.insert(pod.slot);
-                    pods.push(Arc::clone(pod));
-                }
-                None => {
-                    let pod = Arc::new(self.new_pod(&state, target, view, now));
-                    changes.added.push(Arc::clone(&pod));
-                    pods.push(pod);
-                }
+            let known = known.get(&id).filter(|pod| pod.target == *target && pod.view == view);
+            let pod = known.map_or_else(|| Arc::new(self.new_pod(&state, target, view, now)), |pod| Arc::clone(pod));
+            if known.is_some() {
+                stays.insert(pod.slot);
+            } else {
+                changes.added.push(Arc::clone(&pod));
             }
+            pods.push(pod);
             listed.insert(id);
         }
         for pod in old.iter().filter(|pod| !stays.contains(&pod.slot)) {

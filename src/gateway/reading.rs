@@ -57,8 +57,9 @@ pub(super) struct Reading {
     pub(super) endpoint: Endpoint,
     pub(super) status: StatusCode,
     pub(super) between_events: bool,
-    /// Whether HTTP itself says where the body ends.
-    pub(super) framed: bool,
+    /// Whether HTTP itself says where the body ends, and whether it said so before it began.
+    framed: bool,
+    sized: bool,
 }
 
 /// What reads along.
@@ -78,6 +79,7 @@ impl Watch {
     fn of_whole(endpoint: Endpoint, text: bool, ends_unsaid: bool, lexicon: &Lexicon) -> Self {
         let watch = BodyWatch::new(lexicon);
         let watch = if text { watch.with_text(endpoint) } else { watch };
+        let watch = if endpoint.dialect() == Dialect::Responses { watch } else { watch.without_id() };
         Self::Whole(Box::new(if ends_unsaid { watch.with_balance() } else { watch }))
     }
 
@@ -110,7 +112,9 @@ impl Reading {
         let events = is_event_stream(headers);
         let goes_on = matter.as_ref().is_some_and(|matter| matter.goes_on);
         let text = goes_on && status.is_success() && story.policy.config.api.index_answers;
-        let framed = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
+        let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+        let sized = !chunked && headers.contains_key(header::CONTENT_LENGTH);
+        let framed = chunked || sized;
         let watch = if events {
             Watch::of_stream(endpoint, text, &story.house.lexicon)
         } else {
@@ -136,6 +140,7 @@ impl Reading {
             status,
             between_events: true,
             framed,
+            sized,
         }
     }
 
@@ -250,7 +255,8 @@ impl Reading {
 
     /// Whether a stream stopped before it had said that it is whole. One that HTTP itself ends may leave it unsaid, as
     /// some engines do; unless other streams of that pod say it, and then something between us and its engine cut this
-    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then.
+    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then. Where a length was
+    /// promised there is no room to say anything behind it.
     pub(super) fn ended_without_end(&self) -> bool {
         let Watch::Stream(watch) = &self.watch else {
             return false;
@@ -259,7 +265,7 @@ impl Reading {
         // Without any token it is judged by `settle`.
         let should_say = || {
             let says_ends = self.pick.verdict.pod.says_ends(self.endpoint.dialect());
-            self.generates() && self.receipt.tokens > 0 && says_ends && !watch.told_its_end()
+            self.generates() && self.receipt.tokens > 0 && !self.sized && says_ends && !watch.told_its_end()
         };
         unsaid && (!self.framed || should_say())
     }

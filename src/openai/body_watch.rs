@@ -25,6 +25,8 @@ pub struct BodyWatch {
     gap: bool,
     /// Whether nothing is kept any more.
     blind: bool,
+    /// Whether somebody wants the answer's id.
+    wants_id: bool,
     facts: Facts,
     text: Option<AnswerText>,
     balance: Option<Balance>,
@@ -43,6 +45,7 @@ impl BodyWatch {
             text: None,
             balance: None,
             blind: false,
+            wants_id: true,
         }
     }
 
@@ -56,6 +59,12 @@ impl BodyWatch {
     #[must_use]
     pub fn with_balance(self) -> Self {
         Self { balance: Some(Balance::default()), ..self }
+    }
+
+    /// The same for an answer whose id nobody asks for: then most need not be walked through to find it.
+    #[must_use]
+    pub fn without_id(self) -> Self {
+        Self { wants_id: false, ..self }
     }
 
     /// Whether the body, if it ended here, would be half a JSON value. Known only if it was to be followed.
@@ -112,7 +121,10 @@ impl BodyWatch {
             self.read(&tail);
         } else {
             head.extend_from_slice(&tail);
-            self.read_shape(&head);
+            if self.wants_id || self.lexicon.status.any(&head, |value| value.starts_with(b"\"")) {
+                self.read_shape(&head);
+            }
+            self.read_error(&head);
             self.read(&head);
             if let Some(text) = &mut self.text {
                 text.whole(&head);
@@ -158,6 +170,9 @@ impl BodyWatch {
                 _ => {}
             }
         }
+    }
+
+    fn read_error(&mut self, body: &[u8]) {
         let words = [&self.lexicon.error, &self.lexicon.detail];
         if words.iter().any(|word| word.any(body, |value| !value.starts_with(b"null")))
             && let Some(reported) = Reported::read(body)
@@ -239,6 +254,23 @@ mod tests {
 
     fn end_of(body: &str) -> End {
         watch(body.as_bytes(), 64).end().clone()
+    }
+
+    #[test]
+    fn without_its_id_all_else_is_read() {
+        for body in [
+            r#"{"id":"1","choices":[{"finish_reason":"abort"}],"usage":{"prompt_tokens":7}}"#,
+            r#"{"id":"1","status":"cancelled"}"#,
+            r#"{"id":"1","status":"completed"}"#,
+            r#"{"id":"1","error":{"message":"no"}}"#,
+        ] {
+            let mut without = BodyWatch::new(&Lexicon::default()).without_id();
+            without.feed(body.as_bytes());
+            without.finish();
+            let with = watch(body.as_bytes(), 64);
+            assert_eq!((without.end(), without.usage()), (with.end(), with.usage()), "{body}");
+            assert_eq!(without.told_its_end(), with.told_its_end(), "{body}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! visit of a kind under way, which bounds them all.
 
 use std::{
+    collections::HashMap,
     mem,
     sync::{Arc, PoisonError},
     time::Duration,
@@ -107,9 +108,10 @@ impl PoolWatch {
         if Arc::ptr_eq(&pods, &self.pods) {
             return;
         }
-        let old = mem::take(&mut self.watches);
+        // By slot, which no two pods share: there may be thousands.
+        let old: HashMap<u32, Arc<Watch>> = self.watches.drain(..).map(|watch| (watch.pod.slot, watch)).collect();
         let watch = |pod: &Arc<Pod>| {
-            let stays = old.iter().find(|watch| Arc::ptr_eq(&watch.pod, pod));
+            let stays = old.get(&pod.slot);
             stays.map_or_else(|| Arc::new(Watch::new(pod, &self.seat.kit.fetcher, report)), Arc::clone)
         };
         self.watches = pods.iter().map(watch).collect();

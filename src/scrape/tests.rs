@@ -241,7 +241,7 @@ async fn a_pod_that_goes_away_is_out_and_warms_up_when_it_is_back() {
     servers.wait().await;
     watched.becomes(Condition::Ejected).await;
     let servers = Tasks::new();
-    fake.listen(&address, &servers).await;
+    fake.listen(address, &servers).await;
     watched.becomes(Condition::Warming).await;
     servers.stop();
 }

@@ -28,14 +28,14 @@ pub struct PodBody {
     /// While there is something to be read of it.
     home: Option<Home>,
     /// What is left of it, where the head said how much there is.
-    left: SizeHint,
+    left: Option<u64>,
     /// What was read ahead, and comes first.
     ahead: VecDeque<Result<Frame<Bytes>, Broken>>,
 }
 
 impl PodBody {
     pub(super) fn new(home: Home) -> Self {
-        let mut body = Self { left: home.live.size_hint(), home: Some(home), ahead: VecDeque::new() };
+        let mut body = Self { left: home.live.left(), home: Some(home), ahead: VecDeque::new() };
         body.go_home_if_done();
         body
     }
@@ -71,9 +71,7 @@ impl PodBody {
                 return Poll::Pending;
             }
         };
-        if live.size_hint().exact().is_some() {
-            self.left = live.size_hint();
-        }
+        self.left = live.left();
         self.go_home_if_done();
         Poll::Ready(frame)
     }
@@ -103,11 +101,6 @@ impl Body for PodBody {
     fn size_hint(&self) -> SizeHint {
         let ahead =
             self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref()).map(Bytes::len).sum::<usize>();
-        let mut hint = SizeHint::new();
-        hint.set_lower(self.left.lower() + ahead as u64);
-        if let Some(upper) = self.left.upper() {
-            hint.set_upper(upper + ahead as u64);
-        }
-        hint
+        self.left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + ahead as u64))
     }
 }

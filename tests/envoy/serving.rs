@@ -75,13 +75,15 @@ impl Scene {
 
 const DUPLEX: &str = "FULL_DUPLEX_STREAMED";
 
+/// A name, what is different at Envoy, and what at the picker.
+type Mode<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a str);
+
 /// The modes in which bodies may come and go, and how a picker may be set.
 #[tokio::test]
 async fn in_every_mode_a_chat_and_a_stream_come_as_the_pod_gave_them() {
     let response = |mode: &'static str| ("response_body_mode: FULL_DUPLEX_STREAMED", mode);
     let none = response("response_body_mode: NONE");
     let no_trailers = ("response_trailer_mode: SEND", "response_trailer_mode: SKIP");
-    type Mode<'a> = (&'a str, Vec<(&'a str, &'a str)>, &'a str);
     let modes: [Mode<'_>; 6] = [
         (DUPLEX, vec![], "secure: true"),
         ("plain text", vec![], "secure: false"),

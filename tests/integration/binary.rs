@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
@@ -45,18 +46,17 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(config: &str) -> Self {
-        Self::spawn(tidegate(&["serve", "--config", config]))
+        Self::spawn(&mut tidegate(&["serve", "--config", config]))
     }
 
     /// Under this limit on open files, as the shell's `ulimit` takes it.
     fn limited(config: &str, limit: &str) -> Self {
         let mut shell = Command::new("sh");
         let script = format!("ulimit {limit}; exec \"$0\" serve --config \"$1\"");
-        shell.args(["-c", &script, env!("CARGO_BIN_EXE_tidegate"), config]).stdin(Stdio::null());
-        Self::spawn(shell)
+        Self::spawn(shell.args(["-c", &script, env!("CARGO_BIN_EXE_tidegate"), config]).stdin(Stdio::null()))
     }
 
-    fn spawn(mut command: Command) -> Self {
+    fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut read = String::new();
@@ -236,6 +236,30 @@ async fn a_low_soft_limit_on_open_files_is_raised_and_a_low_hard_one_is_told() {
         assert_eq!(lines[0]["open_files"], may, "{log}");
         let warning = lines.iter().find(|line| line["level"] == "WARN").map(|it| (&it["limit"], &it["needed"]));
         assert_eq!(warning, warned.then_some((&may.into(), &1_224.into())), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_the_service_manager_keeps_refuses_nobody_while_the_gateway_is_replaced() {
+    let pod = SimPod::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let kept = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = kept.local_addr().unwrap();
+    let path = config(folder.path(), &pod.endpoint(), "timeouts: { drain_delay: 0s }\nreuse_port: true\n");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("127.0.0.1:0", &address.to_string(), 1)).unwrap();
+    for _ in 0..2 {
+        // Nobody accepts yet.
+        let waits = chat("hi", 1).begin(address);
+        // As systemd does it: the sockets from the third descriptor on, meant for this process alone.
+        let mut shell = Command::new("sh");
+        let script = "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve --config \"$1\"";
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_tidegate"), &path]);
+        let served = Served::spawn(shell.stdin(OwnedFd::from(kept.try_clone().unwrap())));
+        assert_eq!((served.addr, waits.await.unwrap().status()), (address, 200));
+        served.signal("TERM");
+        let (code, log) = served.ended().await;
+        assert!(code == 0 && !log.contains("passed to us"), "{log}");
     }
 }
 

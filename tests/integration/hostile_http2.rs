@@ -162,6 +162,19 @@ async fn the_frame_writer_can_ask_as_others_do() {
     assert!(String::from_utf8(body).unwrap().contains("\"id\":\"m\""));
 }
 
+/// What a table of fields remembers holds the buffers that it was read into: half a MiB a connection for 4 KiB of fields.
+#[tokio::test]
+async fn no_client_is_offered_a_table_of_fields() {
+    const HEADER_TABLE_SIZE: u16 = 1;
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let mut client = Attacker::connect(gateway.addr).await;
+    let first = client.hear().await.unwrap();
+    assert_eq!((first.kind, first.flags), (SETTINGS, 0));
+    let offered = first.payload.chunks(6).find(|pair| pair[..2] == HEADER_TABLE_SIZE.to_be_bytes()).unwrap();
+    assert_eq!(offered[2..], 0_u32.to_be_bytes());
+}
+
 /// Sends the same frames for one stream after the other until nobody listens, and more of them than any socket holds.
 async fn flood(gateway: &Gateway, of_stream: impl Fn(u32) -> Vec<u8>) {
     let mut attacker = Attacker::connect(gateway.addr).await;

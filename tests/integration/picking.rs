@@ -320,7 +320,7 @@ async fn a_place_is_kept_to_the_answers_end_and_moves_to_who_served() {
     assert_eq!(desk.in_flight(), [1, 0], "another pod served it");
     let answer =
         json!({"choices": [{"text": "a"}], "usage": {"prompt_tokens": 7, "completion_tokens": 10}}).to_string();
-    let (ONE, two) = answer.split_at(20);
+    let (one, two) = answer.split_at(20);
     talk.say(answer_body(one.to_owned(), false));
     talk.say(answer_body(two.to_owned(), false));
     talk.say(answer_body("", true));

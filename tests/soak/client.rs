@@ -31,6 +31,10 @@ use crate::soak::Tally;
 /// Longer than every deadline of the gateway's configuration: who waits longer waits for nothing.
 const HUNG: Duration = Duration::from_secs(40);
 
+/// Who has asked nothing for longer makes a new connection, as clients do: the gateway closes idle ones after 75 s, and
+/// a request that crosses with that would have to be asked again.
+const REST: Duration = Duration::from_secs(45);
+
 /// What is asked and how the answer is read.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
@@ -93,10 +97,11 @@ pub(crate) struct Caller {
     tally: Arc<Tally>,
 }
 
-/// Since when a kept connection is there, and how many requests it has carried.
+/// Since when a kept connection is there, when it was last used, and how many requests it has carried.
 #[derive(Clone, Copy, Debug)]
 struct Lived {
     since: Instant,
+    asked: Instant,
     requests: u32,
 }
 
@@ -173,16 +178,18 @@ impl Caller {
     }
 
     async fn over_h2(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
-        if self.kept.as_ref().is_none_or(|(sender, ..)| sender.is_closed()) {
+        if self.kept.as_ref().is_none_or(|(sender, _, lived)| sender.is_closed() || lived.asked.elapsed() > REST) {
             let stream = TcpStream::connect(self.to).await.map_err(told)?;
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
             let (sender, connection) = handshake.await.map_err(told)?;
-            let lived = Lived { since: Instant::now(), requests: 0 };
+            let now = Instant::now();
+            let lived = Lived { since: now, asked: now, requests: 0 };
             self.kept = Some((sender, Connection(tokio::spawn(async { _ = connection.await })), lived));
         }
         let (sender, _, lived) = self.kept.as_mut().unwrap();
-        lived.requests += 1;
-        let (mut sender, lived, now) = (sender.clone(), *lived, Instant::now());
+        let now = Instant::now();
+        (lived.requests, lived.asked) = (lived.requests + 1, now);
+        let (mut sender, lived) = (sender.clone(), *lived);
         let answer = sender.send_request(request).await;
         if answer.is_err() {
             self.kept = None;

@@ -1,6 +1,7 @@
 //! Which headers pass, in both directions. One table each, shown in the docs as it stands here.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use memchr::memchr;
 use smallvec::SmallVec;
 
 use crate::gateway::story::X_REQUEST_ID;
@@ -57,7 +58,7 @@ pub(super) fn to_pod(mut headers: HeaderMap, request_id: &HeaderValue, forward_a
         }
         let word = name.as_str();
         // Behind CGI-like interfaces `x_forwarded_for` is `x-forwarded-for`: what stays, stays under both names.
-        let hyphenated = word.contains('_').then(|| word.replace('_', "-"));
+        let hyphenated = memchr(b'_', word.as_bytes()).map(|_| word.replace('_', "-"));
         let word = hyphenated.as_deref().unwrap_or(word);
         let credentials = matches!(word, "authorization" | "x-api-key" | "api-key");
         is_ours(word) || (credentials && !forward_authorization) || named.iter().any(|it| it == word)

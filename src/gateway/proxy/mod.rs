@@ -23,7 +23,7 @@ use self::relay::Relay;
 use super::{
     CurrentPolicy, House, Peer, body,
     decide::Pick,
-    reading::{AnswerHead, Asking, is_event_stream},
+    reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
     story::{Story, request_id},
@@ -199,7 +199,7 @@ impl Story {
         receipt.sent = Some(answer.sent);
         let mut response = Response::new(());
         *response.status_mut() = status;
-        *response.headers_mut() = slimmed(answer.head.headers);
+        *response.headers_mut() = answer.head.headers;
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
         let decided = self
             .policy
@@ -231,17 +231,6 @@ impl Story {
         let home = Some((pool, pod));
         Ok(Told::ByPod(Errand { carry, sent, home }))
     }
-}
-
-/// A stream's head in a map of its own. hyper reads it into the map of the request, which has room for three times as
-/// many fields (2.7 KB), and keeps the map until the client's connection has a next request.
-fn slimmed(headers: HeaderMap) -> HeaderMap {
-    if !is_event_stream(&headers) {
-        return headers;
-    }
-    let mut slim = HeaderMap::with_capacity(headers.len() + 1);
-    slim.extend(headers);
-    slim
 }
 
 fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {

@@ -28,8 +28,8 @@ const MAX_INTERIM: u8 = 64;
 /// How every answer begins.
 const BEGINNING: &[u8] = b"HTTP/1.";
 
-/// Room in the map of fields for those that the gateway adds, so that it need not grow.
-const ADDED: usize = 2;
+/// Room in the map of fields for the one that the gateway adds to every answer, so that it need not grow.
+const ADDED: usize = 1;
 
 /// A head and what follows from it.
 #[derive(Debug)]
@@ -197,10 +197,9 @@ fn keeps_alive(head: &response::Parts, framing: &Framing) -> bool {
     let closes = |value: &HeaderValue| {
         value.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii().eq_ignore_ascii_case(b"close"))
     };
-    head.version == Version::HTTP_11
-        && !matches!(framing, Framing::UntilClose { .. })
-        && !(fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH))
-        && !fields.get_all(header::CONNECTION).iter().any(closes)
+    let two_ends = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
+    let closes = matches!(framing, Framing::UntilClose { .. }) || fields.get_all(header::CONNECTION).iter().any(closes);
+    head.version == Version::HTTP_11 && !two_ends && !closes
 }
 
 #[cfg(test)]
@@ -336,7 +335,7 @@ mod tests {
         };
         assert!(read(sized(MAX_HEAD)).is_ok());
         assert!(read(sized(MAX_HEAD + 1)).is_err());
-        let endless = HeadReader::new(false).push(sized(MAX_HEAD + 9)[..=MAX_HEAD].as_bytes().into());
+        let endless = HeadReader::new(false).push(sized(MAX_HEAD + 9).as_bytes()[..=MAX_HEAD].into());
         assert!(endless.is_err(), "as soon as it is too large");
         assert!(framed(&"a: b\r\n".repeat(MAX_FIELDS)).is_ok());
         assert!(framed(&"a: b\r\n".repeat(MAX_FIELDS + 1)).is_err());
@@ -363,7 +362,7 @@ mod tests {
             let text = if bare { text.replace("\r\n", "\n") } else { text.to_owned() };
             let behind = if bare { &b"\n{"[..] } else { b"\r\n{" };
             let expected = Ok(Some((503, behind.to_vec())));
-            prop_assert_eq!(pushed(text.as_bytes(), &cuts), expected.clone());
+            prop_assert_eq!(&pushed(text.as_bytes(), &cuts), &expected);
             prop_assert_eq!(pushed(text.as_bytes(), &vec![1; text.len()]), expected);
         }
 

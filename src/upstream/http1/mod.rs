@@ -18,7 +18,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::response;
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::framing::Nonsense;
@@ -174,10 +174,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// How much of the body is still to come, where its head says that.
-    pub(super) fn size_hint(&self) -> SizeHint {
+    pub(super) fn left(&self) -> Option<u64> {
         match self.framing {
-            Framing::Length(left) => SizeHint::with_exact(left),
-            Framing::Chunked(_) | Framing::UntilClose { .. } => SizeHint::default(),
+            Framing::Length(left) => Some(left),
+            Framing::Chunked(_) | Framing::UntilClose { .. } => None,
         }
     }
 
@@ -453,7 +453,7 @@ mod tests {
         };
         let (head, ()) = tokio::join!(live.ask(request(&Method::GET, "")), says);
         assert_eq!(head.unwrap().headers["content-length"], HeaderValue::from(1000));
-        assert_eq!(live.size_hint().exact(), Some(1000));
+        assert_eq!(live.left(), Some(1000));
         let mut written = 0;
         while let Ok(Ok(())) = tokio::time::timeout(Duration::from_millis(1), pod.write_all(b"0123456789abcdef")).await
         {
@@ -461,6 +461,6 @@ mod tests {
         }
         assert_eq!(written, 64, "as much as the connection itself holds");
         assert_eq!(Rest(&mut live).frame().await.unwrap().unwrap().into_data().unwrap().len(), 64);
-        assert_eq!(live.size_hint().exact(), Some(936));
+        assert_eq!(live.left(), Some(936));
     }
 }

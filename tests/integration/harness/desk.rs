@@ -43,9 +43,9 @@ impl LoneDesk {
         let (addr, tasks) = (listener.local_addr().unwrap(), Tasks::new());
         let spawner = tasks.clone();
         tasks.spawn_until_stop(async move {
-            while let Ok((stream, from)) = listener.accept().await {
-                let desk = desk.clone();
-                let serve = service_fn(move |request| desk.clone().serve(Peer::from(from), request));
+            while let Ok((stream, peer)) = listener.accept().await {
+                let (desk, peer) = (desk.clone(), Peer::from(peer));
+                let serve = service_fn(move |request| desk.clone().serve(peer.clone(), request));
                 let connection =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve);
                 spawner.spawn_until_stop(async { _ = connection.await });
