@@ -37,7 +37,7 @@ pub struct Carry {
     /// Canonical path and query, without the pod's base path.
     pub path: Arc<str>,
     /// Headers as the pod shall see them, without `host`, `content-length` and its own credentials.
-    pub headers: http::HeaderMap,
+    pub headers: Arc<http::HeaderMap>,
     /// The whole body.
     pub body: Bytes,
 }
@@ -125,12 +125,12 @@ impl Upstream {
             let missing = || unbuildable(format!("no token in {}", file.display()));
             authorization = Some(self.credentials.bearer(file, clock::now()).await.ok_or_else(missing)?);
         }
-        let host = target.origin.authority();
+        let host = pod.address();
         let head = RequestHead {
             method: &carry.method,
             base_path: &target.base_path,
             path: &carry.path,
-            host: &host,
+            host,
             fields: &carry.headers,
             authorization,
         };

@@ -251,7 +251,7 @@ fn carry(head: request::Parts, body: Bytes, request_id: &HeaderValue, forward_au
     Carry {
         method: head.method,
         path: head.uri.path_and_query().map_or("/", |it| it.as_str()).into(),
-        headers: headers::to_pod(head.headers, request_id, forward_authorization),
+        headers: Arc::new(headers::to_pod(head.headers, request_id, forward_authorization)),
         body,
     }
 }
