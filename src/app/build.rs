@@ -15,6 +15,7 @@ use super::{Running, StartError, bind, house::live_house};
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
+    discovery::Resources,
     edge::{self, Door, Rejected, Stage},
     gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
@@ -34,7 +35,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// # Errors
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
-    let config = Arc::new(config);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
         sockets.push(bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
@@ -46,7 +46,9 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     };
 
     let background = Tasks::new();
-    let (house, instruments) = live_house(&config, decision_log, &background)?;
+    let resources = Resources::start(config.kubernetes.as_ref(), &background).await.map_err(StartError::Resources)?;
+    let config = Arc::new(resources.furnish(config));
+    let (house, instruments) = live_house(&config, decision_log, resources, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
     prune(&house, &policy, &background);

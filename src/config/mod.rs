@@ -13,6 +13,7 @@ mod check;
 mod defaults;
 mod file;
 mod report;
+pub mod resources;
 mod settings;
 mod shape;
 mod target;
@@ -20,8 +21,9 @@ mod tree;
 mod units;
 
 pub use change::{Change, compare};
-pub use check::{load, load_bytes, load_file, read_file, schema, wrong_levels};
+pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use report::{Place, Problem, Report, Severity, nearest};
+pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
@@ -41,10 +43,14 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Whether another process of the same user may listen on the same addresses, as a successor does.
     pub reuse_port: bool,
-    /// The groups of pods; at least one.
+    /// The groups of pods; at least one, unless a cluster has them.
     pub pools: Vec<Arc<Pool>>,
     /// Names that clients ask for and what they mean.
     pub models: Vec<Model>,
+    /// What `InferenceObjective`s say.
+    pub objectives: Vec<Objective>,
+    /// Where inference resources come from, if they do.
+    pub kubernetes: Option<Kubernetes>,
     /// How a pod is chosen where a listener says nothing else.
     pub scheduler: Scheduler,
     /// The operator's listener: probes, metrics, state, and all that changes something.
@@ -82,7 +88,7 @@ pub struct Listener {
 }
 
 /// A group of pods that serve the same base model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Unique name.
     pub name: Arc<str>,
@@ -137,6 +143,13 @@ pub enum Endpoint {
     Dns(Target),
     /// A YAML file that lists endpoints (`- url: ...`), read again when it changes.
     File(PathBuf),
+    /// Pods that a cluster knows.
+    Cluster {
+        /// Which.
+        members: Members,
+        /// As [`Target::token_file`], for each of them.
+        token_file: Option<PathBuf>,
+    },
 }
 
 /// Where one pod is and how to speak to it.
@@ -180,7 +193,7 @@ impl Origin {
 }
 
 /// How a pool's pods are scraped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Path of the page.
     pub path: String,
@@ -195,7 +208,7 @@ pub struct Metrics {
 }
 
 /// A name that clients ask for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     /// The name in the client's `model` field.
     pub name: Arc<str>,
