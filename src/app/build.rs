@@ -72,7 +72,8 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     }
 
     let record = Arc::new(ConfigRecord::default());
-    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
+    let (resources, own) = (instruments.resources.clone(), (Arc::clone(&stage), Arc::clone(&record)));
+    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), own.0, own.1, resources);
     let admin_address = local(&admin, config.admin);
     let office_stage = Arc::new(Stage::default());
     open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);

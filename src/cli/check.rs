@@ -147,7 +147,8 @@ fn load(path: &Path, given: &Given) -> Result<Loaded, Report> {
 
 /// The configuration with what its manifests bring, and what there is to say of them.
 fn with_manifests(config: Config) -> Result<(Config, Vec<Problem>), Report> {
-    let Some((kubernetes, path)) = config.kubernetes.as_ref().and_then(|it| Some((it, it.manifests.as_deref()?))) else {
+    let Some((kubernetes, path)) = config.kubernetes.as_ref().and_then(|it| Some((it, it.manifests.as_deref()?)))
+    else {
         return Ok((config, Vec::new()));
     };
     let manifests = tokio::runtime::Builder::new_current_thread()
@@ -188,7 +189,8 @@ mod tests {
 
     #[test]
     fn what_a_reload_would_change_or_refuse_is_told() {
-        let old = load(Path::new("config/two-listeners.yaml"), &Given::default()).unwrap_or_else(|report| panic!("{report}"));
+        let old =
+            load(Path::new("config/two-listeners.yaml"), &Given::default()).unwrap_or_else(|report| panic!("{report}"));
         let path = Path::new("config/two-listeners.yaml");
         assert!(verdict(path, Some(&old), &Given::default(), false).0.ends_with("a reload changes nothing\n"));
         let (text, good) = verdict(Path::new("config/minimal.yaml"), Some(&old), &Given::default(), false);

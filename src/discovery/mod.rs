@@ -5,6 +5,10 @@
 
 mod dns;
 mod file;
+#[cfg(feature = "kubernetes")]
+mod hub;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod resources;
 mod sources;
 

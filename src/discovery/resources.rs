@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::sources::Slot;
 use crate::{
     config::{
-        Config, Kubernetes, Members, Report, Target,
+        Config, Endpoint, Kubernetes, Members, Report, Target,
         resources::{Furnished, Manifests, Note, World, furnish, is_manifest, targets},
     },
     tasks::Tasks,
@@ -35,7 +35,7 @@ const HOME: &str = "default";
 
 /// What was heard, and from where.
 #[derive(Debug)]
-enum Heard {
+pub(super) enum Heard {
     Files(Manifests),
     Cluster(World),
 }
@@ -53,6 +53,10 @@ impl Heard {
 #[derive(Clone, Debug)]
 pub struct Resources {
     heard: watch::Receiver<Arc<Heard>>,
+    /// Why not all of it was heard yet.
+    waits_for: watch::Receiver<Option<String>>,
+    /// Whether any pool stands for a service: only then slices are followed.
+    slices: Arc<watch::Sender<bool>>,
     /// What was said of objects, so that it is not said again.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -60,11 +64,11 @@ pub struct Resources {
 impl Resources {
     /// Resources that never come.
     pub fn none() -> Self {
-        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1)
+        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1, watch::channel(None).1)
     }
 
-    fn of(heard: watch::Receiver<Arc<Heard>>) -> Self {
-        Self { heard, told: Arc::default() }
+    fn of(heard: watch::Receiver<Arc<Heard>>, waits_for: watch::Receiver<Option<String>>) -> Self {
+        Self { heard, waits_for, slices: Arc::new(watch::channel(false).0), told: Arc::default() }
     }
 
     /// Begins to follow what `kubernetes` says, for as long as `tasks` run. Files are read when this returns; a cluster
@@ -75,17 +79,43 @@ impl Resources {
     pub async fn start(kubernetes: Option<&Kubernetes>, tasks: &Tasks) -> Result<Self, Report> {
         let Some(kubernetes) = kubernetes else { return Ok(Self::none()) };
         let home = kubernetes.home().unwrap_or(HOME).to_owned();
-        let Some(path) = kubernetes.manifests.clone() else { return Ok(Self::none()) };
+        let Some(path) = kubernetes.manifests.clone() else { return Self::of_cluster(kubernetes, tasks).await };
         let files = read_files(&path).await.map_err(|error| unreadable(&path, &error))?;
         let mark = mark_of(&files);
         let (sender, heard) = watch::channel(Arc::new(Heard::Files(Manifests::read(files, &home)?)));
         tasks.spawn_until_stop(follow(Files { path, home, handled: Some(mark) }, sender));
-        Ok(Self::of(heard))
+        Ok(Self::of(heard, watch::channel(None).1))
+    }
+
+    #[cfg(feature = "kubernetes")]
+    async fn of_cluster(kubernetes: &Kubernetes, tasks: &Tasks) -> Result<Self, Report> {
+        let (worlds, heard) = watch::channel(Arc::new(Heard::Cluster(World::default())));
+        let (waits_for, waiting) = watch::channel(None);
+        let resources = Self::of(heard, waiting);
+        let outlets = super::kubernetes::Outlets { worlds, waits_for, slices: resources.slices.subscribe() };
+        super::kubernetes::start(kubernetes, outlets, tasks).await?;
+        Ok(resources)
+    }
+
+    #[cfg(not(feature = "kubernetes"))]
+    #[expect(clippy::unused_async, reason = "as with the feature")]
+    async fn of_cluster(_: &Kubernetes, _: &Tasks) -> Result<Self, Report> {
+        let remedy = "build it with `--features kubernetes`, or read files with `--manifests DIR`";
+        Err(Report::whole_file("kubernetes", "this binary was built without the means to watch a cluster", remedy))
+    }
+
+    /// What is still waited for, in words; `None` once all was heard.
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits_for.borrow().clone()
     }
 
     /// `config`, as the file has it, with what was heard. What is to be said of objects is logged, once.
     pub fn furnish(&self, config: Config) -> Config {
         let heard = Arc::clone(&self.heard.borrow());
+        let service = |it: &Endpoint| matches!(it, Endpoint::Cluster { members: Members::Service { .. }, .. });
+        if config.pools.iter().any(|pool| pool.endpoints.iter().any(service)) {
+            self.slices.send_replace(true);
+        }
         let Furnished { config, notes } = furnish(config, heard.world());
         let said: BTreeSet<String> = match &*heard {
             Heard::Files(manifests) => manifests.problems(&notes).iter().map(ToString::to_string).collect(),
@@ -205,7 +235,10 @@ async fn read_files(path: &Path) -> io::Result<Vec<(String, String)>> {
         let file = tokio::fs::File::open(&path).await?;
         file.take(LARGEST_FILE + 1).read_to_string(&mut text).await?;
         if text.len() as u64 > LARGEST_FILE {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{} is longer than 8 MiB", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("{} is longer than 8 MiB", path.display()),
+            ));
         }
         files.push((path.display().to_string(), text));
     }

@@ -28,6 +28,8 @@ mod harness;
 mod hostile_bodies;
 mod hostile_http2;
 mod keeping;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod leaving;
 mod logging_decisions;
 mod logging_requests;

@@ -21,8 +21,7 @@ use super::{
     Bytes, Config, Place, Problem, Report, Severity, defaults,
     file::{DoorFile, File, ListenerFile},
     report::{Finding, Source},
-    resources,
-    shape,
+    resources, shape,
     tree::{self, At, Kind, Node},
     units::{AddressText, Span},
 };
@@ -817,7 +816,12 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:31 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
             ],
         ),
-        ("endpoints: [{}]", &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`; or, in a cluster, `inferencePool:`, `pods:` or `service:`"]),
+        (
+            "endpoints: [{}]",
+            &[
+                "3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`; or, in a cluster, `inferencePool:`, `pods:` or `service:`",
+            ],
+        ),
         (
             "endpoints: [{ inferencePool: { name: p } }]",
             &[
@@ -911,15 +915,27 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         let pools = "\npools: [{ name: q, endpoints: [";
         for (rest, expected) in [
             ("kubernetes: { namespaces: [Default] }".to_owned(), "2:28 `Default` is not a namespace ->"),
-            ("kubernetes: { kubeconfig: a, manifests: b }".to_owned(), "2:27 warning: with `manifests` no cluster is asked"),
-            (format!("kubernetes: {}{pools}{{ pods: {{ selector: {{}} }} }}] }}]", "{}"), "3:52 this selector chooses no pod"),
-            (format!("kubernetes: {}{pools}{{ service: {{ port: 1 }} }}] }}]", "{}"), "3:43 this does not say which Service"),
+            (
+                "kubernetes: { kubeconfig: a, manifests: b }".to_owned(),
+                "2:27 warning: with `manifests` no cluster is asked",
+            ),
+            (
+                format!("kubernetes: {}{pools}{{ pods: {{ selector: {{}} }} }}] }}]", "{}"),
+                "3:52 this selector chooses no pod",
+            ),
+            (
+                format!("kubernetes: {}{pools}{{ service: {{ port: 1 }} }}] }}]", "{}"),
+                "3:43 this does not say which Service",
+            ),
             (
                 format!("kubernetes: {}{pools}{{ service: {{ name: a, port: 70000 }} }}] }}]", "{}"),
                 "3:60 70000 is not a port -> write a number from 1 to 65535, or a name",
             ),
             (
-                format!("kubernetes: {}{pools}{{ url: \"http://a\" }}] }}]\nmodels: [{{ modelName: m, poolRef: p }}]", "{}"),
+                format!(
+                    "kubernetes: {}{pools}{{ url: \"http://a\" }}] }}]\nmodels: [{{ modelName: m, poolRef: p }}]",
+                    "{}"
+                ),
                 "4:35 there is no pool called `p` -> the pools are: q",
             ),
         ] {

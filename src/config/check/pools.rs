@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 use super::Sheet;
 use crate::config::{
     CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target, defaults,
-    resources,
     file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
+    resources,
     target::{metrics_page, parse_target},
     tree::At,
 };

@@ -221,10 +221,7 @@ fn slice_port(slice: &SliceBody, port: &PortRef) -> Option<u16> {
 }
 
 /// The values of `label` on the pods of `namespace`, ready or not: each is a workload.
-pub(super) fn workloads<'a>(
-    world: &'a World,
-    label: &'a str,
-) -> impl Iterator<Item = ObjectName> {
+pub(super) fn workloads<'a>(world: &'a World, label: &'a str) -> impl Iterator<Item = ObjectName> {
     world.all(Kind::Pod).filter_map(move |(name, object)| {
         let value = object.head.labels.get(label)?;
         Some(ObjectName::new(&name.namespace, value))

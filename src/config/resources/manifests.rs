@@ -150,8 +150,7 @@ impl Reading<'_> {
         if let Some(first) = self.places.get(&key) {
             let place = fields.place("metadata.name");
             let where_ = if first.file == file { "this file" } else { "another file" };
-            let remedy =
-                format!("keep one: the first is in {where_}, line {}", first.place("metadata.name").line);
+            let remedy = format!("keep one: the first is in {where_}, line {}", first.place("metadata.name").line);
             return findings.push(Finding::error(place, format!("there are two {}s {name}", kind.word()), remedy));
         }
         self.places.insert(key, fields);

@@ -11,12 +11,10 @@ use std::{
 };
 
 use super::{
-    Kind, Members, Objective, ObjectName, PortRef, Reference, World, addresses,
+    Kind, Members, ObjectName, Objective, PortRef, Reference, World, addresses,
     objects::{Body, ModelBody, Object, PoolRef, RewriteBody, Rule},
 };
-use crate::config::{
-    Config, Criticality, Endpoint, Engine, Model, ModelTimeouts, Pool, Sticky, TargetModel, defaults,
-};
+use crate::config::{Config, Criticality, Endpoint, Engine, Model, ModelTimeouts, Pool, Sticky, TargetModel, defaults};
 
 /// A configuration with what a world adds to it.
 #[derive(Debug)]
@@ -299,7 +297,11 @@ impl<'a> Furnishing<'a> {
             0 => 1,
             _ => weight.unwrap_or(0).min(defaults::LARGEST_WEIGHT),
         };
-        claim.targets.iter().map(|(name, weight)| TargetModel { name: (*name).into(), weight: share(*weight) }).collect()
+        claim
+            .targets
+            .iter()
+            .map(|(name, weight)| TargetModel { name: (*name).into(), weight: share(*weight) })
+            .collect()
     }
 
     fn objectives(&mut self) {

@@ -322,10 +322,7 @@ impl From<PoolSpec> for PoolBody {
 
 impl From<AlphaPoolSpec> for PoolBody {
     fn from(spec: AlphaPoolSpec) -> Self {
-        Self {
-            selector: spec.selector.unwrap_or_default(),
-            ports: spec.target_port_number.into_iter().collect(),
-        }
+        Self { selector: spec.selector.unwrap_or_default(), ports: spec.target_port_number.into_iter().collect() }
     }
 }
 

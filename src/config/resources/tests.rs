@@ -157,7 +157,8 @@ model m Standard mine m:1
 
 #[test]
 fn a_pool_of_the_file_may_stand_for_a_pool_of_the_cluster_and_gets_its_models() {
-    let file = "pools: [{ name: mine, endpoints: [{ inferencePool: { name: llama } }, { url: \"http://127.0.0.1:8000\" }] }]";
+    let file =
+        "pools: [{ name: mine, endpoints: [{ inferencePool: { name: llama } }, { url: \"http://127.0.0.1:8000\" }] }]";
     let told = meant(file, &(POOL.to_owned() + &model("m", "null", "modelName: m, poolRef: { name: llama }")));
     assert_eq!(told, "pool mine\nmodel m Standard mine m:1\n");
 }
@@ -236,7 +237,8 @@ objective default/chat default/llama 0
 #[test]
 fn a_pod_counts_when_it_is_chosen_ready_and_not_leaving_and_each_port_is_an_endpoint() {
     let two = POOL.replace("[{ number: 8000 }]", "[{ number: 8000 }, { number: 8001 }]");
-    let unready = pod("d", "10.0.0.4", "app: vllm", "").replace("type: Ready, status: \"True\"", "type: Ready, status: \"False\"");
+    let unready = pod("d", "10.0.0.4", "app: vllm", "")
+        .replace("type: Ready, status: \"True\"", "type: Ready, status: \"False\"");
     let all = [
         two,
         pod("b", "10.0.0.2", "app: vllm, more: x", ""),
@@ -271,7 +273,9 @@ fn pods_can_be_chosen_without_a_pool_and_their_port_by_name() {
 #[test]
 fn a_label_can_make_pools_of_workloads() {
     let rest = "kubernetes: { workload_label: alibabacloud.com/inference-workload }";
-    let one = |name: &str, ip: &str, workload: &str| pod(name, ip, &format!("alibabacloud.com/inference-workload: {workload}"), "");
+    let one = |name: &str, ip: &str, workload: &str| {
+        pod(name, ip, &format!("alibabacloud.com/inference-workload: {workload}"), "")
+    };
     let all = one("a", "10.0.0.1", "qwen") + &one("b", "10.0.0.2", "qwen") + &one("c", "10.0.0.3", "llama");
     assert_eq!(meant(rest, &all), "pool default/llama\npool default/qwen\n");
     let Furnished { config, .. } = furnish(config(rest), &read(&all).world);
@@ -326,7 +330,8 @@ fn a_list_and_json_and_kinds_of_others_are_read_and_passed_over() {
     let manifests = read(json);
     assert_eq!((manifests.objects(), manifests.passed_over), (1, 1));
     assert!(manifests.world.pool(&ObjectName::new("n", "p")).is_some());
-    let value = serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"targetPorts": [{"number": 7}]}});
+    let value =
+        serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"targetPorts": [{"number": 7}]}});
     let (name, object) = Object::from_json(Kind::Pool, value).unwrap();
     assert_eq!(name.to_string(), "n/p");
     assert!(matches!(object.body, Body::Pool(PoolBody { ref ports, .. }) if ports == &[7]));
@@ -338,7 +343,10 @@ fn what_cannot_be_read_is_told_with_its_line_and_what_to_do() {
         (POOL.replace("number: 8000", "number: http"), "m.yaml:7:27: error: the text `http` does not fit here"),
         (POOL.replace("targetPorts", "targetPort"), "m.yaml:7:3: error: `targetPort` is not a field here"),
         (POOL.replace("/v1", "/v2"), "m.yaml:2:13: error: the version `v2` of InferencePool is not understood"),
-        (POOL.replace(".k8s.io", ".example"), "m.yaml:2:13: error: there is no InferencePool in `inference.networking.example`"),
+        (
+            POOL.replace(".k8s.io", ".example"),
+            "m.yaml:2:13: error: there is no InferencePool in `inference.networking.example`",
+        ),
         (POOL.replace("kind: InferencePool\n", ""), "m.yaml:2:1: error: this is no Kubernetes object"),
         (POOL.replace("name: llama", "nom: llama"), "`name` is missing"),
         (POOL.to_owned() + POOL, "m.yaml:12:19: error: there are two InferencePools default/llama"),

@@ -4,6 +4,7 @@
 //! Nothing here sleeps for luck: whoever waits, waits for a condition, and gives up loudly.
 
 mod client;
+mod cluster;
 mod desk;
 mod gateway;
 mod pods;
@@ -11,6 +12,7 @@ mod pods;
 use std::time::Duration;
 
 pub(crate) use client::{Call, Client, RawClient, Reply, chat, chat_stream, events};
+pub(crate) use cluster::{ALPHA_POOLS, Cluster, MODELS, PODS, POOLS, SLICES};
 pub(crate) use desk::LoneDesk;
 pub(crate) use gateway::{Gateway, Plan};
 pub(crate) use pods::{Exchange, RawPod, SimPod, how_it_is, refusing_endpoint, sse_head, whole_json};
