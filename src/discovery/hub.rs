@@ -45,6 +45,7 @@ pub(super) struct Hub {
     news: Notify,
     worlds: watch::Sender<Arc<Heard>>,
     waits_for: watch::Sender<Option<String>>,
+    by_workload: bool,
 }
 
 struct State {
@@ -57,14 +58,14 @@ struct State {
 impl Hub {
     /// Nothing is known of what `watched` are to say.
     pub(super) fn new(
-        home: &str,
+        (home, by_workload): (&str, bool),
         watched: &[Watched],
         worlds: watch::Sender<Arc<Heard>>,
         waits_for: watch::Sender<Option<String>>,
     ) -> Arc<Self> {
         let standing = watched.iter().map(|it| (it.clone(), Standing::Unheard)).collect();
         let state = State { home: home.into(), kinds: BTreeMap::new(), standing, failing: BTreeSet::new() };
-        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, waits_for };
+        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, waits_for, by_workload };
         hub.tell_standing(&hub.state());
         Arc::new(hub)
     }
@@ -76,7 +77,8 @@ impl Hub {
             tokio::time::sleep(GATHER).await;
             let state = self.state();
             let complete = !state.standing.values().any(|standing| *standing == Standing::Unheard);
-            let world = World { home: Arc::clone(&state.home), complete, kinds: state.kinds.clone() };
+            let (home, by_workload) = (Arc::clone(&state.home), self.by_workload);
+            let world = World { home, complete, by_workload, kinds: state.kinds.clone() };
             drop(state);
             self.worlds.send_replace(Arc::new(Heard::Cluster(world)));
         }

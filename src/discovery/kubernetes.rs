@@ -11,7 +11,10 @@ use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, GroupVersionKind},
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::{WatchStreamExt as _, watcher},
+    runtime::{
+        utils::Backoff as _,
+        watcher::{self, DefaultBackoff, watcher},
+    },
 };
 use rand::RngExt as _;
 use tokio::sync::watch;
@@ -19,6 +22,7 @@ use tokio::sync::watch;
 use super::{
     hub::{Hub, Standing, Watched},
     resources::Heard,
+    status,
 };
 use crate::{
     clock,
@@ -39,12 +43,20 @@ const JITTER: f64 = 0.2;
 /// pods that are long gone in use as long.
 const WATCH_SECONDS: u32 = 60;
 
+/// How long a watch that failed has to be silent to be taken for well: longer than a connection may take.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// How long connecting to the API server may take; the usual 30 s would hide for so long that it is gone.
+const CONNECT: Duration = Duration::from_secs(5);
+
 /// Where what was heard goes.
 pub(super) struct Outlets {
     pub(super) worlds: watch::Sender<Arc<Heard>>,
     pub(super) waits_for: watch::Sender<Option<String>>,
     /// Whether anybody wants to hear of slices.
     pub(super) slices: watch::Receiver<bool>,
+    /// What is to be said of models.
+    pub(super) verdicts: status::Verdicts,
 }
 
 /// Begins to follow the cluster for as long as `tasks` run; it has not answered when this returns.
@@ -65,13 +77,23 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
     };
     let watched: Vec<Watched> =
         Kind::ALL.into_iter().flat_map(|kind| namespaces.iter().map(move |it| (kind, it.clone()))).collect();
-    let Outlets { worlds, waits_for, slices } = outlets;
-    let hub = Hub::new(&home, &watched, worlds, waits_for);
+    let Outlets { worlds, waits_for, slices, verdicts } = outlets;
+    let hub = Hub::new((&home, kubernetes.workload_label.is_some()), &watched, worlds, waits_for);
     for watched in watched {
         let follower = Follower { client: client.clone(), hub: Arc::clone(&hub), watched, slices: slices.clone() };
         tasks.spawn_until_stop(async move { follower.follow().await });
     }
     tasks.spawn_until_stop(async move { hub.give_out().await });
+    if kubernetes.write_status {
+        tasks.spawn_until_stop(async move {
+            loop {
+                if let Ok(Some(resource)) = served(&client, Kind::Model).await {
+                    return status::write(client, resource, verdicts).await;
+                }
+                pause().await;
+            }
+        });
+    }
     Ok(())
 }
 
@@ -89,7 +111,31 @@ async fn client(kubernetes: &Kubernetes) -> Result<Client, Box<dyn std::error::E
     };
     // Tries are counted and spaced in one place, the watcher, so that an outage is noticed and said at once.
     config.default_retry = false;
+    config.connect_timeout = Some(CONNECT);
     Ok(Client::try_from(config)?)
+}
+
+async fn pause() {
+    let jitter = clock::rng().random_range(1.0 - JITTER..=1.0 + JITTER);
+    tokio::time::sleep(ASK_AGAIN.mul_f64(jitter)).await;
+}
+
+/// The best version of a kind that the cluster serves.
+async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+    for version in kind.versions() {
+        let gvk = GroupVersionKind::gvk(kind.group(), version, kind.word());
+        let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural());
+        if !kind.is_custom() {
+            return Ok(Some(resource));
+        }
+        match client.list_api_group_resources(&resource.api_version).await {
+            Ok(list) if list.resources.iter().any(|it| it.name == kind.plural()) => return Ok(Some(resource)),
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// Whoever follows one kind in one namespace.
@@ -110,7 +156,7 @@ impl Follower {
             }
         }
         loop {
-            match self.served().await {
+            match served(&self.client, self.watched.0).await {
                 Ok(Some(resource)) => {
                     self.hub.fails(&self.watched, None);
                     self.watch(&resource).await;
@@ -121,28 +167,8 @@ impl Follower {
                 }
                 Err(error) => self.failed(&error),
             }
-            let jitter = clock::rng().random_range(1.0 - JITTER..=1.0 + JITTER);
-            tokio::time::sleep(ASK_AGAIN.mul_f64(jitter)).await;
+            pause().await;
         }
-    }
-
-    /// The best version of the kind that the cluster serves.
-    async fn served(&self) -> Result<Option<ApiResource>, kube::Error> {
-        let kind = self.watched.0;
-        for version in kind.versions() {
-            let gvk = GroupVersionKind::gvk(kind.group(), version, kind.word());
-            let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural());
-            if !kind.is_custom() {
-                return Ok(Some(resource));
-            }
-            match self.client.list_api_group_resources(&resource.api_version).await {
-                Ok(list) if list.resources.iter().any(|it| it.name == kind.plural()) => return Ok(Some(resource)),
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
     }
 
     /// Follows the kind until the cluster has it no more, or does not let us.
@@ -152,25 +178,39 @@ impl Follower {
             None => Api::all_with(self.client.clone(), resource),
         };
         let config = watcher::Config::default().timeout(WATCH_SECONDS);
-        let mut events = pin!(watcher(api, config).default_backoff());
-        let mut listed = Objects::new();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
+        let mut events = pin!(watcher(api, config));
+        let (mut listed, mut backoff, mut errors) = (Objects::new(), DefaultBackoff::default(), 0_u32);
+        loop {
+            // A watch that was taken up again says nothing until something changes: silence is the sign that it stands.
+            let next = match errors {
+                0 => Ok(events.next().await),
+                _ => tokio::time::timeout(SETTLED, events.next()).await,
+            };
+            let error = match next {
+                Ok(None) => return,
+                Ok(Some(Err(error))) => error,
+                heard => {
+                    errors = 0;
+                    backoff.reset();
                     self.hub.fails(&self.watched, None);
-                    self.take(event, &mut listed);
-                }
-                Err(error) => {
-                    let refused = match &error {
-                        watcher::Error::InitialListFailed(kube::Error::Api(status))
-                        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code,
-                        _ => 0,
-                    };
-                    match refused {
-                        404 => return self.hub.stand(&self.watched, Standing::NotServed),
-                        401 | 403 => return self.hub.stand(&self.watched, Standing::Forbidden),
-                        _ => self.failed(&error),
+                    if let Ok(Some(Ok(event))) = heard {
+                        self.take(event, &mut listed);
                     }
+                    continue;
+                }
+            };
+            match code_of(&error) {
+                Some(404) => return self.hub.stand(&self.watched, Standing::NotServed),
+                Some(401 | 403) => return self.hub.stand(&self.watched, Standing::Forbidden),
+                // What it knew is too old: it lists anew.
+                Some(410) => {}
+                code => {
+                    // A connection that ends is nothing yet; one that cannot be had again is.
+                    if code.is_some() || errors > 0 || !matches!(error, watcher::Error::WatchFailed(_)) {
+                        self.failed(&error);
+                    }
+                    errors = errors.saturating_add(1);
+                    tokio::time::sleep(backoff.next().unwrap_or(ASK_AGAIN)).await;
                 }
             }
         }
@@ -209,6 +249,16 @@ impl Follower {
 
     fn failed(&self, error: &dyn std::error::Error) {
         self.hub.fails(&self.watched, Some(&error.to_string()));
+    }
+}
+
+/// The status with which the API server refused.
+fn code_of(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
     }
 }
 

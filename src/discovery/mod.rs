@@ -11,6 +11,8 @@ mod hub;
 mod kubernetes;
 mod resources;
 mod sources;
+#[cfg(feature = "kubernetes")]
+mod status;
 
 use std::{
     collections::BTreeMap,

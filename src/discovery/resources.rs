@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use super::sources::Slot;
 use crate::{
     config::{
         Config, Endpoint, Kubernetes, Members, Report, Target,
-        resources::{Furnished, Manifests, Note, World, furnish, is_manifest, targets},
+        resources::{Furnished, Kind, Manifests, Note, Verdict, World, furnish, is_manifest, targets, verdicts},
     },
     tasks::Tasks,
 };
@@ -57,6 +57,10 @@ pub struct Resources {
     waits_for: watch::Receiver<Option<String>>,
     /// Whether any pool stands for a service: only then slices are followed.
     slices: Arc<watch::Sender<bool>>,
+    /// What pools and models were last made of; `None`: nothing yet.
+    handled: Arc<Mutex<Option<Arc<Heard>>>>,
+    /// What is to be written into objects.
+    verdicts: Arc<watch::Sender<Arc<Vec<Verdict>>>>,
     /// What was said of objects, so that it is not said again.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -68,7 +72,9 @@ impl Resources {
     }
 
     fn of(heard: watch::Receiver<Arc<Heard>>, waits_for: watch::Receiver<Option<String>>) -> Self {
-        Self { heard, waits_for, slices: Arc::new(watch::channel(false).0), told: Arc::default() }
+        let (slices, verdicts) = (watch::channel(false).0, watch::channel(Arc::default()).0);
+        let (slices, verdicts) = (Arc::new(slices), Arc::new(verdicts));
+        Self { heard, waits_for, slices, handled: Arc::default(), verdicts, told: Arc::default() }
     }
 
     /// Begins to follow what `kubernetes` says, for as long as `tasks` run. Files are read when this returns; a cluster
@@ -92,7 +98,8 @@ impl Resources {
         let (worlds, heard) = watch::channel(Arc::new(Heard::Cluster(World::default())));
         let (waits_for, waiting) = watch::channel(None);
         let resources = Self::of(heard, waiting);
-        let outlets = super::kubernetes::Outlets { worlds, waits_for, slices: resources.slices.subscribe() };
+        let (slices, verdicts) = (resources.slices.subscribe(), resources.verdicts.subscribe());
+        let outlets = super::kubernetes::Outlets { worlds, waits_for, slices, verdicts };
         super::kubernetes::start(kubernetes, outlets, tasks).await?;
         Ok(resources)
     }
@@ -116,7 +123,14 @@ impl Resources {
         if config.pools.iter().any(|pool| pool.endpoints.iter().any(service)) {
             self.slices.send_replace(true);
         }
+        *self.handled() = Some(Arc::clone(&heard));
         let Furnished { config, notes } = furnish(config, heard.world());
+        let verdicts = verdicts(heard.world(), &notes);
+        self.verdicts.send_if_modified(|last| {
+            let differs = **last != verdicts;
+            *last = Arc::new(verdicts);
+            differs
+        });
         let said: BTreeSet<String> = match &*heard {
             Heard::Files(manifests) => manifests.problems(&notes).iter().map(ToString::to_string).collect(),
             Heard::Cluster(_) => notes.iter().map(Note::to_string).collect(),
@@ -129,10 +143,34 @@ impl Resources {
         config
     }
 
-    /// Waits for another world. `false`: there will be none.
+    /// Waits for a world that may mean other pools or models, and not only other pods. `false`: there will be none.
     pub async fn changed(&mut self) -> bool {
-        self.heard.changed().await.is_ok()
+        loop {
+            let now = Arc::clone(&self.heard.borrow_and_update());
+            let before = self.handled().replace(Arc::clone(&now));
+            if before.is_some_and(|before| !same_but_pods(before.world(), now.world())) {
+                return true;
+            }
+            if self.heard.changed().await.is_err() {
+                return false;
+            }
+        }
     }
+
+    fn handled(&self) -> MutexGuard<'_, Option<Arc<Heard>>> {
+        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether all that differs is pods, which come and go by the minute. Pods that name their workloads are no mere pods.
+fn same_but_pods(one: &World, other: &World) -> bool {
+    let same = |kind: &Kind| match (one.kinds.get(kind), other.kinds.get(kind)) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    };
+    let matter = |kind: &&Kind| one.by_workload || !matches!(kind, Kind::Pod | Kind::Slice);
+    one.complete == other.complete && Kind::ALL.iter().filter(matter).all(same)
 }
 
 /// Keeps the pods of `slot` as `members` are in the world, for ever.
@@ -148,7 +186,7 @@ pub(super) async fn watch(mut resources: Resources, members: Members, token_file
                 slot.publish(found);
             }
         }
-        if !resources.changed().await {
+        if resources.heard.changed().await.is_err() {
             return;
         }
     }

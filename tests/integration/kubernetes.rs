@@ -187,8 +187,9 @@ async fn a_cluster_that_is_not_heard_keeps_its_last_world_and_what_was_missed_is
     it.until_unready_for("not heard").await;
     cluster.down(false);
     it.until_pods(&[&b, &c]).await;
-    // Cut without anything lost: nothing is listed again. With something lost: it is.
+    // Somebody else's changes are forgotten, which a watch that was told of them need not mind.
     cluster.bookmark();
+    cluster.all_told().await;
     let lists = || cluster.asked(&["pods", "limit"]);
     let before = lists();
     cluster.compact();
@@ -229,8 +230,23 @@ async fn the_older_of_two_models_keeps_the_name_until_it_goes() {
         policy.config.models.iter().map(|model| model.targets[0].name.to_string()).collect::<Vec<_>>()
     };
     eventually("the older one's target", || served() == ["old"]).await;
+    let accepted = |name: &str| {
+        let condition = cluster.get(MODELS, name)["status"]["conditions"][0].clone();
+        [&condition["type"], &condition["status"], &condition["reason"]].map(|it| it.as_str().unwrap_or("").to_owned())
+    };
+    eventually("the word of both", || accepted("new")[1] == "False" && accepted("old")[1] == "True").await;
+    assert_eq!(accepted("new"), ["Accepted", "False", "ModelNameInUse"]);
+    assert_eq!(accepted("old"), ["Accepted", "True", "Accepted"]);
+    let new = &cluster.get(MODELS, "new")["status"]["conditions"][0];
+    assert!(new["message"].as_str().unwrap().contains("InferenceModel default/old"), "{new}");
+    assert!(new["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{new}");
     cluster.delete(MODELS, "old");
     eventually("the younger one's target", || served() == ["m"]).await;
+    eventually("the younger one's word", || accepted("new")[1] == "True").await;
+    let written = cluster.asked(&["status"]);
+    cluster.put(PODS, pod("b", "127.0.0.2", true));
+    eventually("the other pod", || it.pods().len() == 2).await;
+    assert_eq!((written, cluster.asked(&["status"])), (3, 3), "what is said is not said again");
     assert_eq!(it.until_answered("asked", 200).await["model"], "m");
 }
 

@@ -19,6 +19,7 @@
 mod abandoning;
 mod binary;
 mod breaking;
+mod deploying;
 mod differential;
 mod ejecting;
 

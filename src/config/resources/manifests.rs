@@ -62,7 +62,7 @@ impl Manifests {
             return Err(Report { problems });
         }
         let kinds = reading.kinds.into_iter().map(|(kind, objects)| (kind, Arc::new(objects))).collect();
-        let world = World { home: home.into(), complete: true, kinds };
+        let world = World { home: home.into(), complete: true, by_workload: true, kinds };
         Ok(Self { world, passed_over: reading.passed_over, places: reading.places, files })
     }
 

@@ -11,16 +11,18 @@ mod manifests;
 mod meaning;
 mod objects;
 mod section;
+mod verdicts;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use addresses::targets;
 pub use difference::differences;
 pub use manifests::{Manifests, is_manifest};
-pub use meaning::{Furnished, Note, furnish};
-pub use objects::{Kind, Labels, Object, ObjectName};
+pub use meaning::{Furnished, Note, Weight, furnish};
+pub use objects::{Condition, Kind, Labels, Object, ObjectName};
 pub(super) use section::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile};
 pub(super) use section::{kubernetes, members};
+pub use verdicts::{Verdict, verdicts};
 
 use objects::{Body, PoolBody};
 
@@ -35,6 +37,8 @@ pub struct Kubernetes {
     pub manifests: Option<std::path::PathBuf>,
     /// Whether the command line named the manifests, and not the file.
     pub by_hand: bool,
+    /// Whether the status of `InferenceModel`s is written.
+    pub write_status: bool,
     /// The pod label whose values name pools.
     pub workload_label: Option<String>,
 }
@@ -122,6 +126,8 @@ pub struct World {
     pub home: Arc<str>,
     /// Whether all there is to hear was heard at least once: before that nothing is missing, only unknown.
     pub complete: bool,
+    /// Whether a label of pods names pools, so that pods are more than addresses.
+    pub by_workload: bool,
     /// The objects.
     pub kinds: BTreeMap<Kind, Arc<Objects>>,
 }

@@ -127,7 +127,36 @@ impl fmt::Display for ObjectName {
 pub(super) struct Typed<S> {
     pub(super) metadata: Metadata,
     pub(super) spec: Option<S>,
+    status: Option<Status>,
 }
+
+/// `status`, where it is ours to write.
+#[derive(Debug, Deserialize)]
+struct Status {
+    conditions: Option<Vec<Condition>>,
+}
+
+/// A condition of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Which.
+    #[serde(rename = "type")]
+    pub what: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Why, in one word.
+    pub reason: Option<String>,
+    /// Why, in a sentence.
+    pub message: Option<String>,
+    /// Of which version of the object that was said.
+    pub observed_generation: Option<i64>,
+    /// Since when the status is so.
+    pub last_transition_time: Option<String>,
+}
+
+/// The condition that says whether an `InferenceModel` is in force.
+pub(super) const ACCEPTED: &str = "Accepted";
 
 /// `metadata`.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -186,6 +215,8 @@ pub(super) struct ModelBody {
     pub(super) criticality: Criticality,
     pub(super) targets: Vec<(String, Option<u32>)>,
     pub(super) pool: PoolRef,
+    /// What was last said of it.
+    pub(super) accepted: Option<Condition>,
 }
 
 /// `InferenceModelRewrite`.
@@ -334,6 +365,7 @@ impl From<ModelSpec> for ModelBody {
             criticality: spec.criticality.unwrap_or_default(),
             targets: targets.into_iter().map(|target| (target.name, target.weight)).collect(),
             pool: spec.pool_ref.unwrap_or_default(),
+            accepted: None,
         }
     }
 }
@@ -365,7 +397,12 @@ impl Object {
         let (metadata, body) = match kind {
             Kind::Pool => of(from.typed::<Typed<PoolSpec>>()?, |spec| Body::Pool(spec.into())),
             Kind::AlphaPool => of(from.typed::<Typed<AlphaPoolSpec>>()?, |spec| Body::Pool(spec.into())),
-            Kind::Model => of(from.typed::<Typed<ModelSpec>>()?, |spec| Body::Model(spec.into())),
+            Kind::Model => {
+                let mut object = from.typed::<Typed<ModelSpec>>()?;
+                let conditions = object.status.take().and_then(|status| status.conditions).unwrap_or_default();
+                let accepted = conditions.into_iter().find(|it| it.what == ACCEPTED);
+                of(object, |spec| Body::Model(ModelBody { accepted, ..spec.into() }))
+            }
             Kind::Rewrite | Kind::AlphaRewrite => {
                 of(from.typed::<Typed<RewriteSpec>>()?, |spec| Body::Rewrite(spec.into()))
             }

@@ -19,6 +19,8 @@ pub(in crate::config) struct KubernetesFile {
     /// A directory of YAML or JSON manifests that is read instead of asking a cluster, again when it changes; also
     /// `--manifests`.
     pub(in crate::config) manifests: Option<At<PathBuf>>,
+    /// Whether `InferenceModel`s are told in their status whether they are in force. Default: true.
+    pub(in crate::config) write_status: Option<bool>,
     /// A pod label whose every value is a pool of its own, named NAMESPACE/VALUE, for those without `InferencePool`s, such
     /// as alibabacloud.com/inference-workload or kaito.sh/workspace. Default: none.
     pub(in crate::config) workload_label: Option<At<String>>,
@@ -120,6 +122,8 @@ pub(in crate::config) fn kubernetes(
         kubeconfig: file.kubeconfig.as_ref().map(|path| path.value.clone()),
         by_hand: manifests.is_some(),
         manifests: manifests.or_else(|| file.manifests.as_ref().map(|path| path.value.clone())),
+        // Whoever owns a model looks there, and nowhere else.
+        write_status: file.write_status.unwrap_or(true),
         workload_label: file.workload_label.as_ref().map(|label| label.value.clone()),
     })
 }

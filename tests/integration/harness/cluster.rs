@@ -48,6 +48,9 @@ struct Known {
     /// Resources, by plural, that may not be seen.
     forbidden: BTreeSet<String>,
     asked: Vec<String>,
+    /// Up to which version each open watch was told, by number.
+    told: BTreeMap<u64, u64>,
+    watches: u64,
 }
 
 /// The installed definitions of today.
@@ -144,6 +147,15 @@ impl Cluster {
         self.etcd.stir();
     }
 
+    /// Waits until every open watch was told everything.
+    pub(crate) async fn all_told(&self) {
+        super::eventually("all watches to be told", || {
+            let state = self.etcd.state();
+            state.told.values().all(|told| *told == state.version)
+        })
+        .await;
+    }
+
     /// Nobody gets an answer any more, or again.
     pub(crate) fn down(&self, down: bool) {
         self.etcd.state().down = down;
@@ -158,6 +170,11 @@ impl Cluster {
         } else {
             state.forbidden.remove(plural)
         };
+    }
+
+    /// An object as it is now.
+    pub(crate) fn get(&self, resource: &str, name: &str) -> Value {
+        self.etcd.state().objects[&(resource.to_owned(), "default".to_owned(), name.to_owned())].clone()
     }
 
     /// How many requests there were whose path and query contain all of these.
@@ -177,6 +194,22 @@ impl Etcd {
         self.state.lock().unwrap()
     }
 
+    /// Server-side apply of a status, as far as one writer needs it: what is written replaces what was there.
+    fn apply_status(&self, key: (String, String, String), body: &str) -> Response {
+        let applied: Value = serde_json::from_str(body).unwrap();
+        let mut state = self.state();
+        state.version += 1;
+        let version = state.version;
+        let Some(object) = state.objects.get_mut(&key) else { return status(StatusCode::NOT_FOUND, "NotFound") };
+        object["status"] = applied["status"].clone();
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        let object = object.clone();
+        state.log.push((version, key.0, key.1, json!({"type": "MODIFIED", "object": object})));
+        drop(state);
+        self.stir();
+        Json(object).into_response()
+    }
+
     fn stir(&self) {
         self.stirred.send_modify(|mark| *mark += 1);
     }
@@ -187,6 +220,7 @@ async fn answer(
     method: Method,
     uri: Uri,
     Query(query): Query<BTreeMap<String, String>>,
+    body: String,
 ) -> Response {
     let path = uri.path().trim_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').collect();
@@ -195,7 +229,6 @@ async fn answer(
     if state.down {
         return status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable");
     }
-    assert_eq!(method, Method::GET, "{uri}");
     let (version, rest) = match parts[..] {
         ["api", version, ref rest @ ..] => (version.to_owned(), rest),
         ["apis", group, version, ref rest @ ..] => (format!("{group}/{version}"), rest),
@@ -205,6 +238,11 @@ async fn answer(
         [] => return resources(&state, &version),
         ["namespaces", namespace, plural] => (Some(namespace.to_owned()), plural),
         [plural] => (None, plural),
+        ["namespaces", namespace, plural, name, "status"] if method == Method::PATCH => {
+            let key = (format!("{version}/{plural}"), namespace.to_owned(), name.to_owned());
+            drop(state);
+            return etcd.apply_status(key, &body);
+        }
         _ => return status(StatusCode::NOT_FOUND, "NotFound"),
     };
     let resource = format!("{version}/{plural}");
@@ -220,8 +258,10 @@ async fn answer(
     let from: u64 = query["resourceVersion"].parse().unwrap();
     assert_eq!(query["allowWatchBookmarks"], "true");
     let generation = state.generation;
+    state.watches += 1;
+    let number = state.watches;
     drop(state);
-    let watching = Watching { etcd: Arc::clone(&etcd), resource, namespace, seen: from, generation };
+    let watching = Watching { etcd: Arc::clone(&etcd), number, resource, namespace, seen: from, generation };
     let lines = stream::unfold((watching, etcd.stirred.subscribe()), |(mut watching, mut stirred)| async move {
         loop {
             stirred.borrow_and_update();
@@ -268,6 +308,7 @@ fn status(code: StatusCode, reason: &str) -> Response {
 
 struct Watching {
     etcd: Arc<Etcd>,
+    number: u64,
     resource: String,
     namespace: Option<String>,
     seen: u64,
@@ -277,7 +318,7 @@ struct Watching {
 impl Watching {
     /// What it has not seen, as lines; `None`: it ends.
     fn news(&mut self) -> Option<String> {
-        let state = self.etcd.state();
+        let mut state = self.etcd.state();
         if state.generation != self.generation {
             return None;
         }
@@ -293,6 +334,13 @@ impl Watching {
         };
         let lines = state.log.iter().filter(mine).map(|(.., event)| event.to_string() + "\n").collect();
         self.seen = state.version;
+        state.told.insert(self.number, self.seen);
         Some(lines)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.etcd.state().told.remove(&self.number);
     }
 }
