@@ -200,13 +200,13 @@ impl<'a> Reader<'a> {
                 let remedy = format!("keep one: the first is on line {}", first.key_place.line);
                 self.report(Finding::error(entry.key_place, message, remedy));
             } else if let Some(known) = known.filter(|known| !known.contains(&entry.key.as_str())) {
-                if self.known == Known::Part && self.meant(entry, entries, known).is_none() {
+                if self.known == Known::Part && meant(entry, entries, known).is_none() {
                     continue;
                 }
                 let message = format!("`{}` is not a field here", entry.key);
                 self.report(Finding::error(entry.key_place, message, suggestion(&entry.key, known, "the fields are")));
                 // What is inside is read as the field that was probably meant, so that its problems show as well.
-                entry.meant.set(self.meant(entry, entries, known));
+                entry.meant.set(meant(entry, entries, known));
                 if entry.meant.get().is_some() {
                     continue;
                 }
@@ -215,12 +215,6 @@ impl<'a> Reader<'a> {
             }
             entry.value.dropped.set(true);
         }
-    }
-
-    /// The field that this key was probably meant to be, if it is not there.
-    fn meant(&self, entry: &Entry, entries: &[Entry], known: &'static [&'static str]) -> Option<&'static str> {
-        let near = nearest(&entry.key, known.iter().copied());
-        near.filter(|near| entries.iter().all(|other| other.field() != *near))
     }
 
     fn unexpected(&self) -> Unexpected<'a> {
@@ -236,6 +230,12 @@ impl<'a> Reader<'a> {
             Kind::Map(_) => Unexpected::Map,
         }
     }
+}
+
+/// The field that this key was probably meant to be, if it is not there.
+fn meant(entry: &Entry, entries: &[Entry], known: &'static [&'static str]) -> Option<&'static str> {
+    let near = nearest(&entry.key, known.iter().copied());
+    near.filter(|near| entries.iter().all(|other| other.field() != *near))
 }
 
 impl Node {

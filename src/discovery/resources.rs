@@ -180,7 +180,9 @@ pub(super) async fn watch(mut resources: Resources, members: Members, token_file
         let heard = Arc::clone(&resources.heard.borrow_and_update());
         if heard.world().complete {
             let mut found = targets(heard.world(), &members);
-            found.iter_mut().for_each(|target| target.token_file.clone_from(&token_file));
+            for target in &mut found {
+                target.token_file.clone_from(&token_file);
+            }
             if last.as_ref() != Some(&found) {
                 last = Some(found.clone());
                 slot.publish(found);

@@ -189,7 +189,7 @@ async fn a_cluster_that_is_not_heard_keeps_its_last_world_and_what_was_missed_is
     it.until_pods(&[&b, &c]).await;
     // Somebody else's changes are forgotten, which a watch that was told of them need not mind.
     cluster.bookmark();
-    cluster.all_told().await;
+    cluster.told(PODS).await;
     let lists = || cluster.asked(&["pods", "limit"]);
     let before = lists();
     cluster.compact();

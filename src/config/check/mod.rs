@@ -147,6 +147,7 @@ fn whole(root: &Node, list: &str) -> bool {
 
 /// What was found so far, and what may be asked.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a question of its own")]
 pub(super) struct Sheet {
     pub(super) findings: Vec<Finding>,
     /// Every listener of the file was read, so that there are no others.

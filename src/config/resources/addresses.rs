@@ -6,8 +6,8 @@
 use serde::Deserialize;
 
 use super::{
-    World,
-    objects::{Body, Kind, Labels, Metadata, Object, ObjectName, PodBody, SliceBody},
+    Kind, World,
+    objects::{Body, Labels, Metadata, Object, ObjectName, PodBody, SliceBody},
 };
 use crate::config::{Members, Origin, PortRef, Target, defaults};
 

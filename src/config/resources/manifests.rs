@@ -122,7 +122,9 @@ impl Reading<'_> {
                 (_, Some((kind, _))) if kind.ends_with("List") && field(document, "items").is_some() => {
                     let items = field(document, "items").map(|items| &items.kind);
                     if let Some(NodeKind::List(items)) = items {
-                        items.iter().for_each(|item| self.object(file, item, &mut findings));
+                        for item in items {
+                            self.object(file, item, &mut findings);
+                        }
                     }
                 }
                 _ => self.object(file, document, &mut findings),

@@ -7,6 +7,7 @@
 
 mod addresses;
 mod difference;
+mod kinds;
 mod manifests;
 mod meaning;
 mod objects;
@@ -17,9 +18,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use addresses::targets;
 pub use difference::differences;
+pub use kinds::Kind;
 pub use manifests::{Manifests, is_manifest};
 pub use meaning::{Furnished, Note, Weight, furnish};
-pub use objects::{Condition, Kind, Labels, Object, ObjectName};
+pub use objects::{Condition, Labels, Object, ObjectName};
 pub(super) use section::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile};
 pub(super) use section::{kubernetes, members};
 pub use verdicts::{Verdict, verdicts};

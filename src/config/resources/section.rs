@@ -157,7 +157,7 @@ pub(in crate::config) fn members(endpoint: &EndpointFile, sheet: &mut Sheet) -> 
     let service = endpoint.service.as_ref()?;
     let ServiceFile { name, selector, namespace, port: number } = &service.value;
     let labels = selector.as_ref().map(|selector| selector.value.clone()).unwrap_or_default();
-    if name.is_some() == !labels.is_empty() {
+    if name.is_some() != labels.is_empty() {
         let remedy = "give the Service's `name`, or as `selector` the labels that it carries";
         sheet.error(service.place, "this does not say which Service is meant", remedy);
     }

@@ -48,8 +48,8 @@ struct Known {
     /// Resources, by plural, that may not be seen.
     forbidden: BTreeSet<String>,
     asked: Vec<String>,
-    /// Up to which version each open watch was told, by number.
-    told: BTreeMap<u64, u64>,
+    /// What each open watch is of, and up to which version it was told, by number.
+    told: BTreeMap<u64, (String, u64)>,
     watches: u64,
 }
 
@@ -147,11 +147,11 @@ impl Cluster {
         self.etcd.stir();
     }
 
-    /// Waits until every open watch was told everything.
-    pub(crate) async fn all_told(&self) {
-        super::eventually("all watches to be told", || {
+    /// Waits until a watch of this resource was told everything.
+    pub(crate) async fn told(&self, resource: &str) {
+        super::eventually("a watch to be told", || {
             let state = self.etcd.state();
-            state.told.values().all(|told| *told == state.version)
+            state.told.values().any(|(of, told)| of == resource && *told == state.version)
         })
         .await;
     }
@@ -334,7 +334,7 @@ impl Watching {
         };
         let lines = state.log.iter().filter(mine).map(|(.., event)| event.to_string() + "\n").collect();
         self.seen = state.version;
-        state.told.insert(self.number, self.seen);
+        state.told.insert(self.number, (self.resource.clone(), self.seen));
         Some(lines)
     }
 }

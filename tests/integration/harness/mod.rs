@@ -4,6 +4,7 @@
 //! Nothing here sleeps for luck: whoever waits, waits for a condition, and gives up loudly.
 
 mod client;
+#[cfg(feature = "kubernetes")]
 mod cluster;
 mod desk;
 mod gateway;
@@ -12,6 +13,7 @@ mod pods;
 use std::time::Duration;
 
 pub(crate) use client::{Call, Client, RawClient, Reply, chat, chat_stream, events};
+#[cfg(feature = "kubernetes")]
 pub(crate) use cluster::{ALPHA_POOLS, Cluster, MODELS, PODS, POOLS, SLICES};
 pub(crate) use desk::LoneDesk;
 pub(crate) use gateway::{Gateway, Plan};
