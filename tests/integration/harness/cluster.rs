@@ -62,10 +62,10 @@ pub(crate) const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
 
 impl Cluster {
     /// An empty one with these custom resources.
-    pub(crate) async fn start(served: &[&str]) -> Self {
+    pub(crate) async fn start(installed: &[&str]) -> Self {
         let etcd = Arc::new(Etcd { state: Mutex::default(), stirred: watch::channel(0).0 });
         etcd.state().version = 1;
-        etcd.state().served.extend(served.iter().map(ToString::to_string));
+        etcd.state().served.extend(installed.iter().map(ToString::to_string));
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = socket.local_addr().unwrap();
         let router = Router::new().fallback(answer).with_state(Arc::clone(&etcd));
@@ -139,7 +139,8 @@ impl Cluster {
         state.version += 1;
         let (version, served) = (state.version, state.served.clone());
         for resource in served.iter().map(String::as_str).chain([PODS]) {
-            let object = json!({"metadata": {"resourceVersion": version.to_string()}});
+            let metadata = json!({"resourceVersion": version.to_string()});
+            let object = json!({"kind": "Some", "apiVersion": "v1", "metadata": metadata});
             let event = json!({"type": "BOOKMARK", "object": object});
             state.log.push((version, resource.to_owned(), "default".to_owned(), event));
         }
