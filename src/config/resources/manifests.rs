@@ -73,9 +73,13 @@ impl Manifests {
 
     /// The notes at the lines that they are about.
     pub fn problems(&self, notes: &[Note]) -> Vec<Problem> {
-        let mut found: BTreeMap<usize, Vec<Finding>> = BTreeMap::new();
+        let (mut found, mut nowhere): (BTreeMap<usize, Vec<Finding>>, _) = (BTreeMap::new(), Vec::new());
         for note in notes {
-            let Some(fields) = self.places.get(&(note.kind, note.name.clone())) else { continue };
+            let Some(fields) = self.places.get(&(note.kind, note.name.clone())) else {
+                let message = format!("{} {}: {}", note.kind.word(), note.name, note.message);
+                nowhere.push(Finding::warning(Place::default(), message, note.remedy.clone()));
+                continue;
+            };
             let finding = Finding::warning(fields.place(&note.field), note.message.clone(), note.remedy.clone());
             found.entry(fields.file).or_default().push(finding);
         }
@@ -83,7 +87,8 @@ impl Manifests {
             let (name, text) = self.files.get::<usize>(file)?;
             Some(Source::new(name, text).problems(findings))
         };
-        found.into_iter().filter_map(of_file).flatten().collect()
+        let nowhere = Source::new("manifests", "").problems(nowhere);
+        nowhere.into_iter().chain(found.into_iter().filter_map(of_file).flatten()).collect()
     }
 }
 

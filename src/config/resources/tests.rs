@@ -164,6 +164,14 @@ fn a_pool_of_the_file_may_stand_for_a_pool_of_the_cluster_and_gets_its_models() 
 }
 
 #[test]
+fn a_pool_of_the_file_that_stands_for_nothing_is_told_of() {
+    let file =
+        "pools: [{ name: mine, endpoints: [{ inferencePool: { name: llana } }, { url: \"http://127.0.0.1:8000\" }] }]";
+    let told = meant(file, POOL);
+    assert!(told.contains("0:0 InferencePool default/llana: pool `mine` stands for it, and it is not there"), "{told}");
+}
+
+#[test]
 fn a_model_whose_pool_is_not_there_waits_for_it_and_takes_nobodys_name() {
     let old = model("old", "\"2025-01-01T00:00:00Z\"", "modelName: m, poolRef: { name: gone }");
     let new = model("new", "\"2025-02-01T00:00:00Z\"", "modelName: m, poolRef: { name: llama }");
