@@ -21,6 +21,7 @@ pub use config::ConfigRecord;
 pub use explain::{ExplainAnswer, Problem, explain_request};
 
 use crate::{
+    discovery::Resources,
     edge::{Phase, Stage},
     gateway::{CurrentPolicy, House},
     telemetry::Metrics,
@@ -37,21 +38,30 @@ pub struct Office {
     pub stage: Arc<Stage>,
     /// Which configuration is in force.
     pub config: Arc<ConfigRecord>,
+    /// What pools and models there are besides those of the file.
+    pub resources: Resources,
 }
 
 impl Office {
     /// The office of one gateway.
-    pub fn new(house: Arc<House>, policy: CurrentPolicy, stage: Arc<Stage>, config: Arc<ConfigRecord>) -> Self {
-        Self { house, policy, stage, config }
+    pub fn new(
+        house: Arc<House>,
+        policy: CurrentPolicy,
+        stage: Arc<Stage>,
+        config: Arc<ConfigRecord>,
+        resources: Resources,
+    ) -> Self {
+        Self { house, policy, stage, config, resources }
     }
 
     /// Why the gateway is not ready; `None` if it is. Once a pod was ready it stays so until it stops: taking every
     /// replica out because their pods are would turn errors that say what is wrong into refused connections.
-    fn not_ready(&self) -> Option<&'static str> {
+    fn not_ready(&self) -> Option<String> {
         if self.stage.phase() > Phase::Serving {
-            return Some("stopping");
+            return Some("stopping".to_owned());
         }
-        (!self.house.ready_once.load(Relaxed)).then_some("no pod has been ready yet")
+        let waits_for = || self.resources.waits_for().map(|what| format!(" ({what})")).unwrap_or_default();
+        (!self.house.ready_once.load(Relaxed)).then(|| format!("no pod has been ready yet{}", waits_for()))
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     admin::{self, ConfigRecord, Office},
     config::Config,
+    discovery::Resources,
     edge::{self, Door, Rejected, Stage},
     gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
@@ -39,10 +40,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// # Errors
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
-    let config = Arc::new(config);
     let Opened { sockets, admin, probes } = bind_all(&config)?;
     let background = Tasks::new();
-    let (house, instruments) = live_house(&config, decision_log, &background)?;
+    let resources = Resources::start(config.kubernetes.as_ref(), &background).await.map_err(StartError::Resources)?;
+    let config = Arc::new(resources.furnish(config));
+    let (house, instruments) = live_house(&config, decision_log, resources, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
     prune(&house, &policy, &background);
@@ -71,7 +73,8 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     }
 
     let record = Arc::new(ConfigRecord::default());
-    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), Arc::clone(&stage), Arc::clone(&record));
+    let (resources, own) = (instruments.resources.clone(), (Arc::clone(&stage), Arc::clone(&record)));
+    let office = Office::new(Arc::clone(&house), Arc::clone(&policy), own.0, own.1, resources);
     let admin_address = local(&admin.socket, config.admin);
     let office_stage = Arc::new(Stage::default());
     open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock,
     config::Config,
-    discovery::{Discovery, OnChange},
+    discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
     openai::Lexicon,
@@ -45,6 +45,8 @@ pub(super) struct Instruments {
     pub(super) connector: Connector,
     pub(super) scraper: Arc<Scraper>,
     pub(super) discovery: Discovery,
+    /// What pools and models there are besides those of the file.
+    pub(super) resources: Resources,
     /// Told of the pods of a pool that is taken away.
     pub(super) on_change: OnChange,
 }
@@ -74,6 +76,7 @@ impl Known {
 pub(super) fn live_house(
     config: &Arc<Config>,
     decision_log: Option<&Path>,
+    resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
     let mut known = Known::nothing(config);
@@ -96,9 +99,9 @@ pub(super) fn live_house(
     let asked = Arc::clone(&scraper);
     let house = Arc::new(furnish(config, known, connector.clone(), Box::new(move |pod| asked.doubt(pod))));
     let on_change = senses::on_change(&house);
-    let discovery = senses::discovery(&house, tasks, &on_change);
+    let discovery = senses::discovery(&house, tasks, &on_change).over(&resources);
     discovery.follow(&config.pools);
-    Ok((house, Instruments { connector, scraper, discovery, on_change }))
+    Ok((house, Instruments { connector, scraper, discovery, resources, on_change }))
 }
 
 /// A house in which nothing moves: for judging from a saved state.

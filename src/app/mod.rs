@@ -26,7 +26,7 @@ pub use stop::Stopped;
 
 use crate::{
     admin::ConfigRecord,
-    clock,
+    clock, config,
     edge::Stage,
     gateway::{CurrentPolicy, House},
     tasks::Tasks,
@@ -77,9 +77,11 @@ impl Running {
         Arc::new(reloader)
     }
 
-    /// Reloads whenever the file changes, until the gateway stops.
+    /// Reloads whenever the file or the inference resources change, until the gateway stops.
     pub fn follow(&self, reloader: &Arc<Reloader>) {
         let reloader = Arc::clone(reloader);
+        let other = Arc::clone(&reloader);
+        self.background.spawn_until_stop(async move { other.watch_resources().await });
         self.background.spawn_until_stop(async move { reloader.watch().await });
     }
 }
@@ -113,6 +115,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The manifests have problems.
+    #[error("the manifests cannot be used:\n{0}")]
+    Resources(config::Report),
     /// The certificates for https pods.
     #[error("cannot prepare TLS towards the pods")]
     Tls(#[from] io::Error),

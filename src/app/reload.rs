@@ -20,7 +20,7 @@ use super::house::Instruments;
 use crate::{
     admin::ConfigRecord,
     clock,
-    config::{self, Config, Pool, Problem, Report},
+    config::{self, Config, Given, Pool, Problem, Report, resources},
     edge::{Phase, Stage},
     gateway::{CurrentPolicy, House, Policy, begin_counting},
     scrape::Kits,
@@ -113,6 +113,38 @@ impl Reloader {
         }
     }
 
+    /// Follows inference resources until there are no more to come: pools and models that they bring or take away are
+    /// in force at once. Pods are discovery's business.
+    pub async fn watch_resources(&self) {
+        let mut followed = self.instruments.resources.clone();
+        while followed.changed().await {
+            self.take_resources().await;
+        }
+    }
+
+    /// The configuration in force, with what was heard last.
+    async fn take_resources(&self) {
+        let text = self.text.lock().await;
+        if self.stage.phase() > Phase::Serving {
+            return;
+        }
+        let name = self.file.display().to_string();
+        let Ok((config, _)) = config::load_given(&name, text.as_bytes(), &self.given()) else { return };
+        match self.furnish(config) {
+            Ok(prepared) if prepared.changes.is_empty() => {}
+            Ok(prepared) => {
+                let changes = prepared.changes.clone();
+                self.commit(prepared);
+                for change in changes.iter().take(LOGGED_CHANGES) {
+                    tracing::info!(change, "inference resources changed");
+                }
+                tracing::info!(changes = changes.len(), "inference resources taken over");
+            }
+            // Only a `ca_file` that is gone: the pools in force have read theirs.
+            Err(error) => tracing::warn!(%error, "inference resources not taken over"),
+        }
+    }
+
     async fn take(&self, found: Result<Vec<u8>, Report>) -> Reloaded {
         if self.stage.phase() > Phase::Serving {
             tracing::info!("configuration not reloaded: the gateway is stopping");
@@ -126,7 +158,7 @@ impl Reloader {
         };
         match prepared {
             Ok((prepared, bytes)) => {
-                let changes = self.commit(prepared, &bytes);
+                let changes = self.bring(prepared, &bytes);
                 *text = String::from_utf8_lossy(&bytes).into_owned();
                 Reloaded::Applied(changes)
             }
@@ -141,25 +173,55 @@ impl Reloader {
     fn prepare(&self, old: &str, bytes: &[u8]) -> Result<Prepared, (&'static str, Report)> {
         let invalid = |report| ("invalid", report);
         let name = self.file.display().to_string();
-        let (mut config, warnings) = config::load_bytes(&name, bytes).map_err(invalid)?;
+        let (config, warnings) = config::load_given(&name, bytes, &self.given()).map_err(invalid)?;
         let in_force = Arc::clone(&self.policy.load().config);
         let new = String::from_utf8_lossy(bytes);
         let changes = config::compare(&name, (&in_force, old), (&config, &new)).map_err(|it| ("needs_restart", it))?;
+        let prepared = self.furnish(config).map_err(|error| invalid(self.whole_file(&format!("{error}"))))?;
+        let changes = changes.iter().map(ToString::to_string).collect();
+        Ok(Prepared { changes, warnings, ..prepared })
+    }
+
+    /// What a checked configuration needs besides: what inference resources add to it, and the means to reach its pods.
+    fn furnish(&self, config: Config) -> io::Result<Prepared> {
+        let in_force = Arc::clone(&self.policy.load().config);
+        let mut config = self.instruments.resources.furnish(config);
         // A door knows its place in the list.
         let place = |name: &str| in_force.listeners.iter().position(|it| *it.name == *name);
         config.listeners.sort_by_key(|listener| place(&listener.name));
-        let failed = |error: io::Error| invalid(self.whole_file(&format!("{error}")));
-        let tls = pool_tls(&config, Some((&in_force, &self.instruments.connector.spoken()))).map_err(failed)?;
+        let tls = pool_tls(&config, Some((&in_force, &self.instruments.connector.spoken())))?;
         let kits = self.instruments.scraper.equip(&config.pools, &|pool| tls_of(&tls, pool));
-        let kits = kits.map_err(|error| failed(io::Error::other(error)))?;
-        let changes = changes.iter().map(ToString::to_string).collect();
-        Ok(Prepared { config: Arc::new(config), tls, kits, changes, warnings })
+        let changes = resources::differences(&in_force, &config);
+        let kits = kits.map_err(io::Error::other)?;
+        Ok(Prepared { config: Arc::new(config), tls, kits, changes, warnings: Vec::new() })
+    }
+
+    /// What the command line said at the start holds on.
+    fn given(&self) -> Given {
+        let policy = self.policy.load();
+        let by_hand = policy.config.kubernetes.as_ref().filter(|it| it.by_hand);
+        Given { manifests: by_hand.and_then(|it| it.manifests.clone()) }
+    }
+
+    /// Into force, and told.
+    fn bring(&self, prepared: Prepared, bytes: &[u8]) -> Vec<String> {
+        let (changes, warnings) = (prepared.changes.clone(), prepared.warnings.clone());
+        let log = prepared.config.log.clone();
+        self.commit(prepared);
+        // Told at the level that was in force: a reload that asks for silence is heard of.
+        self.tell(&changes, &warnings, bytes);
+        if let Some(level) = &self.level
+            && let Err(error) = level.follow(&log)
+        {
+            tracing::warn!(%error, "the log level stays");
+        }
+        changes
     }
 
     /// Nothing here can fail. Requests see the new policy from the one store on; those that began before keep theirs,
     /// and with it the pools that are taken off the list.
-    fn commit(&self, prepared: Prepared, bytes: &[u8]) -> Vec<String> {
-        let Prepared { config, tls, kits, changes, warnings } = prepared;
+    fn commit(&self, prepared: Prepared) {
+        let Prepared { config, tls, kits, .. } = prepared;
         let (house, with) = (&self.house, &self.instruments);
         let kept: BTreeSet<_> = config.pools.iter().map(|pool| Arc::clone(&pool.name)).collect();
         house.fleet.follow(&config.pools, clock::now());
@@ -175,14 +237,6 @@ impl Reloader {
         with.scraper.follow(&house.fleet, &kits);
         house.bodies.set_limit(config.limits.buffered_bodies.0);
         self.policy.store(Arc::new(Policy::new(Arc::clone(&config), &house.fleet)));
-        // Told at the level that was in force: a reload that asks for silence is heard of.
-        self.tell(&changes, &warnings, bytes);
-        if let Some(level) = &self.level
-            && let Err(error) = level.follow(&config.log)
-        {
-            tracing::warn!(%error, "the log level stays");
-        }
-        changes
     }
 
     fn tell(&self, changes: &[String], warnings: &[Problem], bytes: &[u8]) {

@@ -11,7 +11,10 @@ use std::{
 use anyhow::Context;
 
 use super::{OK, PROBLEMS, colour};
-use crate::config::{self, Config, Problem, Report};
+use crate::{
+    config::{self, Config, Given, Problem, Report, resources::furnish},
+    discovery,
+};
 
 /// What standard input is called in reports.
 const STDIN: &str = "<stdin>";
@@ -30,6 +33,7 @@ Examples:
   tidegate check gateway.yaml
   kubectl get configmap gateway -o jsonpath='{.data.gateway\\.yaml}' | tidegate check -
   tidegate check new.yaml --against gateway.yaml    # what would a reload change, what needs a restart?
+  tidegate check gateway.yaml --manifests seed/     # InferencePools and InferenceModels, too
   tidegate check --schema > schema.json     # for editors: completion and checks while typing")]
 pub(super) struct Args {
     /// Configuration files; `-` reads standard input.
@@ -39,6 +43,10 @@ pub(super) struct Args {
     /// The configuration in force: say what a reload from it would change, and what only a restart can
     #[arg(long, value_name = "OLD", conflicts_with = "schema")]
     against: Option<PathBuf>,
+
+    /// Check this directory of manifests (or this file) as well, as `serve --manifests` would read it
+    #[arg(long, value_name = "DIR", conflicts_with = "schema")]
+    manifests: Option<PathBuf>,
 
     /// Print the JSON schema of a configuration instead.
     #[arg(long, conflicts_with = "files")]
@@ -54,7 +62,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}", serde_json::to_string_pretty(&config::schema())?)?;
         return Ok(ExitCode::from(OK));
     }
-    let against = args.against.as_deref().map(|path| load(path).map_err(|report| (path, report))).transpose();
+    let given = Given { manifests: args.manifests.clone() };
+    let against = args.against.as_deref().map(|path| load(path, &given).map_err(|report| (path, report))).transpose();
     let against = match against {
         Ok(against) => against,
         Err((path, report)) => {
@@ -65,7 +74,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut code = OK;
     for path in &args.files {
-        let (text, good) = verdict(path, against.as_ref(), coloured);
+        let (text, good) = verdict(path, against.as_ref(), &given, coloured);
         write!(out, "{text}")?;
         if !good {
             code = PROBLEMS;
@@ -83,9 +92,9 @@ struct Loaded {
 }
 
 /// What there is to say about one file, and whether it can be used.
-fn verdict(path: &Path, against: Option<&Loaded>, coloured: bool) -> (String, bool) {
+fn verdict(path: &Path, against: Option<&Loaded>, given: &Given, coloured: bool) -> (String, bool) {
     let name = if path == Path::new("-") { STDIN.to_owned() } else { path.display().to_string() };
-    let (problems, last, good) = match load(path) {
+    let (problems, last, good) = match load(path, given) {
         Ok(new) => {
             let last = format!("{name}: ok ({}){}\n", summary(&new.config), also(new.warnings.len()));
             let (more, good) = against.map_or((String::new(), true), |old| reload(&name, old, &new, coloured));
@@ -118,7 +127,7 @@ fn reload(name: &str, old: &Loaded, new: &Loaded, coloured: bool) -> (String, bo
 }
 
 /// The configuration at a path, or on standard input for `-`.
-fn load(path: &Path) -> Result<Loaded, Report> {
+fn load(path: &Path, given: &Given) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let (name, bytes) = if path == Path::new("-") {
         let mut bytes = Vec::new();
@@ -130,8 +139,24 @@ fn load(path: &Path) -> Result<Loaded, Report> {
     } else {
         (name.as_str(), config::read_file(path)?)
     };
-    let (config, warnings) = config::load_bytes(name, &bytes)?;
+    let (config, mut warnings) = config::load_given(name, &bytes, given)?;
+    let (config, notes) = with_manifests(config)?;
+    warnings.extend(notes);
     Ok(Loaded { config, text: String::from_utf8_lossy(&bytes).into_owned(), warnings })
+}
+
+/// The configuration with what its manifests bring, and what there is to say of them.
+fn with_manifests(config: Config) -> Result<(Config, Vec<Problem>), Report> {
+    let Some((kubernetes, path)) = config.kubernetes.as_ref().and_then(|it| Some((it, it.manifests.as_deref()?)))
+    else {
+        return Ok((config, Vec::new()));
+    };
+    let manifests = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .map_err(|error| Report::whole_file("tidegate", error.to_string(), "free some memory or file descriptors"))?
+        .block_on(discovery::read_manifests(kubernetes, path))?;
+    let furnished = furnish(config, &manifests.world);
+    Ok((furnished.config, manifests.problems(&furnished.notes)))
 }
 
 fn summary(config: &Config) -> String {
@@ -158,22 +183,23 @@ mod tests {
 
     #[test]
     fn a_good_file_is_summed_up() {
-        let (text, good) = verdict(Path::new("config/two-listeners.yaml"), None, false);
+        let (text, good) = verdict(Path::new("config/two-listeners.yaml"), None, &Given::default(), false);
         assert_eq!((text.as_str(), good), ("config/two-listeners.yaml: ok (2 listeners, 2 pools, 1 model)\n", true));
     }
 
     #[test]
     fn what_a_reload_would_change_or_refuse_is_told() {
-        let old = load(Path::new("config/two-listeners.yaml")).unwrap_or_else(|report| panic!("{report}"));
+        let old =
+            load(Path::new("config/two-listeners.yaml"), &Given::default()).unwrap_or_else(|report| panic!("{report}"));
         let path = Path::new("config/two-listeners.yaml");
-        assert!(verdict(path, Some(&old), false).0.ends_with("a reload changes nothing\n"));
-        let (text, good) = verdict(Path::new("config/minimal.yaml"), Some(&old), false);
+        assert!(verdict(path, Some(&old), &Given::default(), false).0.ends_with("a reload changes nothing\n"));
+        let (text, good) = verdict(Path::new("config/minimal.yaml"), Some(&old), &Given::default(), false);
         assert!(!good && text.contains("a reload is refused:\n") && text.contains("restart for it"), "{text}");
     }
 
     #[test]
     fn a_missing_file_and_a_directory_are_told_apart() {
-        let (text, good) = verdict(Path::new("config/none.yaml"), None, false);
+        let (text, good) = verdict(Path::new("config/none.yaml"), None, &Given::default(), false);
         assert!(!good);
         assert_eq!(
             text,
@@ -183,12 +209,12 @@ mod tests {
 config/none.yaml: 1 error
 "
         );
-        assert!(verdict(Path::new("config"), None, false).0.contains("this is a directory"));
+        assert!(verdict(Path::new("config"), None, &Given::default(), false).0.contains("this is a directory"));
     }
 
     #[test]
     fn colour_is_there_only_when_asked_for() {
-        assert!(verdict(Path::new("none.yaml"), None, true).0.contains("\x1b[1;31merror"));
-        assert!(!verdict(Path::new("none.yaml"), None, false).0.contains('\x1b'));
+        assert!(verdict(Path::new("none.yaml"), None, &Given::default(), true).0.contains("\x1b[1;31merror"));
+        assert!(!verdict(Path::new("none.yaml"), None, &Given::default(), false).0.contains('\x1b'));
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 use anyhow::{Context as _, bail};
 
 use super::{PROBLEMS, load_config_text, serve};
-use crate::config;
+use crate::config::{self, Given};
 
 const AFTER: &str = "Flags, as the reference picker has them (`--name value`, `--name=value`, also with one dash):
   --pool-name NAME            the InferencePool whose pods to pick from
@@ -48,7 +48,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut flags = Flags::read(&args.flags);
     if let Some(file) = flags.config_file()? {
         flags.warn_of_the_rest();
-        let Some((config, text)) = load_config_text(Path::new(&file))? else { return Ok(ExitCode::from(PROBLEMS)) };
+        let Some((config, text)) = load_config_text(Path::new(&file), &Given::default())? else {
+            return Ok(ExitCode::from(PROBLEMS));
+        };
         return serve::run_config(config, Some((Path::new(&file), &text)), None);
     }
     let text = configuration(&mut flags)?;

@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Given};
 
 mod check;
 mod completions;
@@ -94,15 +94,15 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The configuration at `path`; its problems are printed, and `None` says that it cannot be used.
 fn load_config(path: &Path) -> anyhow::Result<Option<Config>> {
-    Ok(load_config_text(path)?.map(|(config, _)| config))
+    Ok(load_config_text(path, &Given::default())?.map(|(config, _)| config))
 }
 
-/// The same, with its text.
-fn load_config_text(path: &Path) -> anyhow::Result<Option<(Config, String)>> {
+/// The same, with its text, and with what the command line said besides.
+fn load_config_text(path: &Path, given: &Given) -> anyhow::Result<Option<(Config, String)>> {
     let mut err = io::stderr().lock();
     let coloured = colour(&err);
     let loaded = config::read_file(path).and_then(|bytes| {
-        let (config, warnings) = config::load_bytes(&path.display().to_string(), &bytes)?;
+        let (config, warnings) = config::load_given(&path.display().to_string(), &bytes, given)?;
         Ok(((config, String::from_utf8_lossy(&bytes).into_owned()), warnings))
     });
     let (config, problems) = match loaded {

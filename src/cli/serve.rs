@@ -9,7 +9,11 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{OK, load_config_text};
-use crate::{app, config::Config, telemetry::logs};
+use crate::{
+    app,
+    config::{Config, Given},
+    telemetry::logs,
+};
 
 /// Requests were cut off because the drain grace was over.
 const CUT: u8 = 3;
@@ -18,7 +22,7 @@ const AFTER: &str = "Signals:
   SIGTERM  drain: not ready at once, still accepting for timeouts.drain_delay, then no new
            connections, then up to timeouts.drain_grace for open requests
   SIGINT   the same without the delay (Ctrl-C); a second signal of either kind cuts what is open
-  SIGHUP   reload the configuration now (it is also followed, and so are endpoint lists and token files); if it has
+  SIGHUP   reload the configuration now (it is also followed, and so are endpoint lists, manifests and token files); if it has
            problems, or changes what only a restart can, it is refused and the one before stays in force
 
 Exit codes:
@@ -35,6 +39,10 @@ pub(super) struct Args {
     /// The configuration, YAML; `tidegate check` tells what is wrong with one
     #[arg(short, long, value_name = "FILE", env = "TIDEGATE_CONFIG")]
     config: PathBuf,
+    /// Read InferencePool, InferenceModel and their kin from this directory of manifests (or this file), and follow it,
+    /// instead of asking a cluster
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
     /// Write a line for each routed request to this file (hashes, never text); `tidegate lab run trace --trace FILE` plays
     /// it. A full file is kept as FILE.1, and so is one that is there at the start
     #[arg(long, value_name = "FILE")]
@@ -42,7 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some((config, text)) = load_config_text(&args.config)? else {
+    let Some((config, text)) = load_config_text(&args.config, &Given { manifests: args.manifests.clone() })? else {
         return Ok(ExitCode::from(super::PROBLEMS));
     };
     run_config(config, Some((&args.config, &text)), args.decision_log.as_deref())

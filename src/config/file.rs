@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
     picker::{ExtProcFile, ProtocolFile},
+    resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
     units::{AddressText, Span, Weight},
 };
@@ -19,7 +20,7 @@ use super::{
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map that begins with `listeners:` or another section")]
 // Both lists have defaults so that a file without them is still checked for all else.
-#[schemars(title = "Tidegate configuration", extend("required" = ["listeners", "pools"]))]
+#[schemars(title = "Tidegate configuration", extend("required" = ["listeners"], "anyOf" = [{"required": ["pools"]}, {"required": ["kubernetes"]}]))]
 pub(super) struct File {
     /// Where clients come in; at least one.
     #[serde(default)]
@@ -27,9 +28,11 @@ pub(super) struct File {
     /// Whether another process of the same user may listen on the same addresses, so that a successor can start before
     /// this one stops. Default: false.
     pub(super) reuse_port: Option<bool>,
-    /// The groups of pods; at least one. A pool's pods serve the same base model.
+    /// The groups of pods; at least one, unless `kubernetes` brings them. A pool's pods serve the same base model.
     #[serde(default)]
     pub(super) pools: At<Vec<PoolFile>>,
+    /// Inference resources: from the cluster, or from files. Default: none.
+    pub(super) kubernetes: Option<KubernetesFile>,
     /// The names that clients ask for. Default: none, so that clients use the names that pods report.
     pub(super) models: Option<At<Vec<ModelFile>>>,
     /// How a pod is chosen, unless the listener says otherwise. Default: least-cost.
@@ -135,7 +138,7 @@ pub(super) struct PoolFile {
     pub(super) name: At<String>,
     /// Whose metric names the pods speak. Default: auto.
     pub(super) engine: Option<At<EngineFile>>,
-    /// Where the pods are: any mixture of `url`, `dns` and `file`.
+    /// Where the pods are: any mixture of `url`, `dns`, `file`, `inferencePool`, `pods` and `service`.
     pub(super) endpoints: At<Vec<At<EndpointFile>>>,
     /// A file with the bearer token for all endpoints that name none; read again when it changes.
     pub(super) token_file: Option<At<PathBuf>>,
@@ -168,10 +171,11 @@ pub(super) enum EngineFile {
     Custom,
 }
 
-/// One entry of `endpoints`: exactly one of `url`, `dns` and `file`.
+/// One entry of `endpoints`: where one pod is, or several.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "an endpoint, such as `{ url: \"http://10.0.0.1:8000\" }`")]
-#[schemars(extend("oneOf" = [{"required": ["url"]}, {"required": ["dns"]}, {"required": ["file"]}]))]
+#[schemars(extend("oneOf" = [{"required": ["url"]}, {"required": ["dns"]}, {"required": ["file"]},
+    {"required": ["inferencePool"]}, {"required": ["pods"]}, {"required": ["service"]}]))]
 pub(super) struct EndpointFile {
     /// One pod: http or https, host, port, and a base path if it has one (without /v1).
     pub(super) url: Option<At<String>>,
@@ -179,6 +183,13 @@ pub(super) struct EndpointFile {
     pub(super) dns: Option<At<String>>,
     /// A YAML list of `{ url: ... }`, read again when it changes.
     pub(super) file: Option<At<PathBuf>>,
+    /// The pods of an `InferencePool`; its models lead here.
+    #[serde(rename = "inferencePool")]
+    pub(super) inference_pool: Option<At<ReferenceFile>>,
+    /// Pods in the cluster that carry these labels.
+    pub(super) pods: Option<At<PodsFile>>,
+    /// What is behind a Service in the cluster, pod by pod.
+    pub(super) service: Option<At<ServiceFile>>,
     /// A file with the bearer token for this endpoint. Default: the pool's.
     pub(super) token_file: Option<At<PathBuf>>,
     /// The page of metrics, with `url` only, if it is not at the pool's metrics path and port.

@@ -14,6 +14,7 @@ mod defaults;
 mod file;
 mod picker;
 mod report;
+pub mod resources;
 mod settings;
 mod shape;
 mod target;
@@ -21,9 +22,10 @@ mod tree;
 mod units;
 
 pub use change::{Change, compare};
-pub use check::{load, load_bytes, load_file, read_file, schema, wrong_levels};
+pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use picker::{BodyMode, ExtProc};
 pub use report::{Place, Problem, Report, Severity, nearest};
+pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
@@ -43,10 +45,14 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Whether another process of the same user may listen on the same addresses, as a successor does.
     pub reuse_port: bool,
-    /// The groups of pods; at least one.
+    /// The groups of pods; at least one, unless a cluster has them.
     pub pools: Vec<Arc<Pool>>,
     /// Names that clients ask for and what they mean.
     pub models: Vec<Model>,
+    /// What `InferenceObjective`s say.
+    pub objectives: Vec<Objective>,
+    /// Where inference resources come from, if they do.
+    pub kubernetes: Option<Kubernetes>,
     /// How a pod is chosen where a listener says nothing else.
     pub scheduler: Scheduler,
     /// The operator's listener: probes, metrics, state, and all that changes something.
@@ -86,7 +92,7 @@ pub struct Listener {
 }
 
 /// A group of pods that serve the same base model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Unique name.
     pub name: Arc<str>,
@@ -141,6 +147,13 @@ pub enum Endpoint {
     Dns(Target),
     /// A YAML file that lists endpoints (`- url: ...`), read again when it changes.
     File(PathBuf),
+    /// Pods that a cluster knows.
+    Cluster {
+        /// Which.
+        members: Members,
+        /// As [`Target::token_file`], for each of them.
+        token_file: Option<PathBuf>,
+    },
 }
 
 /// Where one pod is and how to speak to it.
@@ -184,7 +197,7 @@ impl Origin {
 }
 
 /// How a pool's pods are scraped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Path of the page.
     pub path: String,
@@ -199,7 +212,7 @@ pub struct Metrics {
 }
 
 /// A name that clients ask for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     /// The name in the client's `model` field.
     pub name: Arc<str>,

@@ -29,10 +29,27 @@ pub(super) struct Reading<T> {
 
 /// Reads a typed value from a tree.
 pub(super) fn read<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
+    read_knowing(root, Known::All)
+}
+
+/// Reads a typed value that holds a part of what may be in the tree: another key is a problem only if it is likely a
+/// slip of one that is missing.
+pub(super) fn read_part<T: de::DeserializeOwned>(root: &Node) -> Reading<T> {
+    read_knowing(root, Known::Part)
+}
+
+/// How much of what may stand in a map its struct names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    All,
+    Part,
+}
+
+fn read_knowing<T: de::DeserializeOwned>(root: &Node, known: Known) -> Reading<T> {
     let findings = RefCell::new(Vec::new());
     let mut value = None;
     while !root.dropped.get() && findings.borrow().len() < MOST_MISFITS {
-        let reader = Reader { node: root, findings: &findings };
+        let reader = Reader { node: root, findings: &findings, known };
         match T::deserialize(reader) {
             Ok(read) => {
                 value = Some(read);
@@ -134,6 +151,7 @@ fn expectation(expected: &str, found: Unexpected<'_>) -> String {
 struct Reader<'a> {
     node: &'a Node,
     findings: &'a RefCell<Vec<Finding>>,
+    known: Known,
 }
 
 impl<'a> Reader<'a> {
@@ -182,11 +200,13 @@ impl<'a> Reader<'a> {
                 let remedy = format!("keep one: the first is on line {}", first.key_place.line);
                 self.report(Finding::error(entry.key_place, message, remedy));
             } else if let Some(known) = known.filter(|known| !known.contains(&entry.key.as_str())) {
+                if self.known == Known::Part && meant(entry, entries, known).is_none() {
+                    continue;
+                }
                 let message = format!("`{}` is not a field here", entry.key);
                 self.report(Finding::error(entry.key_place, message, suggestion(&entry.key, known, "the fields are")));
                 // What is inside is read as the field that was probably meant, so that its problems show as well.
-                let near = nearest(&entry.key, known.iter().copied());
-                entry.meant.set(near.filter(|near| entries.iter().all(|other| other.field() != *near)));
+                entry.meant.set(meant(entry, entries, known));
                 if entry.meant.get().is_some() {
                     continue;
                 }
@@ -210,6 +230,12 @@ impl<'a> Reader<'a> {
             Kind::Map(_) => Unexpected::Map,
         }
     }
+}
+
+/// The field that this key was probably meant to be, if it is not there.
+fn meant(entry: &Entry, entries: &[Entry], known: &'static [&'static str]) -> Option<&'static str> {
+    let near = nearest(&entry.key, known.iter().copied());
+    near.filter(|near| entries.iter().all(|other| other.field() != *near))
 }
 
 impl Node {

@@ -50,18 +50,29 @@ impl Entry {
 
 /// Reads one YAML document.
 pub(super) fn parse(text: &str) -> Result<Node, Finding> {
-    // Duplicate keys pass here because `shape` reports them all; booleans are `true` and `false` alone, so that a
-    // model called `no` stays a word. The budgets are far above any real file and far below what would hurt.
-    let options = serde_saphyr::options! {
+    match serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options()) {
+        Ok(root) => Ok(Node::from(root)),
+        Err(error) => Err(finding(text, &error)),
+    }
+}
+
+/// Reads any number of YAML documents, `---` between them; empty ones are left out.
+pub(super) fn parse_all(text: &str) -> Result<Vec<Node>, Finding> {
+    match serde_saphyr::from_multiple_with_options::<Spanned<Kind>>(text, options()) {
+        Ok(documents) => Ok(documents.into_iter().map(Node::from).collect()),
+        Err(error) => Err(finding(text, &error)),
+    }
+}
+
+/// Duplicate keys pass here because `shape` reports them all; booleans are `true` and `false` alone, so that a model
+/// called `no` stays a word. The budgets are far above any real file and far below what would hurt.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
         strict_booleans: true,
         with_snippet: false,
         reject_unsupported_tags: true,
         budget: serde_saphyr::budget! { max_events: 200_000, max_nodes: 100_000, max_depth: 32 },
-    };
-    match serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options) {
-        Ok(root) => Ok(Node::from(root)),
-        Err(error) => Err(finding(text, &error)),
     }
 }
 

@@ -1,11 +1,18 @@
-//! Which pods exist: fixed addresses, files that list them, names that resolve to them.
+//! Which pods exist: fixed addresses, files that list them, names that resolve to them, resources of a cluster.
 //!
 //! Every source keeps its own last good list; a pool's pods are the union, in the order of the configuration. A source
 //! that fails keeps what it last said: pods are taken away because somebody says so, never because nobody answers.
 
 mod dns;
 mod file;
+#[cfg(feature = "kubernetes")]
+mod hub;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+mod resources;
 mod sources;
+#[cfg(feature = "kubernetes")]
+mod status;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +24,7 @@ use crate::{
     fleet::{Changes, Fleet},
     tasks::Tasks,
 };
+pub use resources::{Resources, read_manifests};
 use sources::Sources;
 
 /// Reads a list of endpoints: the file's name, its text -> targets, or the problems in words.
@@ -31,6 +39,7 @@ pub struct Discovery {
     tasks: Tasks,
     parse: ParseEndpoints,
     on_change: OnChange,
+    resources: Resources,
     pools: Mutex<BTreeMap<Arc<str>, Arc<Sources>>>,
 }
 
@@ -43,7 +52,14 @@ impl std::fmt::Debug for Discovery {
 impl Discovery {
     /// Follows no pool yet.
     pub fn new(fleet: &Arc<Fleet>, tasks: &Tasks, parse: ParseEndpoints, on_change: OnChange) -> Self {
-        Self { fleet: Arc::clone(fleet), tasks: tasks.clone(), parse, on_change, pools: Mutex::default() }
+        let (fleet, tasks, resources) = (Arc::clone(fleet), tasks.clone(), Resources::none());
+        Self { fleet, tasks, parse, on_change, resources, pools: Mutex::default() }
+    }
+
+    /// The same, with pools that stand for what `resources` say.
+    #[must_use]
+    pub fn over(self, resources: &Resources) -> Self {
+        Self { resources: resources.clone(), ..self }
     }
 
     /// From now on follows these pools, which the fleet has, and no others. Fixed addresses are there when this returns;
@@ -76,12 +92,15 @@ impl Discovery {
 
     /// Follows one endpoint for ever.
     fn watch(&self, endpoint: Endpoint, slot: sources::Slot) -> impl Future<Output = ()> + Send + use<> {
-        let parse = self.parse;
+        let (parse, resources) = (self.parse, self.resources.clone());
         async move {
             match endpoint {
                 Endpoint::Fixed(_) => {}
                 Endpoint::File(path) => file::watch(path, parse, slot).await,
                 Endpoint::Dns(target) => dns::watch(target, slot).await,
+                Endpoint::Cluster { members, token_file } => {
+                    resources::watch(resources, members, token_file, slot).await;
+                }
             }
         }
     }

@@ -94,17 +94,23 @@ impl Sources {
     }
 }
 
-/// What an endpoint stands for before it was asked. A name that was followed with other credentials keeps its addresses
+/// What an endpoint stands for before it was asked. What was followed with other credentials keeps its addresses
 /// meanwhile: they are as good as they were.
 fn first_targets(endpoint: &Endpoint, old: &[Source]) -> Vec<Target> {
-    let target = match endpoint {
-        Endpoint::Fixed(target) => return vec![target.clone()],
-        Endpoint::File(_) => return Vec::new(),
-        Endpoint::Dns(target) => target,
+    let same = |old: &&Source| match (endpoint, &old.endpoint) {
+        (Endpoint::Dns(now), Endpoint::Dns(then)) => now.origin == then.origin,
+        (Endpoint::Cluster { members: now, .. }, Endpoint::Cluster { members: then, .. }) => now == then,
+        _ => false,
     };
-    let same_name = |source: &&Source| matches!(&source.endpoint, Endpoint::Dns(old) if old.origin == target.origin);
-    let addresses = old.iter().find(same_name).map(|source| source.targets.as_slice()).unwrap_or_default();
-    addresses.iter().map(|old| Target { origin: old.origin.clone(), ..target.clone() }).collect()
+    let known = || old.iter().find(same).map(|source| source.targets.as_slice()).unwrap_or_default().iter();
+    match endpoint {
+        Endpoint::Fixed(target) => vec![target.clone()],
+        Endpoint::File(_) => Vec::new(),
+        Endpoint::Dns(target) => known().map(|old| Target { origin: old.origin.clone(), ..target.clone() }).collect(),
+        Endpoint::Cluster { token_file, .. } => {
+            known().map(|old| Target { token_file: token_file.clone(), ..old.clone() }).collect()
+        }
+    }
 }
 
 impl Slot {

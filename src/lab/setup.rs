@@ -143,7 +143,7 @@ pub(super) fn targets(config: &Config) -> Vec<Target> {
     let endpoints = config.pools.iter().flat_map(|pool| &pool.endpoints);
     let fixed = endpoints.filter_map(|endpoint| match endpoint {
         Endpoint::Fixed(target) => Some(target.clone()),
-        Endpoint::Dns(_) | Endpoint::File(_) => None,
+        Endpoint::Dns(_) | Endpoint::File(_) | Endpoint::Cluster { .. } => None,
     });
     fixed.collect()
 }

@@ -233,6 +233,8 @@ mod tests {
             reuse_port: false,
             pools: Vec::new(),
             models,
+            objectives: Vec::new(),
+            kubernetes: None,
             scheduler: Scheduler::LeastCost,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             probes: None,

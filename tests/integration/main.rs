@@ -19,6 +19,7 @@
 mod abandoning;
 mod binary;
 mod breaking;
+mod deploying;
 mod differential;
 mod ejecting;
 
@@ -28,6 +29,8 @@ mod harness;
 mod hostile_bodies;
 mod hostile_http2;
 mod keeping;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod leaving;
 mod logging_decisions;
 mod logging_requests;

@@ -9,13 +9,19 @@ mod settings;
 
 pub use settings::wrong_levels;
 
-use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     Bytes, Config, Place, Problem, Report, Severity, defaults,
     file::{DoorFile, File, ListenerFile},
     report::{Finding, Source},
-    shape,
+    resources, shape,
     tree::{self, At, Kind, Node},
     units::{AddressText, Span},
 };
@@ -24,10 +30,21 @@ use super::{
 const SMALLEST: &str = "begin with `listeners: [ { name: openai, address: 0.0.0.0:8081 } ]` and \
     `pools: [ { name: vllm, endpoints: [ { url: \"http://10.0.0.1:8000\" } ] } ]`";
 
+/// What the command line says besides the file.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// `kubernetes.manifests`, whatever the file says.
+    pub manifests: Option<PathBuf>,
+}
+
 /// Reads a configuration: with its warnings if it can be used, or with every problem if not.
 pub fn load(path_name: &str, text: &str) -> Result<(Config, Vec<Problem>), Report> {
+    load_text(path_name, text, &Given::default())
+}
+
+fn load_text(path_name: &str, text: &str, given: &Given) -> Result<(Config, Vec<Problem>), Report> {
     let source = Source::new(path_name, text);
-    let mut sheet = Sheet::default();
+    let mut sheet = Sheet { given: given.clone(), ..Sheet::default() };
     let config = read(text, &mut sheet);
     let errors = sheet.errors();
     let problems = source.problems(sheet.findings);
@@ -65,8 +82,13 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, Report> {
 
 /// [`load`] for what a file holds before it is known to be text.
 pub fn load_bytes(path_name: &str, bytes: &[u8]) -> Result<(Config, Vec<Problem>), Report> {
+    load_given(path_name, bytes, &Given::default())
+}
+
+/// [`load_bytes`], with what the command line says besides.
+pub fn load_given(path_name: &str, bytes: &[u8], given: &Given) -> Result<(Config, Vec<Problem>), Report> {
     match std::str::from_utf8(bytes) {
-        Ok(text) => load(path_name, text),
+        Ok(text) => load_text(path_name, text, given),
         Err(error) => {
             let shown = String::from_utf8_lossy(bytes);
             let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
@@ -107,7 +129,10 @@ fn read(text: &str, sheet: &mut Sheet) -> Option<Config> {
     sheet.listeners_known = whole(&root, "listeners");
     sheet.pools_known = whole(&root, "pools");
     sheet.models_known = whole(&root, "models");
-    Some(check(&reading.value?, sheet))
+    let file = reading.value?;
+    sheet.resources = file.kubernetes.is_some() || sheet.given.manifests.is_some();
+    sheet.models_known &= !sheet.resources;
+    Some(check(&file, sheet))
 }
 
 /// Whether all of a list was read, so that what it does not name does not exist.
@@ -122,6 +147,7 @@ fn whole(root: &Node, list: &str) -> bool {
 
 /// What was found so far, and what may be asked.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a question of its own")]
 pub(super) struct Sheet {
     pub(super) findings: Vec<Finding>,
     /// Every listener of the file was read, so that there are no others.
@@ -130,6 +156,10 @@ pub(super) struct Sheet {
     pub(super) pools_known: bool,
     /// The same for models.
     pub(super) models_known: bool,
+    /// Inference resources may bring further pools, called NAMESPACE/NAME, and models.
+    pub(super) resources: bool,
+    /// What the command line says besides.
+    pub(super) given: Given,
 }
 
 impl Sheet {
@@ -205,12 +235,16 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
     let (admin, probes) = addresses(file, sheet);
+    let manifests = sheet.given.manifests.clone();
+    let kubernetes = resources::kubernetes(file.kubernetes.as_ref(), manifests, sheet);
     let timeouts = settings::timeouts(file.timeouts.as_ref(), sheet);
     Config {
         listeners,
         reuse_port: file.reuse_port.unwrap_or(false),
         pools,
         models,
+        objectives: Vec::new(),
+        kubernetes,
         scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
         admin,
         probes,
@@ -427,7 +461,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         assert_eq!((openai.scheduler.as_ref(), openai.models.as_ref()), (None, None));
         assert_eq!(classic.scheduler, Some(Scheduler::RoundRobin));
         assert_eq!(classic.models.as_ref().unwrap()["llama2"].as_deref(), Some("triton"));
-        let [vllm, triton, homemade] = &config.pools[..] else { panic!("{:?}", config.pools) };
+        let [vllm, triton, homemade, in_cluster] = &config.pools[..] else { panic!("{:?}", config.pools) };
         let [Endpoint::Fixed(plain), Endpoint::Fixed(remote), Endpoint::Dns(named)] = &vllm.endpoints[..] else {
             panic!("{:?}", vllm.endpoints)
         };
@@ -440,6 +474,11 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         assert_eq!(remote.metrics_url.as_deref(), Some("https://app.example.net/llama-metrics"));
         assert_eq!(named.origin.host, "vllm.default.svc.cluster.local");
         assert_eq!((triton.metrics.port, &triton.engine), (Some(8002), &Engine::Triton));
+        let kinds: Vec<_> = in_cluster.endpoints.iter().map(|it| matches!(it, Endpoint::Cluster { .. })).collect();
+        assert_eq!(kinds, [true; 3]);
+        let kubernetes = config.kubernetes.as_ref().unwrap();
+        assert_eq!((kubernetes.home(), kubernetes.everywhere()), (Some("inference"), false));
+        assert_eq!(kubernetes.workload_label.as_deref(), Some("kaito.sh/workspace"));
         let Engine::Custom(custom) = &homemade.engine else { panic!("{:?}", homemade.engine) };
         assert_eq!(custom.waiting.as_deref(), Some("queue_size{queue=\"main\"}"));
         let Scheduler::Weighted(scorers) = &config.scheduler else { panic!("{:?}", config.scheduler) };
@@ -718,7 +757,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "shceduler: { policy: weighted, scorers: [] }",
             &[
-                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, models, scheduler, admin, probes, limits, timeouts, retry, waiting, sessions, api, log",
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, sessions, api, log",
                 "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
             ],
         ),
@@ -809,7 +848,24 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
                 "3:31 pool `q` has no endpoints -> add one: `{ url: \"http://10.0.0.1:8000\" }`, `{ dns: \"http://name:8000\" }` or `{ file: pods.yaml }`",
             ],
         ),
-        ("endpoints: [{}]", &["3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`"]),
+        (
+            "endpoints: [{}]",
+            &[
+                "3:32 this endpoint says nothing about where it is -> add `url:`, `dns:` or `file:`; or, in a cluster, `inferencePool:`, `pods:` or `service:`",
+            ],
+        ),
+        (
+            "endpoints: [{ inferencePool: { name: p } }]",
+            &[
+                "3:49 no cluster is asked, so there are no such pods -> add `kubernetes: {}` at the top level, or start with `--manifests DIR`",
+            ],
+        ),
+        (
+            "endpoints: [{ inferencePool: { name: p }, url: \"http://a\" }]",
+            &[
+                "3:32 this endpoint is in more than one place -> keep one of its places, and make the others entries of their own",
+            ],
+        ),
         (
             "endpoints: [{ url: \"http://a\", file: b }]",
             &[
@@ -880,6 +936,43 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
             let text =
                 format!("listeners: [{{ name: a, address: 127.0.0.1:8081 }}]\n\npools: [{{ name: q, {fields} }}]");
             assert_eq!(told(&text), *expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_may_bring_the_pools_and_what_is_wrong_with_that_is_told() {
+        let alone = |rest: &str| told(&format!("listeners: [{{ name: a, address: 127.0.0.1:8081 }}]\n{rest}"));
+        assert_eq!(alone("kubernetes: {}"), [] as [&str; 0]);
+        assert_eq!(alone("kubernetes: {}\nmodels: [{ modelName: m, poolRef: default/llama }]"), [] as [&str; 0]);
+        let pools = "\npools: [{ name: q, endpoints: [";
+        for (rest, expected) in [
+            ("kubernetes: { namespaces: [Default] }".to_owned(), "2:28 `Default` is not a namespace ->"),
+            (
+                "kubernetes: { kubeconfig: a, manifests: b }".to_owned(),
+                "2:27 warning: with `manifests` no cluster is asked",
+            ),
+            (
+                format!("kubernetes: {}{pools}{{ pods: {{ selector: {{}} }} }}] }}]", "{}"),
+                "3:52 this selector chooses no pod",
+            ),
+            (
+                format!("kubernetes: {}{pools}{{ service: {{ port: 1 }} }}] }}]", "{}"),
+                "3:43 this does not say which Service",
+            ),
+            (
+                format!("kubernetes: {}{pools}{{ service: {{ name: a, port: 70000 }} }}] }}]", "{}"),
+                "3:60 70000 is not a port -> write a number from 1 to 65535, or a name",
+            ),
+            (
+                format!(
+                    "kubernetes: {}{pools}{{ url: \"http://a\" }}] }}]\nmodels: [{{ modelName: m, poolRef: p }}]",
+                    "{}"
+                ),
+                "4:35 there is no pool called `p` -> the pools are: q",
+            ),
+        ] {
+            let said = alone(&rest);
+            assert!(said.len() == 1 && said[0].starts_with(expected), "{rest}: {said:?}");
         }
     }
 

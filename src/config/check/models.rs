@@ -87,7 +87,8 @@ fn targets(targets: &At<Vec<TargetModelFile>>, sheet: &mut Sheet) -> Vec<TargetM
 
 fn known_pool(reference: &At<String>, file: &File, sheet: &mut Sheet) {
     let names: Vec<&str> = file.pools.value.iter().map(|pool| pool.name.value.as_str()).collect();
-    if sheet.pools_known && !names.is_empty() && !names.contains(&reference.value.as_str()) {
+    let elsewhere = sheet.resources && (names.is_empty() || reference.value.contains('/'));
+    if sheet.pools_known && !names.is_empty() && !elsewhere && !names.contains(&reference.value.as_str()) {
         let remedy = suggestion(&reference.value, &names, "the pools are");
         sheet.error(reference.place, format!("there is no pool called `{}`", reference.value), remedy);
     }

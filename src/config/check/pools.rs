@@ -6,14 +6,16 @@ use super::Sheet;
 use crate::config::{
     CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target, defaults,
     file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
+    resources,
     target::{metrics_page, parse_target},
     tree::At,
 };
 
 /// Every pool of the file.
 pub(super) fn pools(pools: &At<Vec<PoolFile>>, sheet: &mut Sheet) -> Vec<Arc<Pool>> {
-    if pools.value.is_empty() && sheet.pools_known {
-        let remedy = "add one: `- { name: vllm, endpoints: [ { url: \"http://10.0.0.1:8000\" } ] }`";
+    if pools.value.is_empty() && sheet.pools_known && !sheet.resources {
+        let remedy = "add one: `- { name: vllm, endpoints: [ { url: \"http://10.0.0.1:8000\" } ] }`, or `kubernetes: {}` for \
+                      the InferencePools of the cluster";
         sheet.error(pools.place, "there is no pool, so nobody could answer", remedy);
     }
     sheet.names("pool", &pools.value.iter().map(|pool| &pool.name).collect::<Vec<_>>());
@@ -25,7 +27,11 @@ fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
     let endpoints = endpoints(file, sheet);
     let forward_authorization = file.forward_authorization.as_ref().is_some_and(|forward| forward.value);
     if let Some(forward) = file.forward_authorization.as_ref().filter(|forward| forward.value) {
-        let token = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Fixed(target) | Endpoint::Dns(target) if target.token_file.is_some());
+        let token = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Fixed(target) | Endpoint::Dns(target) => target.token_file.is_some(),
+            Endpoint::Cluster { token_file, .. } => token_file.is_some(),
+            Endpoint::File(_) => false,
+        };
         if endpoints.iter().any(token) {
             let message = "a pool's own token replaces the client's Authorization, so both cannot reach the pods";
             sheet.warning(forward.place, message, "remove `forward_authorization`, or `token_file`");
@@ -35,6 +41,7 @@ fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
         let tls = |endpoint: &Endpoint| match endpoint {
             Endpoint::Fixed(target) | Endpoint::Dns(target) => target.origin.https,
             Endpoint::File(_) => true,
+            Endpoint::Cluster { .. } => false,
         };
         if !endpoints.is_empty() && !endpoints.iter().any(tls) {
             sheet.warning(
@@ -70,6 +77,7 @@ fn endpoints(pool: &PoolFile, sheet: &mut Sheet) -> Vec<Endpoint> {
             Endpoint::Fixed(target) => format!("url {}{}", target.origin.authority(), target.base_path),
             Endpoint::Dns(target) => format!("dns {}{}", target.origin.authority(), target.base_path),
             Endpoint::File(path) => format!("file {}", path.display()),
+            Endpoint::Cluster { members, .. } => format!("{members:?}"),
         };
         match seen.get(&key) {
             Some(line) => sheet.error(
@@ -91,7 +99,22 @@ fn endpoint(
 ) -> Option<(Place, Endpoint)> {
     let given = &entry.value;
     let token = given.token_file.as_ref().or(pool_token);
+    let cluster = [
+        given.inference_pool.as_ref().map(|at| at.place),
+        given.pods.as_ref().map(|at| at.place),
+        given.service.as_ref().map(|at| at.place),
+    ];
+    let mut cluster = cluster.into_iter().flatten();
+    let (in_cluster, more) = (cluster.next(), cluster.next());
     match (&given.url, &given.dns, &given.file) {
+        (None, None, None) if in_cluster.is_some() && more.is_none() => {
+            in_cluster.zip(self::cluster(given, token.map(|path| path.value.clone()), sheet))
+        }
+        _ if in_cluster.is_some() => {
+            let remedy = "keep one of its places, and make the others entries of their own";
+            sheet.error(entry.place, "this endpoint is in more than one place", remedy);
+            None
+        }
         (Some(url), None, None) => {
             let metrics_url = metrics_page(sheet, given.metrics_url.as_ref());
             let token_file = token.map(|path| path.value.clone());
@@ -113,7 +136,8 @@ fn endpoint(
         }
         (None, None, None) => {
             let message = "this endpoint says nothing about where it is";
-            sheet.error(entry.place, message, "add `url:`, `dns:` or `file:`");
+            let remedy = "add `url:`, `dns:` or `file:`; or, in a cluster, `inferencePool:`, `pods:` or `service:`";
+            sheet.error(entry.place, message, remedy);
             None
         }
         _ => {
@@ -122,6 +146,22 @@ fn endpoint(
             None
         }
     }
+}
+
+/// Pods that a cluster knows.
+fn cluster(given: &EndpointFile, token_file: Option<PathBuf>, sheet: &mut Sheet) -> Option<Endpoint> {
+    if let Some(metrics_url) = &given.metrics_url {
+        let message = "`metrics_url` would be the same page for every pod";
+        sheet.error(metrics_url.place, message, "set `path` and `port` under the pool's `metrics` instead");
+    }
+    let members = resources::members(given, sheet)?;
+    if !sheet.resources {
+        let place = [&given.inference_pool.as_ref().map(|at| at.place), &given.pods.as_ref().map(|at| at.place)];
+        let place = place.into_iter().flatten().next().copied().or(given.service.as_ref().map(|at| at.place));
+        let remedy = "add `kubernetes: {}` at the top level, or start with `--manifests DIR`";
+        sheet.error(place.unwrap_or_default(), "no cluster is asked, so there are no such pods", remedy);
+    }
+    Some(Endpoint::Cluster { members, token_file })
 }
 
 /// A target whose host name stands for several pods.

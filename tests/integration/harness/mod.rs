@@ -4,6 +4,8 @@
 //! Nothing here sleeps for luck: whoever waits, waits for a condition, and gives up loudly.
 
 mod client;
+#[cfg(feature = "kubernetes")]
+mod cluster;
 mod desk;
 pub(crate) mod envoy;
 mod gateway;
@@ -12,6 +14,8 @@ mod pods;
 use std::time::Duration;
 
 pub(crate) use client::{Call, Client, RawClient, Reply, chat, chat_stream, events};
+#[cfg(feature = "kubernetes")]
+pub(crate) use cluster::{ALPHA_POOLS, Cluster, MODELS, PODS, POOLS, SLICES};
 pub(crate) use desk::LoneDesk;
 pub(crate) use gateway::{Gateway, Plan};
 pub(crate) use pods::{Exchange, RawPod, SimPod, how_it_is, refusing_endpoint, sse_head, whole_json};

@@ -1,0 +1,357 @@
+//! What a world of objects means: the pools, models and objectives that it adds to what the file says.
+//!
+//! The file outranks every object. Among objects the oldest wins, then the first by name, as the Gateway API has it; so
+//! nobody takes a model's name away from somebody who has it, and two gateways come to the same result. An object that
+//! loses, or that leads nowhere, is left out and told of; it takes nothing else with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use super::{
+    Kind, Members, ObjectName, Objective, PortRef, Reference, World, addresses,
+    objects::{Body, ModelBody, Object, PoolRef, RewriteBody, Rule},
+};
+use crate::config::{Config, Criticality, Endpoint, Engine, Model, ModelTimeouts, Pool, Sticky, TargetModel, defaults};
+
+/// A configuration with what a world adds to it.
+#[derive(Debug)]
+pub struct Furnished {
+    /// The whole.
+    pub config: Config,
+    /// What is to be said about objects.
+    pub notes: Vec<Note>,
+}
+
+/// Something about one object that its owner should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The object's kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: ObjectName,
+    /// The field that it is about, such as `spec.poolRef.name`.
+    pub field: String,
+    /// What it means for the object.
+    pub weight: Weight,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What a note means for its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// It is in force all the same.
+    Doubt,
+    /// It, or the part that the note is about, is not in force: somebody older has the name.
+    NameInUse,
+    /// It, or that part, is not in force for another reason.
+    Unusable,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}: {}: {} ({})", self.kind.word(), self.name, self.field, self.message, self.remedy)
+    }
+}
+
+/// `config`, as the file has it, with the pools, models and objectives of `world`.
+pub fn furnish(config: Config, world: &World) -> Furnished {
+    let Some(kubernetes) = config.kubernetes.clone() else {
+        return Furnished { config, notes: Vec::new() };
+    };
+    let mut furnishing = Furnishing { world, config, led: BTreeMap::new(), notes: Vec::new() };
+    if world.complete {
+        furnishing.claimed();
+        furnishing.pools();
+        if let Some(label) = &kubernetes.workload_label {
+            furnishing.workloads(label);
+        }
+        furnishing.models();
+        furnishing.objectives();
+    }
+    Furnished { config: furnishing.config, notes: furnishing.notes }
+}
+
+struct Furnishing<'a> {
+    world: &'a World,
+    config: Config,
+    /// The pool that each `InferencePool` leads to.
+    led: BTreeMap<ObjectName, Arc<str>>,
+    notes: Vec<Note>,
+}
+
+/// Somebody's claim to a model name.
+struct Claim<'a> {
+    kind: Kind,
+    name: &'a ObjectName,
+    object: &'a Object,
+    /// Where the name stands.
+    field: String,
+    model: &'a str,
+    pool: &'a PoolRef,
+    targets: Vec<(&'a str, Option<u32>)>,
+    /// Where the targets stand.
+    targets_field: String,
+    criticality: Criticality,
+    /// Whether answers carry the client's name for the model.
+    hides: bool,
+}
+
+impl<'a> Furnishing<'a> {
+    fn note(&mut self, of: (Kind, &ObjectName), field: impl Into<String>, weight: Weight, told: (String, &str)) {
+        let (kind, name) = of;
+        let (message, remedy) = told;
+        let remedy = remedy.to_owned();
+        self.notes.push(Note { kind, name: name.clone(), field: field.into(), weight, message, remedy });
+    }
+
+    /// The `InferencePool`s that pools of the file stand for.
+    fn claimed(&mut self) {
+        for pool in self.config.pools.clone() {
+            for endpoint in &pool.endpoints {
+                let Endpoint::Cluster { members: Members::InferencePool(reference), .. } = endpoint else { continue };
+                let name = self.world.resolve(reference);
+                if self.world.pool(&name).is_none() {
+                    let message = format!("pool `{}` stands for it, and it is not there", pool.name);
+                    let remedy = "create it, or correct `inferencePool` in the configuration";
+                    self.note((Kind::Pool, &name), "metadata.name", Weight::Doubt, (message, remedy));
+                }
+                self.led.entry(name).or_insert_with(|| Arc::clone(&pool.name));
+            }
+        }
+    }
+
+    /// The others become pools of their own.
+    fn pools(&mut self) {
+        let world = self.world;
+        let names: BTreeSet<&ObjectName> =
+            [Kind::Pool, Kind::AlphaPool].into_iter().flat_map(|kind| world.all(kind)).map(|(name, _)| name).collect();
+        for name in names {
+            let Some((kind, pool)) = world.pool(name) else { continue };
+            if kind == Kind::Pool && world.all(Kind::AlphaPool).any(|(other, _)| other == name) {
+                let message = format!("`{}` has one of this name too, and that one counts", Kind::Pool.group());
+                self.note((Kind::AlphaPool, name), "apiVersion", Weight::Unusable, (message, "delete this one"));
+            }
+            let lacks = [
+                (pool.selector.is_empty(), "spec.selector", "it selects no pods", "name the labels of the pods"),
+                (pool.ports.is_empty(), "spec", "it names no port", "name the port on which the pods serve"),
+            ];
+            for (_, field, message, remedy) in lacks.into_iter().filter(|(lacks, ..)| *lacks) {
+                self.note((kind, name), field, Weight::Unusable, (message.to_owned(), remedy));
+            }
+            if self.led.contains_key(name) {
+                continue;
+            }
+            let reference = Reference { namespace: Some(name.namespace.to_string()), name: name.name.to_string() };
+            if self.add_pool(name, Members::InferencePool(reference)) {
+                self.led.insert(name.clone(), name.to_string().into());
+            } else {
+                let message = format!("the configuration has another pool called `{name}`");
+                let remedy = "give that one another name, or the endpoint `inferencePool` for this one";
+                self.note((kind, name), "metadata.name", Weight::NameInUse, (message, remedy));
+            }
+        }
+    }
+
+    /// Every value of the label on pods is a pool.
+    fn workloads(&mut self, label: &str) {
+        let workloads: BTreeSet<ObjectName> = addresses::workloads(self.world, label).collect();
+        for name in workloads {
+            let selector = [(label.to_owned(), name.name.to_string())].into();
+            let namespace = Some(name.namespace.to_string());
+            self.add_pool(&name, Members::Pods { namespace, selector, port: PortRef::Usual });
+        }
+    }
+
+    /// Whether the name was free.
+    fn add_pool(&mut self, name: &ObjectName, members: Members) -> bool {
+        let name: Arc<str> = name.to_string().into();
+        let free = self.config.pools.iter().all(|pool| pool.name != name);
+        if free {
+            self.config.pools.push(Arc::new(Pool {
+                name,
+                engine: Engine::Auto,
+                endpoints: vec![Endpoint::Cluster { members, token_file: None }],
+                metrics: defaults::metrics(),
+                forward_authorization: false,
+                ca_file: None,
+            }));
+        }
+        free
+    }
+
+    fn models(&mut self) {
+        let mut claims = self.claims();
+        claims.sort_by_key(|claim| (claim.object.head.created.is_none(), &claim.object.head.created, claim.name));
+        let mut taken: BTreeMap<Arc<str>, String> = BTreeMap::new();
+        for model in &self.config.models {
+            taken.insert(Arc::clone(&model.name), "the configuration".to_owned());
+        }
+        for claim in claims {
+            let of = (claim.kind, claim.name);
+            if claim.model.is_empty() {
+                let told = ("it names no model".to_owned(), "write the name that clients ask for");
+                self.note(of, claim.field, Weight::Unusable, told);
+                continue;
+            }
+            let Some(pool) = self.pool_of(of, claim.pool) else { continue };
+            if let Some(owner) = taken.get(claim.model) {
+                let message = format!("the model name `{}` is already in use by {owner}", claim.model);
+                let remedy = "the older one stays in force; delete one of them, or give it another name";
+                self.note(of, claim.field, Weight::NameInUse, (message, remedy));
+                continue;
+            }
+            let name: Arc<str> = claim.model.into();
+            taken.insert(Arc::clone(&name), format!("{} {}", claim.kind.word(), claim.name));
+            let targets = self.targets(&claim);
+            self.config.models.push(Model {
+                name,
+                criticality: claim.criticality,
+                pool,
+                targets,
+                sticky: Sticky::default(),
+                rewrite_response_model: claim.hides,
+                timeouts: ModelTimeouts::default(),
+            });
+        }
+    }
+
+    fn claims(&mut self) -> Vec<Claim<'a>> {
+        let world = self.world;
+        let mut claims = Vec::new();
+        for kind in [Kind::Model, Kind::Rewrite, Kind::AlphaRewrite] {
+            for (name, object) in world.all(kind).filter(|(_, object)| !object.head.deleting) {
+                match &object.body {
+                    Body::Model(model) => claims.push(claim_of_model((kind, name), object, model)),
+                    Body::Rewrite(rewrite) => self.claims_of_rewrite((kind, name), object, rewrite, &mut claims),
+                    _ => {}
+                }
+            }
+        }
+        claims
+    }
+
+    fn claims_of_rewrite(
+        &mut self,
+        of: (Kind, &'a ObjectName),
+        object: &'a Object,
+        rewrite: &'a RewriteBody,
+        claims: &mut Vec<Claim<'a>>,
+    ) {
+        for (number, rule) in rewrite.rules.iter().enumerate() {
+            let matches = rule.matches.as_deref().unwrap_or_default();
+            if matches.iter().all(|it| it.model.is_none()) {
+                let message = "a rule for every model of a pool is not supported yet".to_owned();
+                let remedy = "name the models in `matches`";
+                self.note(of, format!("spec.rules[{number}]"), Weight::Unusable, (message, remedy));
+            }
+            let models = matches.iter().enumerate().filter_map(|(at, it)| Some((at, it.model.as_ref()?)));
+            for (at, model) in models {
+                let field = format!("spec.rules[{number}].matches[{at}].model");
+                if let Some(how) = model.how.as_deref().filter(|how| *how != "Exact") {
+                    let message = format!("models are not matched by `{how}`");
+                    self.note(of, field + ".type", Weight::Unusable, (message, "write `Exact`"));
+                    continue;
+                }
+                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), (&model.value, field)));
+            }
+        }
+    }
+
+    /// The pool that a reference leads to.
+    fn pool_of(&mut self, of: (Kind, &ObjectName), reference: &PoolRef) -> Option<Arc<str>> {
+        if let Some(kind) = reference.kind.as_deref().filter(|kind| !kind.is_empty() && *kind != Kind::Pool.word()) {
+            let message = format!("a {kind} is no pool");
+            self.note(of, "spec.poolRef.kind", Weight::Unusable, (message, "write `InferencePool`"));
+            return None;
+        }
+        let name = ObjectName { namespace: Arc::clone(&of.1.namespace), name: reference.name.as_str().into() };
+        let pool = self.led.get(&name).cloned();
+        if pool.is_none() {
+            let message = format!("there is no InferencePool `{}` in namespace `{}`", name.name, name.namespace);
+            let remedy = "create it, or correct the reference; it takes effect as soon as the pool is there";
+            self.note(of, "spec.poolRef.name", Weight::Unusable, (message, remedy));
+        }
+        pool
+    }
+
+    /// The arms of a claim's split. Without weights they share equally; where only some have one, the others get nothing,
+    /// as in the reference.
+    fn targets(&mut self, claim: &Claim<'_>) -> Vec<TargetModel> {
+        let weights = claim.targets.iter().filter_map(|(_, weight)| *weight);
+        let (sum, weighted) = weights.fold((0_u64, 0), |(sum, many), weight| (sum + u64::from(weight), many + 1));
+        if weighted > 0 && weighted < claim.targets.len() && sum > 0 {
+            let message = "some target models have a weight and some have none: those get nothing".to_owned();
+            let remedy = "give a weight to all of them, or to none";
+            self.note((claim.kind, claim.name), claim.targets_field.clone(), Weight::Doubt, (message, remedy));
+        }
+        if claim.targets.is_empty() {
+            return vec![TargetModel { name: claim.model.into(), weight: 1 }];
+        }
+        let share = |weight: Option<u32>| match sum {
+            0 => 1,
+            _ => weight.unwrap_or(0).min(defaults::LARGEST_WEIGHT),
+        };
+        claim
+            .targets
+            .iter()
+            .map(|(name, weight)| TargetModel { name: (*name).into(), weight: share(*weight) })
+            .collect()
+    }
+
+    fn objectives(&mut self) {
+        let world = self.world;
+        let mut found: BTreeMap<&ObjectName, Objective> = BTreeMap::new();
+        for kind in [Kind::Objective, Kind::AlphaObjective] {
+            for (name, object) in world.all(kind).filter(|(_, object)| !object.head.deleting) {
+                let Body::Objective(objective) = &object.body else { continue };
+                let Some(pool) = self.pool_of((kind, name), &objective.pool) else { continue };
+                let objective = Objective { name: name.clone(), pool, priority: objective.priority };
+                // The newer group's counts where both have one.
+                found.entry(name).or_insert(objective);
+            }
+        }
+        self.config.objectives = found.into_values().collect();
+    }
+}
+
+fn claim_of_model<'a>(of: (Kind, &'a ObjectName), object: &'a Object, model: &'a ModelBody) -> Claim<'a> {
+    Claim {
+        kind: of.0,
+        name: of.1,
+        object,
+        field: "spec.modelName".to_owned(),
+        model: &model.model_name,
+        pool: &model.pool,
+        targets: model.targets.iter().map(|(name, weight)| (name.as_str(), *weight)).collect(),
+        targets_field: "spec.targetModels".to_owned(),
+        criticality: model.criticality,
+        hides: false,
+    }
+}
+
+fn claim_of_rule<'a>(
+    of: (Kind, &'a ObjectName),
+    object: &'a Object,
+    (pool, rule, number): (&'a PoolRef, &'a Rule, usize),
+    (model, field): (&'a str, String),
+) -> Claim<'a> {
+    let targets = rule.targets.as_deref().unwrap_or_default();
+    Claim {
+        kind: of.0,
+        name: of.1,
+        object,
+        field: field + ".value",
+        model,
+        pool,
+        targets: targets.iter().map(|target| (target.model.as_str(), target.weight)).collect(),
+        targets_field: format!("spec.rules[{number}].targets"),
+        criticality: Criticality::default(),
+        hides: true,
+    }
+}
