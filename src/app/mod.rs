@@ -79,10 +79,15 @@ impl Running {
 
     /// Reloads whenever the file or the inference resources change, until the gateway stops.
     pub fn follow(&self, reloader: &Arc<Reloader>) {
+        self.follow_resources(reloader);
         let reloader = Arc::clone(reloader);
-        let other = Arc::clone(&reloader);
-        self.background.spawn_until_stop(async move { other.watch_resources().await });
         self.background.spawn_until_stop(async move { reloader.watch().await });
+    }
+
+    /// The same for inference resources alone, where there is no file.
+    pub fn follow_resources(&self, reloader: &Arc<Reloader>) {
+        let reloader = Arc::clone(reloader);
+        self.background.spawn_until_stop(async move { reloader.watch_resources().await });
     }
 }
 

@@ -51,12 +51,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let Some((config, text)) = load_config_text(Path::new(&file), &Given::default())? else {
             return Ok(ExitCode::from(PROBLEMS));
         };
-        return serve::run_config(config, Some((Path::new(&file), &text)), None);
+        return serve::run_config(config, serve::Source::File(Path::new(&file), &text), None);
     }
     let text = configuration(&mut flags)?;
     flags.warn_of_the_rest();
     let (config, _) = config::load("the flags", &text).map_err(|report| anyhow::anyhow!("{report}"))?;
-    serve::run_config(config, None, None)
+    serve::run_config(config, serve::Source::Flags(&text), None)
 }
 
 /// Flags by name; each is taken once.
@@ -158,7 +158,8 @@ waiting: {{ timeout: 0s }}
 log: {{ level: {level} }}
 ",
         certificate.filter(|_| secure).unwrap_or_default(),
-        metrics.wrapping_add(1).max(1),
+        // Port 0 is whichever is free, here too.
+        if metrics == 0 { 0 } else { metrics.wrapping_add(1) },
         quoted(&pool),
     ))
 }
@@ -169,7 +170,8 @@ fn endpoints(flags: &mut Flags) -> anyhow::Result<(String, String, String)> {
     let space = flags.take("pool-namespace").or_else(|| std::env::var("NAMESPACE").ok());
     let space = quoted(&space.unwrap_or_else(|| "default".to_owned()));
     flags.take("pool-group");
-    let cluster = format!("kubernetes: {{ namespaces: [{space}] }}\n");
+    // Other pools of the namespace have pickers of their own.
+    let cluster = format!("kubernetes: {{ namespaces: [{space}], named_pools_only: true }}\n");
     if let Some(urls) = flags.take("endpoints") {
         let urls: Vec<String> = urls.split(',').map(|url| format!("{{ url: {} }}", quoted(url.trim()))).collect();
         return Ok((name.unwrap_or_else(|| "pods".to_owned()), urls.join(", "), String::new()));
@@ -234,7 +236,9 @@ mod tests {
     fn a_pool_is_named_in_the_configuration_as_one_would_write_it() {
         let text = configuration(&mut flags("--pool-name llama --pool-namespace ai")).unwrap();
         assert!(text.contains(r#"{ inferencePool: { name: "llama", namespace: "ai" } }"#), "{text}");
-        assert!(text.contains(r#"kubernetes: { namespaces: ["ai"] }"#), "{text}");
+        assert!(text.contains(r#"kubernetes: { namespaces: ["ai"], named_pools_only: true }"#), "{text}");
+        let (config, warnings) = config::load("t", &text).unwrap_or_else(|report| panic!("{report}\n{text}"));
+        assert!(warnings.is_empty() && !config.kubernetes.unwrap().write_status, "{text}");
         let text = configuration(&mut flags("--endpoint-selector app=vllm --endpoint-target-ports 8000,8001")).unwrap();
         assert!(
             text.contains(r#"{ pods: { selector: { "app": "vllm" }, namespace: "default", port: 8001 } }"#),

@@ -53,33 +53,77 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some((config, text)) = load_config_text(&args.config, &Given { manifests: args.manifests.clone() })? else {
         return Ok(ExitCode::from(super::PROBLEMS));
     };
-    run_config(config, Some((&args.config, &text)), args.decision_log.as_deref())
+    run_config(config, Source::File(&args.config, &text), args.decision_log.as_deref())
 }
 
-/// Runs the gateway of `config`, which is followed in its file, if it has one with this text.
-pub(super) fn run_config(
-    config: Config,
-    file: Option<(&Path, &str)>,
-    decision_log: Option<&Path>,
-) -> anyhow::Result<ExitCode> {
+/// Where a configuration's text comes from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// A file, which is followed.
+    File(&'a Path, &'a str),
+    /// Flags that mean this text.
+    Flags(&'a str),
+}
+
+impl<'a> Source<'a> {
+    fn name_and_text(self) -> (&'a Path, &'a str) {
+        match self {
+            Self::File(path, text) => (path, text),
+            Self::Flags(text) => (Path::new("flags"), text),
+        }
+    }
+}
+
+/// Runs the gateway of `config`. Inference resources are followed, and so is its file, if it has one.
+pub(super) fn run_config(config: Config, source: Source<'_>, decision_log: Option<&Path>) -> anyhow::Result<ExitCode> {
     let level = logs::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, file, decision_log, level))
+    runtime.block_on(serve(config, source, decision_log, level))
 }
 
 async fn serve(
     config: Config,
-    file: Option<(&Path, &str)>,
+    source: Source<'_>,
     decision_log: Option<&Path>,
     level: logs::Level,
 ) -> anyhow::Result<ExitCode> {
     // Before anything listens, so that a signal is never lost.
     let mut signals = Signals::new()?;
-    let raised = app::OpenFiles::raise(&config);
-    let files = app::OpenFiles::now(&config);
+    greet(&config, source);
+    let running = app::start_logging(config, decision_log).await?;
+    let (name, text) = source.name_and_text();
+    let reloader = running.reloader(name, text, Some(level));
+    let followed = matches!(source, Source::File(..));
+    if followed {
+        running.follow(&reloader);
+    } else {
+        running.follow_resources(&reloader);
+    }
+    tell_addresses(&running);
+    let stop = loop {
+        match signals.next().await {
+            SignalKindSeen::Hangup if followed => {
+                reloader.reload().await;
+            }
+            SignalKindSeen::Hangup => {}
+            stop => break stop,
+        }
+    };
+    let timeouts = running.policy.load().config.timeouts;
+    let delay = if stop == SignalKindSeen::Interrupt { Duration::ZERO } else { timeouts.drain_delay };
+    let hurry = async move { while signals.next().await == SignalKindSeen::Hangup {} };
+    let stopped = running.stop(delay, timeouts.drain_grace, hurry).await;
+    Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
+}
+
+/// The first line of the log, and whether there will be files enough.
+fn greet(config: &Config, source: Source<'_>) {
+    let raised = app::OpenFiles::raise(config);
+    let files = app::OpenFiles::now(config);
+    let (name, text) = source.name_and_text();
     tracing::info!(
-        config = file.map(|(path, _)| tracing::field::display(path.display())),
-        hash = file.map(|(_, text)| app::hash(text.as_bytes())),
+        config = %name.display(),
+        hash = app::hash(text.as_bytes()),
         listeners = config.listeners.len(),
         pools = config.pools.len(),
         open_files = files.limit,
@@ -94,11 +138,10 @@ async fn serve(
             "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
         );
     }
-    let running = app::start_logging(config, decision_log).await?;
-    let reloader = file.map(|(path, text)| running.reloader(path, text, Some(level)));
-    if let Some(reloader) = &reloader {
-        running.follow(reloader);
-    }
+}
+
+/// Where it listens.
+fn tell_addresses(running: &app::Running) {
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
@@ -106,21 +149,6 @@ async fn serve(
     if let Some(address) = running.probes {
         tracing::info!(%address, "probes listening");
     }
-    let stop = loop {
-        match signals.next().await {
-            SignalKindSeen::Hangup => {
-                if let Some(reloader) = &reloader {
-                    reloader.reload().await;
-                }
-            }
-            stop => break stop,
-        }
-    };
-    let timeouts = running.policy.load().config.timeouts;
-    let delay = if stop == SignalKindSeen::Interrupt { Duration::ZERO } else { timeouts.drain_delay };
-    let hurry = async move { while signals.next().await == SignalKindSeen::Hangup {} };
-    let stopped = running.stop(delay, timeouts.drain_grace, hurry).await;
-    Ok(ExitCode::from(if stopped.cut == 0 { OK } else { CUT }))
 }
 
 pub(super) struct Signals {

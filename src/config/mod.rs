@@ -49,6 +49,8 @@ pub struct Config {
     pub pools: Vec<Arc<Pool>>,
     /// Names that clients ask for and what they mean.
     pub models: Vec<Model>,
+    /// What every other name becomes that leads to a pool, at most one for each; the oldest rule first.
+    pub other_models: Vec<Model>,
     /// What `InferenceObjective`s say.
     pub objectives: Vec<Objective>,
     /// Where inference resources come from, if they do.

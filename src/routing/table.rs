@@ -44,6 +44,8 @@ pub struct UnknownModel {
 pub struct Table {
     entries: HashMap<Arc<str>, Entry>,
     names: Vec<Arc<str>>,
+    /// What every other name becomes, one for a pool, the oldest rule first.
+    others: Vec<Entry>,
     /// Whether names that only pods report may be asked for.
     serves_reported: bool,
 }
@@ -74,6 +76,7 @@ impl Table {
         let mut table = Self {
             entries: HashMap::new(),
             names: Vec::new(),
+            others: Vec::new(),
             // A listener that names its models serves those and no others.
             serves_reported: config.api.serve_reported_models && only.is_none(),
         };
@@ -85,6 +88,9 @@ impl Table {
             };
             table.names.push(Arc::clone(&model.name));
             table.entries.insert(Arc::clone(&model.name), Entry::new(model, repointed));
+        }
+        if only.is_none() {
+            table.others = config.other_models.iter().map(|model| Entry::new(model, None)).collect();
         }
         table
     }
@@ -101,9 +107,9 @@ impl Table {
     ) -> Result<Route, UnknownModel> {
         let configured = match model {
             "" => self.nameless(),
-            model => self.entries.get(model).and_then(|entry| entry.route(key, rng)),
+            model => self.entries.get(model).and_then(|entry| entry.route(&entry.name, key, rng)),
         };
-        configured.or_else(|| self.reported(model, reported)).ok_or_else(|| UnknownModel {
+        configured.or_else(|| self.unlisted(model, key, reported, rng)).ok_or_else(|| UnknownModel {
             asked: model.to_owned(),
             served: self.names.iter().map(ToString::to_string).collect(),
         })
@@ -121,7 +127,8 @@ impl Table {
 
     /// The pools that this table can lead to by configuration; one may come several times.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.names.iter().filter_map(|name| self.entries.get(name)).map(|entry| &entry.pool)
+        let named = self.names.iter().filter_map(|name| self.entries.get(name));
+        named.chain(&self.others).map(|entry| &entry.pool)
     }
 
     fn nameless(&self) -> Option<Route> {
@@ -137,12 +144,22 @@ impl Table {
         })
     }
 
-    fn reported(&self, model: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
-        if !self.serves_reported() {
-            return None;
-        }
-        let pool = reported(model)?;
+    /// The route of a name that the configuration does not have: to the pool whose pods report it, by that pool's rule
+    /// for other names if there is one. A name that nobody reports goes by the first such rule.
+    fn unlisted(
+        &self,
+        model: &str,
+        key: StickyKey<'_>,
+        reported: impl Fn(&str) -> Option<Arc<str>>,
+        rng: &mut impl Rng,
+    ) -> Option<Route> {
         let name: Arc<str> = model.into();
+        let reported = if self.serves_reported() { reported(model) } else { None };
+        let rule = self.others.iter().find(|rule| reported.as_ref().is_none_or(|pool| rule.pool == *pool));
+        if let Some(rule) = rule.filter(|_| !model.is_empty()) {
+            return rule.route(&name, key, rng);
+        }
+        let pool = reported?;
         Some(Route {
             client_model: Arc::clone(&name),
             pool,
@@ -168,16 +185,17 @@ impl Entry {
         }
     }
 
-    fn route(&self, key: StickyKey<'_>, rng: &mut impl Rng) -> Option<Route> {
+    /// For who asks for `asked`: its name, unless it stands for all others.
+    fn route(&self, asked: &Arc<str>, key: StickyKey<'_>, rng: &mut impl Rng) -> Option<Route> {
         let session = || key.session.map(|session| key_of(session.as_bytes()));
         let key = match self.sticky {
             Sticky::Session => session(),
             Sticky::Conversation => (key.opening)().or_else(session),
             Sticky::None => None,
         };
-        let (arm, served_model) = self.split.arm(&self.name, key, rng)?;
+        let (arm, served_model) = self.split.arm(asked, key, rng)?;
         Some(Route {
-            client_model: Arc::clone(&self.name),
+            client_model: Arc::clone(asked),
             pool: Arc::clone(&self.pool),
             served_model,
             arm,
@@ -233,6 +251,7 @@ mod tests {
             reuse_port: false,
             pools: Vec::new(),
             models,
+            other_models: Vec::new(),
             objectives: Vec::new(),
             kubernetes: None,
             scheduler: Scheduler::LeastCost,
@@ -406,6 +425,30 @@ mod tests {
             timeouts: ModelTimeouts::default(),
         };
         assert_eq!(route, expected);
+    }
+
+    #[test]
+    fn other_names_go_by_the_rule_of_their_pool_and_else_by_the_oldest() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut config = config(vec![model("llama", Sticky::None, &[("served", 1)])]);
+        config.other_models = vec![
+            Model { pool: "old".into(), ..model("", Sticky::None, &[("any-old", 1)]) },
+            Model { pool: "new".into(), ..model("", Sticky::None, &[("any-new", 1)]) },
+        ];
+        let reported = |name: &str| ["new", "plain"].iter().find(|it| name.ends_with(**it)).map(|it| (*it).into());
+        let table = Table::new(&config);
+        let mut way = |name: &str| {
+            let route = table.find(name, StickyKey::NONE, reported, &mut rng).unwrap();
+            format!("{} {} {}", route.client_model, route.pool, route.served_model)
+        };
+        assert_eq!(way("llama"), "llama main served");
+        assert_eq!(way("of-new"), "of-new new any-new");
+        assert_eq!(way("of-plain"), "of-plain plain of-plain", "no rule for it");
+        assert_eq!(way("unheard"), "unheard old any-old");
+        assert_eq!(way(""), " main ");
+        let named = Table::for_listener(&config, &listener(Some(&[("llama", None)])));
+        assert!(named.find("unheard", StickyKey::NONE, reported, &mut rng).is_err());
+        assert_eq!(table.pools().map(|it| &**it).collect::<Vec<_>>(), ["main", "old", "new"]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ FLAVOURS = {
     "monitored": {"serviceMonitor": {"enabled": True}},
     "monitored by Azure": {"serviceMonitor": {"enabled": True, "apiVersion": "azmonitoring.coreos.com/v1"}},
     "autoscaled, with a secret": {"autoscaling": {"enabled": True}, "secretName": "tokens"},
+    "a picker": {"flavour": "epp", "epp": {"poolName": "vllm", "flags": ["--secure-serving=false"]}},
+    "a picker with certificates": {"flavour": "epp", "epp": {"poolName": "vllm"}, "secretName": "certificates"},
     "bare": {"podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}},
 }
 
@@ -87,12 +89,14 @@ for path in sorted(DEPLOY.rglob("*.yaml")):
             checked(path, text if path.parent.name != "laptop" else text.replace("resources", str(path.parent / "resources")))
 
 roles = {}
-for flavour in ("as it is", "all namespaces"):
+for flavour in ("as it is", "all namespaces", "a picker"):
     for text in Chart.load(CHART).render(FLAVOURS[flavour], name="gw", namespace="inference").values():
         roles.update({flavour: it["rules"] for it in documents(text) if it["kind"] in ("Role", "ClusterRole")})
-base = next(it["rules"] for it in documents((DEPLOY / "kubernetes/base/rbac.yaml").read_text()) if it["kind"] == "Role")
 for flavour, rules in roles.items():
-    note(f"helm, {flavour}: the rights of the base", None if rules == base else rules)
+    folder = "endpoint-picker" if flavour == "a picker" else "base"
+    text = (DEPLOY / "kubernetes" / folder / "rbac.yaml").read_text()
+    given = next(it["rules"] for it in documents(text) if it["kind"] == "Role")
+    note(f"helm, {flavour}: the rights of {folder}", None if rules == given else rules)
 
 print(f"no schema here: {', '.join(sorted(without_schema))}")
 print(f"{passed} passed, {failed} failed")

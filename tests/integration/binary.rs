@@ -38,6 +38,7 @@ pub(crate) fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
 /// `tidegate serve`, running.
 pub(crate) struct Served {
     child: Child,
+    /// The first address that it named; of all interfaces, this one.
     pub(crate) addr: SocketAddr,
     /// What it logged so far.
     said: Arc<Mutex<String>>,
@@ -63,10 +64,11 @@ impl Served {
         let addr = loop {
             let from = read.len();
             assert_ne!(lines.read_line(&mut read).unwrap(), 0, "it ended: {read}");
-            if let Some(at) = read[from..].find("127.0.0.1:") {
-                let addr = &read[from + at..];
-                let end = addr.find('"').unwrap();
-                break addr[..end].parse().unwrap();
+            let line = read[from..].replace("0.0.0.0:", "127.0.0.1:");
+            if let Some(at) = line.find("127.0.0.1:").filter(|_| line.contains("listening")) {
+                let digits = line[at + "127.0.0.1:".len()..].chars().take_while(char::is_ascii_digit);
+                let port: u16 = digits.collect::<String>().parse().unwrap();
+                break SocketAddr::from(([127, 0, 0, 1], port));
             }
         };
         let said = Arc::new(Mutex::new(read));
@@ -79,7 +81,14 @@ impl Served {
         Self { child, addr, said, log }
     }
 
-    fn said(&self) -> String {
+    /// `tidegate epp` with these flags, reaching a cluster as `kubeconfig` says.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn picker(flags: &[&str], kubeconfig: &Path) -> Self {
+        let mut command = tidegate(&["epp"]);
+        Self::spawn(command.args(flags).env("KUBECONFIG", kubeconfig).env_remove("NAMESPACE"))
+    }
+
+    pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
 

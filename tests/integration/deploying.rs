@@ -79,6 +79,10 @@ fn the_roles_allow_exactly_what_is_read() {
         let key = (kind.group().to_owned(), kind.plural().to_owned());
         wanted.insert(key, vec!["list".to_owned(), "watch".to_owned()]);
     }
+    // A picker says nothing of models, and no pool of its own names a Service.
+    let picker = |path: &Path| path.parent().unwrap().ends_with("endpoint-picker");
+    let mut of_picker = wanted.clone();
+    of_picker.remove(&(Kind::Slice.group().to_owned(), Kind::Slice.plural().to_owned())).unwrap();
     let status = (Kind::Model.group().to_owned(), format!("{}/status", Kind::Model.plural()));
     wanted.insert(status, vec!["patch".to_owned()]);
     let mut roles = 0;
@@ -97,7 +101,7 @@ fn the_roles_allow_exactly_what_is_read() {
                 }
             }
         }
-        assert_eq!(given, wanted, "{}", path.display());
+        assert_eq!(&given, if picker(&path) { &of_picker } else { &wanted }, "{}", path.display());
         roles += 1;
     }
     assert!(roles >= 2);

@@ -6,6 +6,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 use serde_json::{Value, json};
 use tidegate::app::Reloader;
 
+use crate::{
+    binary::Served,
+    harness::envoy::{Choice, Envoy, body, chat_head},
+};
 use crate::harness::{ALPHA_POOLS, Call, Cluster, Gateway, MODELS, PODS, POOLS, SLICES, SimPod, eventually, within};
 
 /// A gateway that follows inference resources.
@@ -282,4 +286,52 @@ async fn what_may_not_be_seen_or_cannot_be_understood_takes_nothing_else_with_it
     let it = Following::of(&cluster, "").await;
     it.until_pods(&["default/llama/127.0.0.1:8000"]).await;
     assert_eq!(it.pools(), ["default/llama"]);
+}
+
+/// What the picker says of a chat with `model`.
+async fn chosen(envoy: &Envoy, model: &str) -> (Choice, String) {
+    let mut talk = envoy.talk().await;
+    talk.say(chat_head());
+    talk.say(body(format!("{{\"model\":\"{model}\",\"messages\":[]}}"), true));
+    let choice = talk.choice().await;
+    let sent = if choice.status == 0 { String::from_utf8(talk.body().await).unwrap() } else { String::new() };
+    (choice, sent)
+}
+
+#[tokio::test]
+async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from_no_other() {
+    let cluster = Cluster::start(&[POOLS, MODELS]).await;
+    let (mine, theirs) = (SimPod::start().await, SimPod::start().await);
+    cluster.put(POOLS, pool("llama", port_of(&mine)));
+    cluster.put(POOLS, pool("theirs", port_of(&theirs)));
+    cluster.put(PODS, pod("a", "127.0.0.1", true));
+    cluster.put(MODELS, model("m", "2025-01-01T00:00:00Z", "m"));
+    let flags = "--pool-name llama --pool-namespace default --grpc-port 0 --grpc-health-port 0 --metrics-port 0 \
+                 --secure-serving=false --zap-encoder json";
+    let served = Served::picker(&flags.split_whitespace().collect::<Vec<_>>(), &cluster.kubeconfig());
+    let envoy = Envoy::connect(served.addr).await;
+    let turns = async {
+        loop {
+            let (choice, sent) = chosen(&envoy, "asked").await;
+            if choice.status == 0 {
+                return (choice, sent);
+            }
+            assert_eq!(choice.status, 503, "{choice:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let (choice, sent) = within("a pod", turns).await;
+    assert_eq!(choice.pod(), format!("127.0.0.1:{}", port_of(&mine)));
+    assert!(sent.contains("\"model\":\"m\""), "the InferenceModel leads to it: {sent}");
+    assert_eq!(cluster.asked(&["status"]), 0, "nor is anything said of models");
+    // What changes is followed, though no file is.
+    cluster.delete(MODELS, "m");
+    let forgotten = async { while chosen(&envoy, "asked").await.1.contains("\"model\":\"m\"") {} };
+    within("the model to go", forgotten).await;
+    served.signal("HUP");
+    served.signal("INT");
+    drop(envoy);
+    let (code, log) = served.ended().await;
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("--zap-encoder means nothing here"), "{log}");
 }

@@ -243,6 +243,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         reuse_port: file.reuse_port.unwrap_or(false),
         pools,
         models,
+        other_models: Vec::new(),
         objectives: Vec::new(),
         kubernetes,
         scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),

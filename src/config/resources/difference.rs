@@ -18,8 +18,13 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
         let one = |it: &super::Objective| (format!("objective {}", it.name), (it.clone(), said(it.priority)));
         config.objectives.iter().map(one).collect()
     };
+    let others = |config: &Config| -> BTreeMap<String, _> {
+        let one = |it: &Model| (format!("other models of pool {}", it.pool), (it.clone(), said(it)));
+        config.other_models.iter().map(one).collect()
+    };
     let mut told = compared(&pools(old), &pools(new));
     told.extend(compared(&models(old), &models(new)));
+    told.extend(compared(&others(old), &others(new)));
     told.extend(compared(&objectives(old), &objectives(new)));
     told
 }

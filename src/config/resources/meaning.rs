@@ -64,7 +64,8 @@ pub fn furnish(config: Config, world: &World) -> Furnished {
     let Some(kubernetes) = config.kubernetes.clone() else {
         return Furnished { config, notes: Vec::new() };
     };
-    let mut furnishing = Furnishing { world, config, led: BTreeMap::new(), notes: Vec::new() };
+    let named_only = kubernetes.named_pools_only;
+    let mut furnishing = Furnishing { world, config, named_only, led: BTreeMap::new(), notes: Vec::new() };
     if world.complete {
         furnishing.claimed();
         furnishing.pools();
@@ -80,6 +81,8 @@ pub fn furnish(config: Config, world: &World) -> Furnished {
 struct Furnishing<'a> {
     world: &'a World,
     config: Config,
+    /// Whether only `InferencePool`s count that pools of the file stand for.
+    named_only: bool,
     /// The pool that each `InferencePool` leads to.
     led: BTreeMap<ObjectName, Arc<str>>,
     notes: Vec<Note>,
@@ -92,7 +95,8 @@ struct Claim<'a> {
     object: &'a Object,
     /// Where the name stands.
     field: String,
-    model: &'a str,
+    /// `None`: every other model of the pool.
+    model: Option<&'a str>,
     pool: &'a PoolRef,
     targets: Vec<(&'a str, Option<u32>)>,
     /// Where the targets stand.
@@ -100,6 +104,35 @@ struct Claim<'a> {
     criticality: Criticality,
     /// Whether answers carry the client's name for the model.
     hides: bool,
+}
+
+impl Claim<'_> {
+    /// What it does not say and should.
+    fn lacks(&self) -> Option<(&'static str, &'static str)> {
+        match self.model {
+            Some("") => Some(("it names no model", "write the name that clients ask for")),
+            None if self.targets.is_empty() => Some(("it names no target", "write what the models become")),
+            _ => None,
+        }
+    }
+}
+
+/// What only one can have.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Claimed {
+    /// A name that clients ask for.
+    Name(Arc<str>),
+    /// All other names that lead to a pool.
+    Rest(Arc<str>),
+}
+
+impl fmt::Display for Claimed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(out, "the model name `{name}` is"),
+            Self::Rest(pool) => write!(out, "all other names of pool `{pool}` are"),
+        }
+    }
 }
 
 impl<'a> Furnishing<'a> {
@@ -132,7 +165,7 @@ impl<'a> Furnishing<'a> {
         let names: BTreeSet<&ObjectName> =
             [Kind::Pool, Kind::AlphaPool].into_iter().flat_map(|kind| world.all(kind)).map(|(name, _)| name).collect();
         for name in names {
-            let Some((kind, pool)) = world.pool(name) else { continue };
+            let Some((kind, pool)) = world.pool(name).filter(|_| self.ours(name)) else { continue };
             if kind == Kind::Pool && world.all(Kind::AlphaPool).any(|(other, _)| other == name) {
                 let message = format!("`{}` has one of this name too, and that one counts", Kind::Pool.group());
                 self.note((Kind::AlphaPool, name), "apiVersion", Weight::Unusable, (message, "delete this one"));
@@ -156,6 +189,11 @@ impl<'a> Furnishing<'a> {
                 self.note((kind, name), "metadata.name", Weight::NameInUse, (message, remedy));
             }
         }
+    }
+
+    /// Whether an `InferencePool` of that name is anything to us.
+    fn ours(&self, name: &ObjectName) -> bool {
+        !self.named_only || self.led.contains_key(name)
     }
 
     /// Every value of the label on pods is a pool.
@@ -188,29 +226,30 @@ impl<'a> Furnishing<'a> {
     fn models(&mut self) {
         let mut claims = self.claims();
         claims.sort_by_key(|claim| (claim.object.head.created.is_none(), &claim.object.head.created, claim.name));
-        let mut taken: BTreeMap<Arc<str>, String> = BTreeMap::new();
+        let mut taken: BTreeMap<Claimed, String> = BTreeMap::new();
         for model in &self.config.models {
-            taken.insert(Arc::clone(&model.name), "the configuration".to_owned());
+            taken.insert(Claimed::Name(Arc::clone(&model.name)), "the configuration".to_owned());
         }
         for claim in claims {
             let of = (claim.kind, claim.name);
-            if claim.model.is_empty() {
-                let told = ("it names no model".to_owned(), "write the name that clients ask for");
-                self.note(of, claim.field, Weight::Unusable, told);
+            if let Some((message, remedy)) = claim.lacks() {
+                self.note(of, claim.field, Weight::Unusable, (message.to_owned(), remedy));
                 continue;
             }
             let Some(pool) = self.pool_of(of, claim.pool) else { continue };
-            if let Some(owner) = taken.get(claim.model) {
-                let message = format!("the model name `{}` is already in use by {owner}", claim.model);
+            let claimed = claim.model.map_or_else(|| Claimed::Rest(Arc::clone(&pool)), |name| Claimed::Name(name.into()));
+            if let Some(owner) = taken.get(&claimed) {
+                let message = format!("{claimed} already in use by {owner}");
                 let remedy = "the older one stays in force; delete one of them, or give it another name";
                 self.note(of, claim.field, Weight::NameInUse, (message, remedy));
                 continue;
             }
-            let name: Arc<str> = claim.model.into();
-            taken.insert(Arc::clone(&name), format!("{} {}", claim.kind.word(), claim.name));
+            taken.insert(claimed, format!("{} {}", claim.kind.word(), claim.name));
             let targets = self.targets(&claim);
-            self.config.models.push(Model {
-                name,
+            let config = &mut self.config;
+            let models = if claim.model.is_some() { &mut config.models } else { &mut config.other_models };
+            models.push(Model {
+                name: claim.model.unwrap_or_default().into(),
                 criticality: claim.criticality,
                 pool,
                 targets,
@@ -226,9 +265,12 @@ impl<'a> Furnishing<'a> {
         let mut claims = Vec::new();
         for kind in [Kind::Model, Kind::Rewrite, Kind::AlphaRewrite] {
             for (name, object) in world.all(kind).filter(|(_, object)| !object.head.deleting) {
+                let ours = |pool: &PoolRef| self.ours(&pool.beside(name));
                 match &object.body {
-                    Body::Model(model) => claims.push(claim_of_model((kind, name), object, model)),
-                    Body::Rewrite(rewrite) => self.claims_of_rewrite((kind, name), object, rewrite, &mut claims),
+                    Body::Model(model) if ours(&model.pool) => claims.push(claim_of_model((kind, name), object, model)),
+                    Body::Rewrite(rewrite) if ours(&rewrite.pool) => {
+                        self.claims_of_rewrite((kind, name), object, rewrite, &mut claims);
+                    }
                     _ => {}
                 }
             }
@@ -245,10 +287,9 @@ impl<'a> Furnishing<'a> {
     ) {
         for (number, rule) in rewrite.rules.iter().enumerate() {
             let matches = rule.matches.as_deref().unwrap_or_default();
-            if matches.iter().all(|it| it.model.is_none()) {
-                let message = "a rule for every model of a pool is not supported yet".to_owned();
-                let remedy = "name the models in `matches`";
-                self.note(of, format!("spec.rules[{number}]"), Weight::Unusable, (message, remedy));
+            if matches.is_empty() || matches.iter().any(|it| it.model.is_none()) {
+                let every = (None, format!("spec.rules[{number}]"));
+                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), every));
             }
             let models = matches.iter().enumerate().filter_map(|(at, it)| Some((at, it.model.as_ref()?)));
             for (at, model) in models {
@@ -258,7 +299,8 @@ impl<'a> Furnishing<'a> {
                     self.note(of, field + ".type", Weight::Unusable, (message, "write `Exact`"));
                     continue;
                 }
-                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), (&model.value, field)));
+                let one = (Some(model.value.as_str()), field + ".value");
+                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), one));
             }
         }
     }
@@ -270,7 +312,7 @@ impl<'a> Furnishing<'a> {
             self.note(of, "spec.poolRef.kind", Weight::Unusable, (message, "write `InferencePool`"));
             return None;
         }
-        let name = ObjectName { namespace: Arc::clone(&of.1.namespace), name: reference.name.as_str().into() };
+        let name = reference.beside(of.1);
         let pool = self.led.get(&name).cloned();
         if pool.is_none() {
             let message = format!("there is no InferencePool `{}` in namespace `{}`", name.name, name.namespace);
@@ -291,7 +333,7 @@ impl<'a> Furnishing<'a> {
             self.note((claim.kind, claim.name), claim.targets_field.clone(), Weight::Doubt, (message, remedy));
         }
         if claim.targets.is_empty() {
-            return vec![TargetModel { name: claim.model.into(), weight: 1 }];
+            return vec![TargetModel { name: claim.model.unwrap_or_default().into(), weight: 1 }];
         }
         let share = |weight: Option<u32>| match sum {
             0 => 1,
@@ -310,6 +352,9 @@ impl<'a> Furnishing<'a> {
         for kind in [Kind::Objective, Kind::AlphaObjective] {
             for (name, object) in world.all(kind).filter(|(_, object)| !object.head.deleting) {
                 let Body::Objective(objective) = &object.body else { continue };
+                if !self.ours(&objective.pool.beside(name)) {
+                    continue;
+                }
                 let Some(pool) = self.pool_of((kind, name), &objective.pool) else { continue };
                 let objective = Objective { name: name.clone(), pool, priority: objective.priority };
                 // The newer group's counts where both have one.
@@ -326,7 +371,7 @@ fn claim_of_model<'a>(of: (Kind, &'a ObjectName), object: &'a Object, model: &'a
         name: of.1,
         object,
         field: "spec.modelName".to_owned(),
-        model: &model.model_name,
+        model: Some(&model.model_name),
         pool: &model.pool,
         targets: model.targets.iter().map(|(name, weight)| (name.as_str(), *weight)).collect(),
         targets_field: "spec.targetModels".to_owned(),
@@ -339,14 +384,14 @@ fn claim_of_rule<'a>(
     of: (Kind, &'a ObjectName),
     object: &'a Object,
     (pool, rule, number): (&'a PoolRef, &'a Rule, usize),
-    (model, field): (&'a str, String),
+    (model, field): (Option<&'a str>, String),
 ) -> Claim<'a> {
     let targets = rule.targets.as_deref().unwrap_or_default();
     Claim {
         kind: of.0,
         name: of.1,
         object,
-        field: field + ".value",
+        field,
         model,
         pool,
         targets: targets.iter().map(|target| (target.model.as_str(), target.weight)).collect(),

@@ -43,6 +43,8 @@ pub struct Kubernetes {
     pub write_status: bool,
     /// The pod label whose values name pools.
     pub workload_label: Option<String>,
+    /// Whether `InferencePool`s that no pool of the file stands for are somebody else's.
+    pub named_pools_only: bool,
 }
 
 impl Kubernetes {

@@ -171,6 +171,13 @@ pub(super) struct PoolRef {
     pub(super) name: String,
 }
 
+impl PoolRef {
+    /// The pool that it means in an object of that name: one of the same namespace.
+    pub(super) fn beside(&self, object: &ObjectName) -> ObjectName {
+        ObjectName { namespace: Arc::clone(&object.namespace), name: self.name.as_str().into() }
+    }
+}
+
 /// A rule of an `InferenceModelRewrite`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct Rule {

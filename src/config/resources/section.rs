@@ -24,6 +24,9 @@ pub(in crate::config) struct KubernetesFile {
     /// A pod label whose every value is a pool of its own, named NAMESPACE/VALUE, for those without `InferencePool`s, such
     /// as alibabacloud.com/inference-workload or kaito.sh/workspace. Default: none.
     pub(in crate::config) workload_label: Option<At<String>>,
+    /// Whether only those `InferencePool`s count that a pool of this file names, with what refers to them; the others are
+    /// somebody else's, and no status is written. Default: false, every one is a pool.
+    pub(in crate::config) named_pools_only: Option<bool>,
 }
 
 /// An object by name.
@@ -117,13 +120,15 @@ pub(in crate::config) fn kubernetes(
     if let Some(label) = file.workload_label.as_ref().filter(|label| label.value.is_empty()) {
         sheet.error(label.place, "this is not a label", "write one, such as `alibabacloud.com/inference-workload`");
     }
+    let named_pools_only = file.named_pools_only.unwrap_or(false);
     Some(Kubernetes {
+        named_pools_only,
         namespaces: namespaces.iter().map(|it| it.value.clone()).collect(),
         kubeconfig: file.kubeconfig.as_ref().map(|path| path.value.clone()),
         by_hand: manifests.is_some(),
         manifests: manifests.or_else(|| file.manifests.as_ref().map(|path| path.value.clone())),
-        // Whoever owns a model looks there, and nowhere else.
-        write_status: file.write_status.unwrap_or(true),
+        // Whoever owns a model looks there, and nowhere else. Who looks at some pools only knows half of who has a name.
+        write_status: file.write_status.unwrap_or(true) && !named_pools_only,
         workload_label: file.workload_label.as_ref().map(|label| label.value.clone()),
     })
 }

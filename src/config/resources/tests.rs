@@ -32,6 +32,10 @@ fn meant(rest: &str, manifests: &str) -> String {
         let arms: Vec<_> = model.targets.iter().map(|it| format!("{}:{}", it.name, it.weight)).collect();
         writeln!(told, "model {} {:?} {} {}", model.name, model.criticality, model.pool, arms.join(" ")).unwrap();
     }
+    for model in &config.other_models {
+        let arms: Vec<_> = model.targets.iter().map(|it| format!("{}:{}", it.name, it.weight)).collect();
+        writeln!(told, "others {} {}", model.pool, arms.join(" ")).unwrap();
+    }
     for objective in &config.objectives {
         writeln!(told, "objective {} {} {}", objective.name, objective.pool, objective.priority).unwrap();
     }
@@ -204,6 +208,46 @@ fn a_pool_that_is_being_deleted_is_gone_and_so_are_its_models() {
 }
 
 #[test]
+fn where_only_named_pools_count_the_others_are_somebody_elses() {
+    let theirs = POOL.replace("name: llama", "name: theirs");
+    let model = |name: &str, pool: &str| {
+        format!(
+            "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {{ name: {name} }}
+spec: {{ modelName: same, poolRef: {{ name: {pool} }} }}
+---\napiVersion: llm-d.ai/v1alpha2\nkind: InferenceObjective\nmetadata: {{ name: {name} }}
+spec: {{ poolRef: {{ name: {pool} }} }}\n---\n"
+        )
+    };
+    let manifests = POOL.to_owned() + &theirs + &model("a", "theirs") + &model("b", "llama");
+    let rest = "pools: [{ name: mine, endpoints: [{ inferencePool: { name: llama } }] }]\n";
+    let only = format!("kubernetes: {{ named_pools_only: true }}\n{rest}");
+    let mine = "pool mine\nmodel same Standard mine same:1\nobjective default/b mine 0\n";
+    assert_eq!(meant(&only, &manifests), mine, "nor do they take a name away, or is anything said of them");
+    assert!(meant(rest, &manifests).contains("pool default/theirs\nmodel same Standard default/theirs"));
+    assert!(!config(&only).kubernetes.unwrap().write_status);
+    assert!(config(rest).kubernetes.unwrap().write_status);
+}
+
+#[test]
+fn two_rules_for_all_other_models_of_a_pool_are_one_too_many_and_one_needs_a_target() {
+    let rewrite = |name: &str, created: &str, rule: &str| {
+        format!(
+            "apiVersion: llm-d.ai/v1alpha2\nkind: InferenceModelRewrite
+metadata: {{ name: {name}, creationTimestamp: \"{created}\" }}
+spec: {{ poolRef: {{ name: llama }}, rules: [{rule}] }}\n---\n"
+        )
+    };
+    let manifests = POOL.to_owned()
+        + &rewrite("young", "2025-01-02T00:00:00Z", "{ targets: [{ modelRewrite: one }] }")
+        + &rewrite("old", "2025-01-01T00:00:00Z", "{ matches: [{}], targets: [{ modelRewrite: two }] }")
+        + &rewrite("empty", "2025-01-03T00:00:00Z", "{ targets: [] }");
+    let told = meant("", &manifests);
+    assert!(told.starts_with("pool default/llama\nothers default/llama two:1\n"), "{told}");
+    assert!(told.contains("all other names of pool `default/llama` are already in use by InferenceModelRewrite default/old"), "{told}");
+    assert!(told.contains("it names no target"), "{told}");
+}
+
+#[test]
 fn rewrites_are_splits_too_and_objectives_have_priorities() {
     let rewrite = "
 apiVersion: llm-d.ai/v1alpha2
@@ -232,9 +276,9 @@ spec: { poolRef: { name: llama } }
         "pool default/llama
 model asked Standard default/llama one:3 two:1
 model also Standard default/llama one:3 two:1
+others default/llama any:1
 objective default/batch default/llama -1
 objective default/chat default/llama 0
-18:7 a rule for every model of a pool is not supported yet
 "
     );
     let Furnished { config, .. } = furnish(config(""), &read(&(POOL.to_owned() + rewrite)).world);

@@ -14,9 +14,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+{{- if ne .Values.flavour "epp" }}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list, watch]
+{{- end }}
 - apiGroups: [inference.networking.k8s.io]
   resources: [inferencepools]
   verbs: [list, watch]
@@ -26,7 +28,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [llm-d.ai]
   resources: [inferencemodelrewrites, inferenceobjectives]
   verbs: [list, watch]
+{{- if ne .Values.flavour "epp" }}
 - apiGroups: [inference.networking.x-k8s.io]
   resources: [inferencemodels/status]
   verbs: [patch]
+{{- end }}
 {{- end }}
