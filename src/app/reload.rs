@@ -135,9 +135,7 @@ impl Reloader {
             Ok(prepared) => {
                 let changes = prepared.changes.clone();
                 self.commit(prepared);
-                for change in changes.iter().take(LOGGED_CHANGES) {
-                    tracing::info!(change, "inference resources changed");
-                }
+                tell_each(&changes, "inference resources changed");
                 tracing::info!(changes = changes.len(), "inference resources taken over");
             }
             // Only a `ca_file` that is gone: the pools in force have read theirs.
@@ -243,9 +241,7 @@ impl Reloader {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        for change in changes.iter().take(LOGGED_CHANGES) {
-            tracing::info!(change, "configuration changed");
-        }
+        tell_each(changes, "configuration changed");
         let hash = hash(bytes);
         let problems = warnings.iter().map(ToString::to_string).collect();
         let generation = self.record.applied(hash.clone(), changes.to_vec(), problems, clock::wall());
@@ -285,6 +281,12 @@ impl Reloader {
         let remedy =
             "the configuration before it stays in force; put that right and save the file again, or send SIGHUP";
         Report::whole_file(&self.file.display().to_string(), message, remedy)
+    }
+}
+
+fn tell_each(changes: &[String], what: &str) {
+    for change in changes.iter().take(LOGGED_CHANGES) {
+        tracing::info!(change, "{what}");
     }
 }
 

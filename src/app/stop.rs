@@ -51,15 +51,19 @@ impl Running {
         self.office.wait().await;
         self.background.stop();
         self.background.wait().await;
-        if cut > 0 {
-            tracing::warn!(cut, "stopped: requests were cut off");
-        } else {
-            tracing::info!("stopped: nothing was cut off");
-        }
+        tell(cut);
         Stopped { cut }
     }
 
     fn open(&self) -> usize {
         self.house.requests_open.load(Relaxed)
+    }
+}
+
+fn tell(cut: usize) {
+    if cut > 0 {
+        tracing::warn!(cut, "stopped: requests were cut off");
+    } else {
+        tracing::info!("stopped: nothing was cut off");
     }
 }

@@ -189,21 +189,16 @@ impl Hub {
 fn tell((kind, namespace): &Watched, standing: Standing) {
     let (kind, group) = (kind.word(), kind.group());
     let namespace = namespace.as_deref().unwrap_or("*");
-    match standing {
-        Standing::Unheard | Standing::Unwanted => {}
-        Standing::NotServed => {
-            tracing::info!(kind, group, "the cluster does not have this resource (yet), waiting for it");
-        }
+    let said = match standing {
+        Standing::Unheard | Standing::Unwanted => return,
+        Standing::NotServed => "the cluster does not have this resource (yet), waiting for it",
         Standing::Forbidden => {
-            tracing::warn!(
-                kind,
-                group,
-                namespace,
-                "not allowed to list and watch this resource; give the service account the right to"
-            );
+            let said = "not allowed to list and watch this resource; give the service account the right to";
+            return tracing::warn!(kind, group, namespace, "{said}");
         }
-        Standing::Heard => tracing::info!(kind, group, namespace, "following"),
-    }
+        Standing::Heard => "following",
+    };
+    tracing::info!(kind, group, namespace, "{said}");
 }
 
 /// Keeps the first by name; so many are no fleet but an accident.

@@ -231,14 +231,16 @@ async fn follow(mut files: Files, sender: watch::Sender<Arc<Heard>>) {
                 tracing::info!(objects = manifests.objects(), "manifests read");
                 sender.send_replace(Arc::new(Heard::Files(manifests)));
             }
-            Err(report) => {
-                for problem in &report.problems {
-                    tracing::warn!("{problem}");
-                }
-                tracing::warn!(problems = report.errors(), "manifests not usable: those before them stay in force");
-            }
+            Err(report) => tell(&report),
         }
     }
+}
+
+fn tell(report: &Report) {
+    for problem in &report.problems {
+        tracing::warn!("{problem}");
+    }
+    tracing::warn!(problems = report.errors(), "manifests not usable: those before them stay in force");
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Report {

@@ -116,9 +116,7 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
         };
         match door.socket.accept().await.and_then(|(stream, peer)| stream.set_nodelay(true).map(|()| (stream, peer))) {
             Ok((stream, peer)) => {
-                if let Err(error) = bound(&stream, &door.limits) {
-                    tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
-                }
+                bound(&stream, door);
                 door.open.inc();
                 return (stream, peer, Guest { _room: room, open: door.open.clone() });
             }
@@ -135,7 +133,13 @@ async fn accept(door: &Door) -> (TcpStream, SocketAddr, Guest) {
 }
 
 /// Bounds what the system holds for a client, and for how long. What it refuses costs nobody an answer.
-fn bound(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+fn bound(stream: &TcpStream, door: &Door) {
+    if let Err(error) = set_bounds(stream, &door.limits) {
+        tracing::debug!(listener = %door.name, %error, "the system keeps its own socket options");
+    }
+}
+
+fn set_bounds(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
     socket.set_send_buffer_size(SEND_BUFFER)?;
@@ -168,7 +172,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         for (stall, gone_after) in [(60, 90), (5, 90), (300, 300)] {
-            bound(&stream, &limits(stall)).unwrap();
+            set_bounds(&stream, &limits(stall)).unwrap();
             let socket = SockRef::from(&stream);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(gone_after)));
             assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);

@@ -65,15 +65,19 @@ pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicB
     }
     let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: condition.name() };
     metrics.conditions.get_or_create(&labels).inc();
+    say_turn(pod, condition);
+    if matches!(condition, Condition::Ready | Condition::Warming) && !ready_once.swap(true, Relaxed) {
+        tracing::info!("ready");
+    }
+}
+
+fn say_turn(pod: &Pod, condition: Condition) {
     match condition {
         Condition::Ejected => {
             let why = pod.health.ejection().map_or("ejected", Ejection::told);
             tracing::warn!(pod = %pod.id, "pod {why}");
         }
         other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
-    }
-    if matches!(condition, Condition::Ready | Condition::Warming) && !ready_once.swap(true, Relaxed) {
-        tracing::info!("ready");
     }
 }
 

@@ -6,11 +6,11 @@ use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
 use serde_json::{Value, json};
 use tidegate::app::Reloader;
 
+use crate::harness::{ALPHA_POOLS, Call, Cluster, Gateway, MODELS, PODS, POOLS, SLICES, SimPod, eventually, within};
 use crate::{
     binary::Served,
     harness::envoy::{Choice, Envoy, body, chat_head},
 };
-use crate::harness::{ALPHA_POOLS, Call, Cluster, Gateway, MODELS, PODS, POOLS, SLICES, SimPod, eventually, within};
 
 /// A gateway that follows inference resources.
 struct Following {

@@ -480,10 +480,17 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         let kubernetes = config.kubernetes.as_ref().unwrap();
         assert_eq!((kubernetes.home(), kubernetes.everywhere()), (Some("inference"), false));
         assert_eq!(kubernetes.workload_label.as_deref(), Some("kaito.sh/workspace"));
+        assert!(!kubernetes.named_pools_only);
         let Engine::Custom(custom) = &homemade.engine else { panic!("{:?}", homemade.engine) };
         assert_eq!(custom.waiting.as_deref(), Some("queue_size{queue=\"main\"}"));
         let Scheduler::Weighted(scorers) = &config.scheduler else { panic!("{:?}", config.scheduler) };
         assert_eq!(scorers.iter().map(|scorer| scorer.weight).collect::<Vec<_>>(), [2.0, 1.0, 2.0, 3.0, 1.0]);
+        assert_eq!(config.probes.unwrap().port(), 9091);
+    }
+
+    #[test]
+    fn what_is_given_of_splits_and_times_arrives() {
+        let (config, _) = load("t.yaml", EVERYTHING).unwrap();
         let weights = config.models[0].targets.iter().map(|target| target.weight);
         assert_eq!(weights.collect::<Vec<_>>(), [90, 10]);
         assert_eq!(config.timeouts.total, Some(Duration::from_secs(3600)));
@@ -494,7 +501,6 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
         assert_eq!((own.total, own.connect), (Some(minutes(30)), Duration::from_secs(2)));
         let other = config.timeouts.with(&config.models[1].timeouts);
         assert_eq!((other.first_token, other.total), (minutes(10), Some(minutes(60))));
-        assert_eq!(config.probes.unwrap().port(), 9091);
     }
 
     #[test]

@@ -237,7 +237,8 @@ impl<'a> Furnishing<'a> {
                 continue;
             }
             let Some(pool) = self.pool_of(of, claim.pool) else { continue };
-            let claimed = claim.model.map_or_else(|| Claimed::Rest(Arc::clone(&pool)), |name| Claimed::Name(name.into()));
+            let claimed =
+                claim.model.map_or_else(|| Claimed::Rest(Arc::clone(&pool)), |name| Claimed::Name(name.into()));
             if let Some(owner) = taken.get(&claimed) {
                 let message = format!("{claimed} already in use by {owner}");
                 let remedy = "the older one stays in force; delete one of them, or give it another name";

@@ -243,7 +243,12 @@ spec: {{ poolRef: {{ name: llama }}, rules: [{rule}] }}\n---\n"
         + &rewrite("empty", "2025-01-03T00:00:00Z", "{ targets: [] }");
     let told = meant("", &manifests);
     assert!(told.starts_with("pool default/llama\nothers default/llama two:1\n"), "{told}");
-    assert!(told.contains("all other names of pool `default/llama` are already in use by InferenceModelRewrite default/old"), "{told}");
+    assert!(
+        told.contains(
+            "all other names of pool `default/llama` are already in use by InferenceModelRewrite default/old"
+        ),
+        "{told}"
+    );
     assert!(told.contains("it names no target"), "{told}");
 }
 
