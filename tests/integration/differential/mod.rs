@@ -123,9 +123,15 @@ impl Stage {
 
 /// Some of the streams say their end, so that one which does not broke off, and its client is told.
 fn is_told_that_its_end_is_missing(direct: &Message, via: &Message) -> bool {
-    let says = |body: &[u8], what: &str| body.windows(what.len()).any(|window| window == what.as_bytes());
-    let unsaid = !says(&direct.body, "[DONE]") && !says(&direct.body, r#"{"error":{"#);
-    unsaid && via.body.strip_prefix(&direct.body[..]).is_some_and(|rest| says(rest, r#""code":"stream_cut""#))
+    let stream = String::from_utf8_lossy(&direct.body).replace("\r\n", "\n");
+    // Event by event: what a model writes about streams ends none, nor does what another line makes a part of a value.
+    let ends = |event: &str| {
+        let value: Vec<_> = event.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+        let value = value.join("\n");
+        value == "[DONE]" || value.starts_with(r#"{"error":{"#)
+    };
+    let told = |rest: &[u8]| String::from_utf8_lossy(rest).contains(r#""code":"stream_cut""#);
+    !stream.split("\n\n").any(ends) && via.body.strip_prefix(&direct.body[..]).is_some_and(told)
 }
 
 /// Fields as a person can read them.
