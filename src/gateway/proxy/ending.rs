@@ -44,8 +44,9 @@ impl Relay {
         let mut rest = self.release();
         self.state = State::Said;
         if self.ended_without_end() {
-            rest.extend_from_slice(&self.last_words("no_end"));
-            self.broke_off("no_end");
+            let why = if self.receipt.tokens == 0 { "empty_answer" } else { "no_end" };
+            rest.extend_from_slice(&self.last_words(why));
+            self.broke_off(why);
         }
         Ok(rest.freeze())
     }
@@ -63,10 +64,9 @@ impl Relay {
             return false;
         };
         let unsaid = self.status.is_success() && *watch.end() == End::Running;
-        // Without any token it is judged by `settle`.
         let should_say = || {
             let says_ends = self.pick.verdict.pod.says_ends(self.endpoint.dialect());
-            self.generates() && self.receipt.tokens > 0 && !self.sized && says_ends && !watch.told_its_end()
+            self.generates() && !self.sized && says_ends && !watch.told_its_end()
         };
         unsaid && (!self.framed || should_say())
     }
@@ -86,6 +86,11 @@ impl Relay {
             return Ok(rest);
         }
         self.broke_off(why);
+        if self.sized && !self.rewrites() {
+            // The length that was promised leaves no room for an error; that it is not reached is one.
+            self.state = State::Over;
+            return Err(BrokeOff);
+        }
         self.state = State::Said;
         Ok(self.last_words(why))
     }
