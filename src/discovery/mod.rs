@@ -17,6 +17,7 @@ use crate::{
     fleet::{Changes, Fleet},
     tasks::Tasks,
 };
+pub use file::out_of_files;
 use sources::Sources;
 
 /// Reads a list of endpoints: the file's name, its text -> targets, or the problems in words.

@@ -50,6 +50,8 @@ pub(super) struct Relay {
     pub(super) endpoint: Endpoint,
     pub(super) status: StatusCode,
     timer: Timer,
+    /// The time was up when the last piece came: it went on, and nothing more does.
+    late: Option<&'static str>,
     /// Until the pod's first byte, if the operator wants that.
     beat: Option<Beat>,
     pub(super) between_events: bool,
@@ -162,6 +164,7 @@ impl Relay {
             endpoint: sent.endpoint,
             status,
             timer,
+            late: None,
             beat: sent.heartbeat.filter(|_| events).map(Beat::new),
             between_events: true,
             framed,
@@ -179,7 +182,11 @@ impl Relay {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
         loop {
             match self.state {
-                State::Flowing => {}
+                State::Flowing => {
+                    if let Some(why) = self.late.take() {
+                        return Poll::Ready(Some(self.cut(why).map(Frame::data)));
+                    }
+                }
                 State::Said => {
                     self.state = State::Over;
                     return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
@@ -243,6 +250,7 @@ impl Relay {
         if seen.moved {
             self.timer.moved(seen.tokens > 0);
         }
+        self.late = self.timer.is_up(now);
         self.read_along();
         self.saw(seen, now);
         self.between_events = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
