@@ -244,7 +244,7 @@ mod tests {
             now += second;
             assert_eq!(idle.raced(&pod, since, now), nth == RACES_THAT_TELL, "race {nth}");
         }
-        let _end = kept(&idle, &pod, now + NOT_KEPT_FOR - second).await;
+        let _end = kept(&idle, &pod, now + NOT_KEPT_FOR.saturating_sub(second)).await;
         assert_eq!(idle.len(), 0);
         now += NOT_KEPT_FOR;
         let _end = kept(&idle, &pod, now).await;

@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(comments.is_up(now + 10 * HOUR), None, "silence is seen by who waits");
         let mut tokens = timer(true, Some(HOUR));
         tokens.moved(true);
-        assert_eq!(tokens.is_up(now + HOUR - SECOND), None);
+        assert_eq!(tokens.is_up(now + HOUR.saturating_sub(SECOND)), None);
         assert_eq!(tokens.is_up(now + HOUR), Some(TOTAL_TIMEOUT));
         let mut stopping = timer(true, None);
         assert_eq!(stopping.is_up(now), None);
