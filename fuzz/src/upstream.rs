@@ -45,6 +45,10 @@ pub fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, to_head: bool) -> Op
         }
         let surplus = framing.take(&mut piece).ok()?;
         assert!(!surplus || framing.is_over());
+        if framing.broken().is_some() {
+            // What came before it went on; the answer is refused all the same.
+            return None;
+        }
         read.data.extend_from_slice(&piece);
     }
     read.trailers = framing.take_trailers();

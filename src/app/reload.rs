@@ -21,6 +21,7 @@ use crate::{
     admin::ConfigRecord,
     clock,
     config::{self, Config, Given, Pool, Problem, Report, resources},
+    discovery::out_of_files,
     edge::{Phase, Stage},
     gateway::{CurrentPolicy, House, Policy, begin_counting},
     scrape::Kits,
@@ -86,6 +87,11 @@ impl Reloader {
     /// Reads the file and brings it into force, also if it is as it was: certificates may have changed.
     pub async fn reload(&self) -> Reloaded {
         let read = read(&self.file).await;
+        if let Err(error) = &read
+            && out_of_files(error)
+        {
+            return self.not_now(error);
+        }
         self.take(read.map_err(|error| self.whole_file(&format!("the configuration cannot be read: {error}")))).await
     }
 
@@ -102,6 +108,10 @@ impl Reloader {
         loop {
             tick.tick().await;
             let found = read(&self.file).await;
+            if found.as_ref().is_err_and(out_of_files) {
+                // It says nothing of the configuration.
+                continue;
+            }
             let mark = mark_of(&found);
             let settled = last == Some(mark);
             last = Some(mark);
@@ -141,6 +151,13 @@ impl Reloader {
             // Only a `ca_file` that is gone: the pools in force have read theirs.
             Err(error) => tracing::warn!(%error, "inference resources not taken over"),
         }
+    }
+
+    /// Asked to reload while no file can be opened: that says nothing of the configuration, and is done at the next look.
+    fn not_now(&self, error: &io::Error) -> Reloaded {
+        *self.handled() = None;
+        tracing::warn!(%error, "configuration not reloaded yet: it will be looked at again");
+        Reloaded::Refused(self.whole_file(&format!("the configuration cannot be read now: {error}")))
     }
 
     async fn take(&self, found: Result<Vec<u8>, Report>) -> Reloaded {

@@ -145,6 +145,10 @@ fn tell_addresses(running: &app::Running) {
     for (name, address) in &running.listeners {
         tracing::info!(listener = %name, %address, "listening");
     }
+    tell_other_addresses(running);
+}
+
+fn tell_other_addresses(running: &app::Running) {
     tracing::info!(address = %running.admin, "admin listening");
     if let Some(address) = running.probes {
         tracing::info!(%address, "probes listening");

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::io::Errno;
 use tokio::io::AsyncReadExt as _;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -27,6 +28,10 @@ pub(super) async fn watch(path: PathBuf, parse: ParseEndpoints, slot: Slot) {
     loop {
         tick.tick().await;
         let found = read(&path).await;
+        if found.as_ref().is_err_and(out_of_files) {
+            // It says nothing of the list.
+            continue;
+        }
         let mark = found.as_ref().map(|text| xxh3_64(text.as_bytes())).map_err(io::Error::kind);
         if seen == Some(mark) {
             continue;
@@ -41,6 +46,12 @@ pub(super) async fn watch(path: PathBuf, parse: ParseEndpoints, slot: Slot) {
     }
 }
 
+/// Whether this process, or the whole system, may just now open no further files: that says nothing of the one asked for.
+pub fn out_of_files(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE].iter().any(|it| code == Some(it.raw_os_error()))
+}
+
 async fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let file = tokio::fs::File::open(path).await?;
@@ -49,4 +60,16 @@ async fn read(path: &Path) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_no_file_can_be_opened_is_told_from_a_file_that_is_not_there() {
+        let told = |code| out_of_files(&io::Error::from_raw_os_error(code));
+        assert_eq!([24, 23, 2, 13].map(told), [true, true, false, false], "EMFILE, ENFILE, ENOENT, EACCES");
+        assert!(!out_of_files(&io::Error::new(io::ErrorKind::FileTooLarge, "longer")));
+    }
 }

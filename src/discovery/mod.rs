@@ -24,6 +24,7 @@ use crate::{
     fleet::{Changes, Fleet},
     tasks::Tasks,
 };
+pub use file::out_of_files;
 pub use resources::{Resources, read_manifests};
 use sources::Sources;
 

@@ -249,25 +249,31 @@ impl Reading {
         }
         rest
     }
+
     pub(super) fn is_half(&self) -> bool {
         matches!(&self.watch, Watch::Whole(watch) if watch.is_half())
     }
 
-    /// Whether a stream stopped before it had said that it is whole. One that HTTP itself ends may leave it unsaid, as
-    /// some engines do; unless other streams of that pod say it, and then something between us and its engine cut this
-    /// one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then. Where a length was
-    /// promised there is no room to say anything behind it.
-    pub(super) fn ended_without_end(&self) -> bool {
+    /// Why a stream counts as broken off that stopped before it had said that it is whole. One that HTTP itself ends may
+    /// leave it unsaid, as some engines do; unless other streams of that pod say it, and then something between us and
+    /// its engine cut this one short. A reason to finish says it without `[DONE]`: nothing of the answer is missing then.
+    /// Where a length was promised there is no room to say anything behind it.
+    pub(super) fn ended_without_end(&self) -> Option<&'static str> {
         let Watch::Stream(watch) = &self.watch else {
-            return false;
+            return None;
         };
         let unsaid = self.status.is_success() && *watch.end() == End::Running;
-        // Without any token it is judged by `settle`.
         let should_say = || {
             let says_ends = self.pick.verdict.pod.says_ends(self.endpoint.dialect());
-            self.generates() && self.receipt.tokens > 0 && !self.sized && says_ends && !watch.told_its_end()
+            self.generates() && !self.sized && says_ends && !watch.told_its_end()
         };
-        unsaid && (!self.framed || should_say())
+        let why = if self.receipt.tokens == 0 { "empty_answer" } else { "no_end" };
+        (unsaid && (!self.framed || should_say())).then_some(why)
+    }
+
+    /// Whether nothing can be said behind what came: its length was promised.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.sized && !self.rewrites()
     }
 
     pub(super) fn last_words(&self, why: &'static str) -> Bytes {

@@ -67,15 +67,7 @@ impl Usage {
 
 /// What the details of a prompt say of it.
 fn cached(details: &[u8]) -> Option<u32> {
-    let mut at = Cursor::new(details);
-    at.eat(b'{');
-    while let Some(key) = at.key() {
-        let value = at.value();
-        if key == b"cached_tokens" {
-            return count(value);
-        }
-    }
-    None
+    count(Cursor::new(details).field(b"cached_tokens")?)
 }
 
 fn count(value: &[u8]) -> Option<u32> {

@@ -42,6 +42,15 @@ pub struct Carry {
     pub body: Bytes,
 }
 
+/// Over which connection a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// A kept one if there is one.
+    Any,
+    /// A new one: no idle timer of the pod's can strike.
+    New,
+}
+
 /// A pod's answer: its head, and its body as it comes.
 #[derive(Debug)]
 pub struct Answer {
@@ -67,16 +76,20 @@ impl Upstream {
         Self { connector, idle: Arc::default(), credentials: Credentials::default() }
     }
 
-    /// One attempt: a kept connection or a new one, the request, and the head of the answer. Dropping the future
-    /// closes the connection, so that the pod stops working for nobody.
+    /// One attempt: a connection, the request, and the head of the answer. Dropping the future closes the connection,
+    /// so that the pod stops working for nobody.
     ///
     /// # Errors
     /// A [`Failure`] if no head of an answer came.
-    pub async fn attempt(&self, pod: &Pod, carry: Carry, timeouts: &Timeouts) -> Result<Answer, Failure> {
+    pub async fn attempt(&self, pod: &Pod, carry: Carry, timeouts: &Timeouts, over: Over) -> Result<Answer, Failure> {
         let request = self.request(pod, carry).await?;
-        let (mut live, reused) = match self.idle.take(&pod.id, clock::now(), timeouts.pool_idle) {
-            Some(live) => (live, true),
-            None => (self.connector.connect(pod, timeouts.connect).await?, false),
+        let kept = match over {
+            Over::Any => self.idle.take(&pod.id, clock::now(), timeouts.pool_idle),
+            Over::New => None,
+        };
+        let (mut live, kept_since) = match kept {
+            Some((live, since)) => (live, Some(since)),
+            None => (self.connector.connect(pod, timeouts.connect).await?, None),
         };
         let sent = clock::now();
         let head = match timeout(timeouts.first_byte, live.ask(request)).await {
@@ -84,10 +97,16 @@ impl Upstream {
             Ok(Err(mut lost)) => {
                 // TLS takes what it has not sent yet, and keeps to itself what it has.
                 lost.sent |= pod.target.origin.https;
-                let failure = blame(&lost, reused, clock::now().saturating_duration_since(sent));
-                if failure.fault() == Fault::Race {
-                    // Those kept beside it are as old or belong to a pod that has restarted: the next try is over a new one.
-                    self.idle.forget(&pod.id);
+                let now = clock::now();
+                let failure = blame(&lost, kept_since.is_some(), now.saturating_duration_since(sent));
+                if let (Fault::Race, Some(since)) = (failure.fault(), kept_since)
+                    && self.idle.raced(&pod.id, since, now)
+                {
+                    tracing::warn!(
+                        pod = %pod.id,
+                        "pod closes kept connections: requests take new ones; its keep-alive has to be longer than \
+                         timeouts.pool_idle, or it has to say `connection: close`"
+                    );
                 }
                 return Err(failure);
             }

@@ -16,7 +16,7 @@ mod refusals;
 mod retry;
 mod socket;
 
-pub use attempt::{Answer, Carry, Upstream};
+pub use attempt::{Answer, Carry, Over, Upstream};
 pub use body::PodBody;
 pub use connect::{Connector, PoolTls, client_tls};
 pub use failure::{Failure, FailureKind, Fault};

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
+use http_body::Body as _;
 
 use super::{Answer, FailureKind};
 
@@ -72,6 +73,11 @@ impl Answer {
         }
         let body = self.body.read_ahead(MOST_READ, READ_WITHIN).await;
         known(status, &body)
+    }
+
+    /// Whether it has no body. Looks for its first byte, no longer than for a refusal; who takes longer is passed on.
+    pub async fn is_empty(&mut self) -> bool {
+        self.body.read_ahead(1, READ_WITHIN).await.is_empty() && self.body.is_end_stream()
     }
 
     /// For how long the pod asks to be left alone. A date is not read: engines send seconds.

@@ -96,7 +96,8 @@ class Run:
         for name in pods:
             target = MODEL if name == "sim" else name
             lines += [f"  - {{ modelName: {target}, poolRef: {name} }}"]
-        lines += ['admin: { address: "127.0.0.1:0" }', "log: { format: json }"]
+        # Of the 30 s that a request waits for a pod by default these libraries' own 30 s run out at the same moment.
+        lines += ['admin: { address: "127.0.0.1:0" }', "log: { format: json }", "waiting: { timeout: 2s }"]
         file = Path(folder) / "tidegate.yaml"
         file.write_text("\n".join(lines) + "\n")
         child = self.start("serve", "--config", str(file))

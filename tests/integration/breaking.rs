@@ -148,7 +148,9 @@ async fn ended_by_http(gateway: &Gateway, pod: &mut RawPod, dialect: &Dialect, e
     let reply = Call::post(dialect.path, body).begin(gateway.addr);
     let mut asked = pod.asked().await;
     asked.say(sse_head()).await;
-    asked.chunk(&events.concat()).await;
+    if !events.is_empty() {
+        asked.chunk(&events.concat()).await;
+    }
     asked.say("0\r\n\r\n").await;
     let read = reply.await.unwrap().text().await;
     gateway.quiet().await;
@@ -170,6 +172,60 @@ async fn a_stream_that_http_ends_before_its_own_end_is_told_of_where_the_pod_is_
         dialect.assert_is_its_error(read.strip_prefix(dialect.first).expect(&read));
         assert_eq!(cuts, 1.0, "{}", dialect.path);
         assert_eq!(gateway.counted("tidegate_cuts_total", &[]).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_its_first_token_does_not_look_like_an_empty_answer() {
+    let [chat, ..] = &DIALECTS;
+    let role = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"}}]}\n\n";
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let whole = ended_by_http(&gateway, &mut pod, chat, &[chat.first, chat.end]).await;
+    assert_eq!(whole, ([chat.first, chat.end].concat(), 0.0));
+    for events in [vec![], vec![role]] {
+        let (read, _) = ended_by_http(&gateway, &mut pod, chat, &events).await;
+        chat.assert_is_its_error(read.strip_prefix(&events.concat()).expect(&read));
+    }
+    assert_eq!(gateway.counted("tidegate_cuts_total", &["empty_answer"]).await, 2.0);
+    assert_eq!(gateway.counted("tidegate_cuts_total", &[]).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_stream_of_a_promised_length_that_breaks_off_never_looks_complete() {
+    let [chat, ..] = &DIALECTS;
+    for missing in [5, 99] {
+        let mut pod = RawPod::start().await;
+        let gateway = Gateway::over([pod.endpoint()]).start().await;
+        let to = gateway.addr;
+        let reply =
+            tokio::spawn(async move { Client::h1(to).await.ask(chat_stream("hi", 9)).await?.collected().await });
+        let mut asked = pod.asked().await;
+        let length = chat.first.len() + missing;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n");
+        asked.say(head + chat.first).await;
+        drop(asked);
+        let read = reply.await.unwrap();
+        assert!(read.is_err(), "an error event that fills what is missing: {read:?}");
+        gateway.quiet().await;
+        assert_eq!(gateway.counted("tidegate_cuts_total", &["connection_died"]).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn what_came_before_a_bad_chunk_in_the_same_read_reaches_the_client() {
+    let [chat, ..] = &DIALECTS;
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    for (events, ended) in [(vec![chat.first, chat.end], true), (vec![chat.first], false)] {
+        let body = format!(r#"{{"model":"m","stream":true,{}}}"#, chat.prompt);
+        let reply = Call::post(chat.path, body).begin(gateway.addr);
+        let mut asked = pod.asked().await;
+        let events = events.concat();
+        asked.say(format!("{}{:x}\r\n{events}\r\nzz\r\n", sse_head(), events.len())).await;
+        let read = reply.await.unwrap().text().await;
+        let rest = read.strip_prefix(&events).expect(&read);
+        if ended { assert_eq!(rest, "") } else { chat.assert_is_its_error(rest) }
     }
 }
 

@@ -381,6 +381,25 @@ async fn the_whole_request_may_have_a_limit_too() {
 }
 
 #[tokio::test]
+async fn a_flood_does_not_outrun_the_limit_of_the_whole_request_nor_that_of_the_first_token() {
+    for (event, limit, reason) in
+        [(FIRST_EVENT, "total", "total_timeout"), (": ping\n\n", "first_token", "first_token_timeout")]
+    {
+        let mut pod = RawPod::start().await;
+        let gateway = Gateway::over([pod.endpoint()]).yaml(&format!("timeouts: {{ {limit}: 200ms }}")).start().await;
+        let reply = chat_stream("hi", 9).begin(gateway.addr);
+        let mut asked = pod.asked().await;
+        asked.say(sse_head()).await;
+        let events = format!("{:x}\r\n{event}\r\n", event.len()).repeat(100);
+        let flood = async { while asked.try_say(&events, Duration::from_secs(5)).await {} };
+        let text = async { reply.await.unwrap().text().await };
+        let ((), text) = crate::harness::within("the flood to be cut", async { tokio::join!(flood, text) }).await;
+        assert!(text.contains("stream_cut"), "{reason}: {} bytes", text.len());
+        assert_eq!(gateway.counted("tidegate_cuts_total", &[reason]).await, 1.0, "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn retries_stay_within_their_budget() {
     let pod = RawPod::answering(whole_json("{}")).await;
     let mut endpoints = vec![pod.endpoint()];

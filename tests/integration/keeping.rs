@@ -47,3 +47,36 @@ async fn a_pod_restarted_on_its_address_is_used_again_at_once_however_many_conne
     }
     gateway.quiet().await;
 }
+
+#[tokio::test]
+async fn a_pod_that_closes_its_kept_connections_unsaid_costs_no_request_and_no_budget_and_soon_none_is_kept() {
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).yaml("retry: { budget: 0%, budget_floor: 0 }").start().await;
+    let asks = async {
+        for nth in 0..6 {
+            let reply = chat("hi", 1).send(gateway.addr).await;
+            assert_eq!(reply.status(), 200, "request {nth}");
+            reply.bytes().await;
+        }
+    };
+    let answers = async {
+        let mut asked = pod.asked().await;
+        asked.say(whole_json("{}")).await;
+        asked.keep_alive();
+        for _ in 0..3 {
+            drop(pod.asked().await);
+            let mut asked = pod.asked().await;
+            asked.say(whole_json("{}")).await;
+            asked.keep_alive();
+        }
+        for _ in 0..2 {
+            let mut asked = pod.asked().await;
+            asked.say(whole_json("{}")).await;
+            asked.abandoned().await;
+        }
+    };
+    tokio::join!(asks, answers);
+    assert_eq!(gateway.counted("tidegate_retries_total", &["reuse_race"]).await, 3.0);
+    assert_eq!(gateway.counted("tidegate_retries_denied_total", &[]).await, 0.0);
+    gateway.quiet().await;
+}

@@ -202,6 +202,26 @@ async fn what_may_have_run_is_tried_again_at_the_operators_word_alone() {
 }
 
 #[tokio::test]
+async fn an_empty_answer_is_seen_however_its_end_is_told() {
+    for (framing, closes) in [("transfer-encoding: chunked\r\n\r\n0\r\n\r\n", false), ("\r\n", true)] {
+        let (mut one, mut two) = (RawPod::start().await, RawPod::start().await);
+        let gateway =
+            Gateway::over([one.endpoint(), two.endpoint()]).yaml("retry: { on: [empty_answer] }").start().await;
+        let reply = chat("hi", 1).begin(gateway.addr);
+        let (mut asked, other) =
+            tokio::select! { asked = one.asked() => (asked, &mut two), asked = two.asked() => (asked, &mut one) };
+        asked.say(format!("HTTP/1.1 200 OK\r\n{framing}")).await;
+        if closes {
+            drop(asked);
+        }
+        other.asked().await.say(whole_json(ANSWER)).await;
+        let reply = reply.await.unwrap();
+        assert_eq!((reply.status(), reply.header("x-tidegate-attempts")), (200, Some("2")), "{framing:?}");
+        assert_eq!(reply.text().await, ANSWER);
+    }
+}
+
+#[tokio::test]
 async fn a_request_on_which_pods_die_is_tried_at_most_once_more_whatever_the_operator_says() {
     let mut pods = Vec::new();
     for _ in 0..5 {

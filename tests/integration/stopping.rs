@@ -53,6 +53,22 @@ async fn what_does_not_end_within_the_grace_is_cut_and_counted() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_pod_always_has_more_is_told_of_the_stop() {
+    let mut pod = RawPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let reply = chat_stream("hi", 9).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    let event = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let events = format!("{:x}\r\n{event}\r\n", event.len()).repeat(100);
+    let flood = async { while asked.try_say(&events, GRACE).await {} };
+    let text = async { reply.await.unwrap().text().await };
+    let ((), text, stopped) = tokio::join!(flood, text, gateway.stop(Duration::from_millis(50)));
+    assert!(text.contains("stream_cut"), "{} bytes", text.len());
+    assert_eq!(stopped.cut, 1);
+}
+
+#[tokio::test]
 async fn idle_connections_do_not_hold_up_a_stop() {
     // Neither a client's that waits for its next request nor one to a pod that never closes its own.
     let pod = RawPod::answering(whole_json("{}")).await;

@@ -9,6 +9,7 @@ use tidegate::{
 
 use crate::harness::{
     Call, Client, Gateway, Plan, RawClient, RawPod, SimPod, chat, chat_stream, eventually, refusing_endpoint,
+    whole_json, within,
 };
 
 const WAITING: &str = "waiting: { timeout: 15s }";
@@ -63,6 +64,26 @@ async fn requests_wait_through_a_gap_without_pods_and_then_all_succeed() {
     assert_eq!(gateway.counted("tidegate_waited_seconds_count", &["served"]).await, 100.0);
     gateway.quiet().await;
     assert_eq!(gateway.counted("tidegate_waiting_requests", &[]).await, 0.0);
+}
+
+#[tokio::test]
+async fn who_lost_the_race_for_a_kept_connection_and_then_reached_nobody_waits_for_the_pod_to_return() {
+    let mut pod = RawPod::start().await;
+    let (addr, gateway) = (pod.addr, Gateway::over([pod.endpoint()]).yaml(WAITING).start().await);
+    let first = chat("hi", 1).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    asked.say(whole_json("{}")).await;
+    first.await.unwrap().bytes().await;
+    asked.keep_alive();
+    // The kept connection is closed as its next request is read, and nobody listens any more.
+    drop(pod);
+    let closed = async { while tokio::net::TcpStream::connect(addr).await.is_ok() {} };
+    within("the listener to close", closed).await;
+    let reply = chat("hi", 1).begin(gateway.addr);
+    let house = std::sync::Arc::clone(&gateway.running.house);
+    eventually("it waits", || house.waiting.len() == 1).await;
+    let _again = RawPod::answering_at(addr, whole_json("{}")).await;
+    assert_eq!(reply.await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -5,13 +5,12 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use http::StatusCode;
-use http_body::Body as _;
 use tokio::time::sleep;
 
 use super::Story;
 use crate::{
     clock,
-    config::Timeouts,
+    config::{RetryOn, Timeouts},
     fleet::{Pod, PoolState},
     gateway::{
         decide::{Matter, Pick},
@@ -20,7 +19,7 @@ use crate::{
     },
     scheduler::{NoPod, Tried},
     telemetry::{Name, labels::PoolReasonLabels},
-    upstream::{self, Carry, Failure, FailureKind, Fault},
+    upstream::{self, Carry, Failure, FailureKind, Fault, Over},
 };
 
 /// How long a body is kept for another attempt while a pod has it. A pod that takes no more says so in milliseconds; one
@@ -29,6 +28,20 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// Smaller bodies are kept until the answer begins: not worth a timer, as large as a connection's own buffers.
 const WORTH_LETTING_GO: usize = 16 << 10;
+
+/// A request, for as long as another attempt could follow.
+pub(super) struct Held {
+    pub(super) carry: Option<Carry>,
+    /// Whether a pod may have died of it.
+    killed: bool,
+}
+
+impl Held {
+    /// One that no pod has had yet.
+    pub(super) fn new(carry: Carry) -> Self {
+        Self { carry: Some(carry), killed: false }
+    }
+}
 
 /// An attempt that is to be followed by another one, if there may be one.
 struct Spent {
@@ -48,22 +61,24 @@ impl Story {
     /// request is `held` for as long as another attempt could follow.
     pub(super) async fn attempts(
         &self,
-        held: &mut Option<Carry>,
+        held: &mut Held,
         timeouts: &Timeouts,
         matter: &Matter,
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let retry = &self.policy.config.retry;
         let mut tried = Tried::none();
-        let mut left = retry.attempts;
-        let mut killed = false;
+        // Who waited after a race has one attempt left.
+        let mut left = if held.killed { 0 } else { retry.attempts };
+        let (mut died, mut raced) = (false, held.killed);
+        let mut over = if held.killed { Over::New } else { Over::Any };
         let mut pick = matter.reserve(&self.house, &self.listener, &tried).map_err(Rejection::NoPod)?;
         loop {
-            let carry = if retry.attempts == 0 { held.take() } else { held.clone() };
+            let carry = if retry.attempts == 0 { held.carry.take() } else { held.carry.clone() };
             // Who goes on to another attempt has seen that it is there.
             let Some(carry) = carry else { return Err(Rejection::NoPod(NoPod::AllTried)) };
             receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
-            let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, held };
+            let mut ours = Attempt { pick: &mut pick, streamed: receipt.streamed, held: &mut held.carry, over };
             let answered = self.attempt(carry, timeouts, &mut ours).await;
             let spent = match answered {
                 Ok(answer) => match self.weigh(answer, &pick, matter).await {
@@ -74,23 +89,29 @@ impl Story {
             };
             if spent.failure.may_have_killed() {
                 // A request that kills pods is tried at most once more, whatever the configuration says.
-                left = left.min(u32::from(!killed));
-                killed = true;
+                left = left.min(u32::from(!held.killed));
+                held.killed = true;
+                died |= spent.failure.kind == FailureKind::Died;
             }
+            let race = spent.failure.fault() == Fault::Race;
             // A pod whose idle timer was faster than we is well, and may be the only one there is.
-            if spent.failure.fault() != Fault::Race {
+            if !race {
                 tried.add(&pick.verdict.pod);
             }
-            let may = left > 0 && held.is_some();
-            let next = if may { self.another(&spent.failure, matter, &tried) } else { None };
+            over = if race { Over::New } else { Over::Any };
+            let free = race && !raced;
+            raced |= race;
+            let may = left > 0 && held.carry.is_some();
+            let next = if may { self.another(&spent.failure, matter, &tried, free) } else { None };
             match (next, spent.answer) {
                 // Whoever relays it notes what it says of the pod.
                 (None, Some(answer)) => return Ok((answer, pick)),
                 (None, None) => {
                     self.note_failure(&pick, &spent.failure);
-                    if killed {
-                        // Nor does it wait for a pod that it could try next.
-                        *held = None;
+                    if died {
+                        // Nor does it wait for a pod that it could try next. After a race, which is most often an idle
+                        // timer's doing, it may.
+                        held.carry = None;
                     }
                     return Err(Rejection::Failed(spent.failure));
                 }
@@ -104,8 +125,9 @@ impl Story {
         }
     }
 
-    /// Another pod, if this failure may be tried again, one is left and the budget allows it.
-    fn another(&self, failure: &Failure, matter: &Matter, tried: &Tried) -> Option<Pick> {
+    /// Another pod, if this failure may be tried again, one is left and the budget allows it. A request's first race is
+    /// `free`: on the new connection that follows there is no second, so that it adds no load to a sick fleet.
+    fn another(&self, failure: &Failure, matter: &Matter, tried: &Tried, free: bool) -> Option<Pick> {
         let retry = &self.policy.config.retry;
         if !failure.may_retry(&retry.on) || !matter.leaves_a_pod(tried) {
             return None;
@@ -113,7 +135,7 @@ impl Story {
         let metrics = &self.house.metrics;
         let labels = PoolReasonLabels { pool: Name::from(matter.pool.name()), reason: failure.kind.name() };
         let now = clock::now();
-        if !self.house.retries.spend(retry, now) {
+        if !free && !self.house.retries.spend(retry, now) {
             metrics.retries_denied.get_or_create(&labels).inc();
             if let Some(denied) = self.house.retries.denied(matter.pool.name(), now) {
                 tracing::warn!(pool = &**matter.pool.name(), denied, "retry budget spent");
@@ -133,8 +155,11 @@ impl Story {
         matter: &Matter,
     ) -> Result<upstream::Answer, Spent> {
         let status = answer.head.status;
-        if status.is_success() && !(matter.generates && answer.body.is_end_stream()) {
-            return Ok(answer);
+        if status.is_success() {
+            let looks = matter.generates && self.policy.config.retry.on.contains(&RetryOn::EmptyAnswer);
+            if !(looks && answer.is_empty().await) {
+                return Ok(answer);
+            }
         }
         let pod = &pick.verdict.pod;
         let known = if status.is_success() {
@@ -168,7 +193,7 @@ impl Story {
         // An operator who has slow failures tried again needs the body for as long as they take.
         let large = carry.body.len() >= WORTH_LETTING_GO && self.policy.config.retry.on.is_empty();
         // Boxed, because connecting needs much room, and all around it would have to be as large, and is moved.
-        let mut attempt = Box::pin(self.house.upstream.attempt(&pod, carry, timeouts));
+        let mut attempt = Box::pin(self.house.upstream.attempt(&pod, carry, timeouts, ours.over));
         let (mut unstarted, mut keeps) = (!ours.streamed, large);
         if !unstarted && !keeps {
             return attempt.await;
@@ -199,10 +224,10 @@ impl Story {
         (pool, pod): (&Arc<PoolState>, &Arc<Pod>),
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let pick = Pick::of_pod(pool, pod);
-        let mut told = self.house.upstream.attempt(pod, carry.clone(), timeouts).await;
+        let mut told = self.house.upstream.attempt(pod, carry.clone(), timeouts, Over::Any).await;
         if told.as_ref().is_err_and(|failure| failure.fault() == Fault::Race) {
-            // The pod is well, and its kept connections are forgotten.
-            told = self.house.upstream.attempt(pod, carry, timeouts).await;
+            // The pod is well.
+            told = self.house.upstream.attempt(pod, carry, timeouts, Over::New).await;
         }
         match told {
             Ok(answer) => Ok((answer, pick)),
@@ -233,4 +258,5 @@ struct Attempt<'a> {
     streamed: bool,
     /// The request once more, while another attempt is possible.
     held: &'a mut Option<Carry>,
+    over: Over,
 }

@@ -25,9 +25,9 @@ impl Relay {
         }
         let mut rest = self.reading.finish();
         self.state = State::Said;
-        if self.reading.ended_without_end() {
-            rest.extend_from_slice(&self.reading.last_words("no_end"));
-            self.reading.broke_off("no_end");
+        if let Some(why) = self.reading.ended_without_end() {
+            rest.extend_from_slice(&self.reading.last_words(why));
+            self.reading.broke_off(why);
         }
         Ok(rest.freeze())
     }
@@ -47,6 +47,11 @@ impl Relay {
             return Ok(rest);
         }
         self.reading.broke_off(why);
+        if self.reading.has_no_room() {
+            // The length that was promised leaves no room for an error; that it is not reached is one.
+            self.state = State::Over;
+            return Err(BrokeOff);
+        }
         self.state = State::Said;
         Ok(self.reading.last_words(why))
     }

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 
-use super::Story;
+use super::{Story, attempts::Held};
 use crate::{
     config::Timeouts,
     gateway::{
@@ -26,11 +26,11 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let (news, bytes) = (matter.pool.news(), carry.body.len());
-        let mut held = Some(carry);
+        let mut held = Held::new(carry);
         self.house.retries.earn(&self.policy.config.retry);
         if !self.house.waiting.has_line(&matter.pool, &matter.route.served_model) {
             match self.attempts(&mut held, timeouts, matter, receipt).await {
-                Err(refused) if held.is_some() && self.may_wait(&refused, matter) => {}
+                Err(refused) if held.carry.is_some() && self.may_wait(&refused, matter) => {}
                 told => return told,
             }
         }
@@ -42,7 +42,7 @@ impl Story {
     /// Stands in line, and attempts whenever it is called.
     async fn attempts_in_line(
         &self,
-        mut held: Option<Carry>,
+        mut held: Held,
         (timeouts, matter): (&Timeouts, &Matter),
         receipt: &mut Receipt,
         asked: Asked<'_>,
@@ -75,7 +75,7 @@ impl Story {
                 }
             };
             match told {
-                Err(refused) if held.is_some() && self.may_wait(&refused, matter) => place.back(),
+                Err(refused) if held.carry.is_some() && self.may_wait(&refused, matter) => place.back(),
                 told => return told,
             }
         }

@@ -34,6 +34,8 @@ pub(super) struct Relay {
     pub(super) body: PodBody,
     pub(super) reading: Reading,
     timer: Timer,
+    /// The time was up when the last piece came: it went on, and nothing more does.
+    late: Option<&'static str>,
     /// Until the pod's first byte, if the operator wants that.
     beat: Option<Beat>,
     trailers: Option<HeaderMap>,
@@ -70,6 +72,7 @@ impl Relay {
         Box::new(Self {
             body,
             timer: Timer::new(patience, &story.house.cut),
+            late: None,
             beat: heartbeat.filter(|_| !reading.is_whole()).map(Beat::new),
             reading,
             trailers: None,
@@ -80,7 +83,11 @@ impl Relay {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokeOff>>> {
         loop {
             match self.state {
-                State::Flowing => {}
+                State::Flowing => {
+                    if let Some(why) = self.late.take() {
+                        return Poll::Ready(Some(self.cut(why).map(Frame::data)));
+                    }
+                }
                 State::Said => {
                     self.state = State::Over;
                     return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
@@ -134,6 +141,7 @@ impl Relay {
         if seen.moved {
             self.timer.moved(seen.tokens > 0);
         }
+        self.late = self.timer.is_up(clock::now());
         out
     }
 }

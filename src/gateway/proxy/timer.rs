@@ -15,6 +15,9 @@ use crate::{
     gateway::rejection::{FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, STOPPING, TOTAL_TIMEOUT},
 };
 
+/// How often a pod that always has something to say is looked away from, to see whether we stop: that takes a lock.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 /// The times of one answer. Armed only while nothing comes, so that an event costs no timer.
 pub(super) struct Timer {
     waits_for: WaitsFor,
@@ -26,6 +29,8 @@ pub(super) struct Timer {
     stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Whom both wake. While it is the same, they need not be told again: then an event costs a look at the clock.
     waker: Option<Waker>,
+    /// When we last looked whether to stop.
+    looked: Option<Instant>,
 }
 
 /// What the pod owes.
@@ -56,7 +61,7 @@ impl Timer {
     pub(super) fn new(patience: Patience, stop: &CancellationToken) -> Self {
         let Patience { first_token, first_piece, idle, total } = patience;
         let waits_for = first_token.map_or(WaitsFor::FirstPiece(first_piece), WaitsFor::FirstToken);
-        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped: None, waker: None }
+        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped: None, waker: None, looked: None }
     }
 
     /// Something came; `token`: content of the answer.
@@ -64,6 +69,20 @@ impl Timer {
         if token || !matches!(self.waits_for, WaitsFor::FirstToken(_)) {
             self.waits_for = WaitsFor::Next(None);
         }
+    }
+
+    /// Why the time is up at `now`, although something came. For what never lets us wait; arms nothing.
+    pub(super) fn is_up(&mut self, now: Instant) -> Option<&'static str> {
+        if self.looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
+            self.looked = Some(now);
+            if self.stop.is_cancelled() {
+                return Some(STOPPING);
+            }
+        }
+        if self.total.is_some_and(|total| now >= total) {
+            return Some(TOTAL_TIMEOUT);
+        }
+        matches!(self.waits_for, WaitsFor::FirstToken(due) if now >= due).then_some(FIRST_TOKEN_TIMEOUT)
     }
 
     /// Ready with the reason once the time is up.
@@ -80,6 +99,7 @@ impl Timer {
         }
         loop {
             let now = clock::now();
+            self.looked = Some(now);
             let (due, why) = match &mut self.waits_for {
                 WaitsFor::FirstToken(due) => (*due, FIRST_TOKEN_TIMEOUT),
                 WaitsFor::FirstPiece(due) => (*due, IDLE_TIMEOUT),
@@ -193,6 +213,24 @@ mod tests {
         // Nobody looks for more while the client's connection is full.
         advance(10 * 60 * SECOND).await;
         assert_eq!(ends(&mut timer).await, Some((IDLE_TIMEOUT, 120)), "the pod has its whole time from now on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_never_lets_us_wait_outruns_neither_time_nor_a_stop() {
+        let now = clock::now();
+        let mut comments = timer(true, None);
+        assert_eq!(comments.is_up(now + 599 * SECOND), None);
+        assert_eq!(comments.is_up(now + 600 * SECOND), Some(FIRST_TOKEN_TIMEOUT));
+        comments.moved(true);
+        assert_eq!(comments.is_up(now + 10 * HOUR), None, "silence is seen by who waits");
+        let mut tokens = timer(true, Some(HOUR));
+        tokens.moved(true);
+        assert_eq!(tokens.is_up(now + HOUR.saturating_sub(SECOND)), None);
+        assert_eq!(tokens.is_up(now + HOUR), Some(TOTAL_TIMEOUT));
+        let mut stopping = timer(true, None);
+        assert_eq!(stopping.is_up(now), None);
+        stopping.stop.cancel();
+        assert_eq!(stopping.is_up(now + LOOK_EVERY), Some(STOPPING));
     }
 
     #[tokio::test(start_paused = true)]

@@ -77,6 +77,18 @@ impl<'a> Cursor<'a> {
         self.eat(b':').then(|| key.get(1..key.len().saturating_sub(1)).unwrap_or_default())
     }
 
+    /// The value of the first field of this name in the object that is next, as it lies.
+    pub(in crate::openai) fn field(mut self, name: &[u8]) -> Option<&'a [u8]> {
+        self.eat(b'{');
+        while let Some(key) = self.key() {
+            let value = self.value();
+            if key == name {
+                return Some(value);
+            }
+        }
+        None
+    }
+
     /// Inside a list: the first byte of its next element, which is next. At the list's end steps out of it.
     pub(in crate::openai) fn element(&mut self) -> Option<u8> {
         self.eat(b',');

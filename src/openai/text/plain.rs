@@ -311,15 +311,8 @@ impl<'s> Plain<'s> {
 }
 
 /// The role of the turn that is next, as it lies. It is nearly always the first field.
-fn role_of(mut at: Cursor<'_>) -> Option<&[u8]> {
-    at.eat(b'{');
-    while let Some(key) = at.key() {
-        let value = at.value();
-        if key == b"role" {
-            return Some(value);
-        }
-    }
-    None
+fn role_of(at: Cursor<'_>) -> Option<&[u8]> {
+    at.field(b"role")
 }
 
 fn hex(digits: &[u8]) -> Option<u32> {

@@ -36,6 +36,8 @@ pub(super) struct Chunked {
     said: Vec<u8>,
     /// Trailers that are complete and were not taken yet.
     pub(super) trailers: Option<Box<HeaderMap>>,
+    /// What was wrong behind the data that was taken last.
+    pub(super) broken: Option<Nonsense>,
 }
 
 /// What comes next.
@@ -72,13 +74,24 @@ impl Chunked {
         self.at == At::Over
     }
 
-    /// Moves the data in `bytes` to their beginning. How much there is of it, and how many bytes were read.
+    /// Moves the data in `bytes` to their beginning. How much there is of it, and how many bytes were read. Where nonsense
+    /// follows data, the data is taken, and the nonsense is what is `broken`.
     pub(super) fn take(&mut self, bytes: &mut [u8]) -> Result<(usize, usize), Nonsense> {
+        if let Some(broken) = self.broken {
+            return Err(broken);
+        }
         let (mut data, mut read) = (0, 0);
         while !self.is_over() {
             let Some(&byte) = bytes.get(read) else { break };
             if self.at != At::Data {
-                self.at = self.step(byte)?;
+                match self.step(byte) {
+                    Ok(at) => self.at = at,
+                    Err(broken) if data == 0 => return Err(broken),
+                    Err(broken) => {
+                        self.broken = Some(broken);
+                        return Ok((data, bytes.len()));
+                    }
+                }
                 read += 1;
                 continue;
             }
@@ -176,6 +189,21 @@ mod tests {
         Ok((data, all, chunked.trailers.map(|it| *it)))
     }
 
+    fn is_sound(mut wire: Vec<u8>) -> bool {
+        let mut chunked = Chunked::default();
+        chunked.take(&mut wire).is_ok() && chunked.broken.is_none()
+    }
+
+    #[test]
+    fn data_before_a_bad_chunk_in_the_same_read_is_not_lost() {
+        let mut wire = *b"5\r\nhello\r\n1\r\n!\r\nzz\r\n";
+        let mut chunked = Chunked::default();
+        assert_eq!(chunked.take(&mut wire), Ok((6, wire.len())));
+        assert_eq!(&wire[..6], b"hello!");
+        assert!(chunked.broken.is_some() && !chunked.is_over());
+        assert!(chunked.take(&mut b"0\r\n\r\n".to_vec()).is_err(), "and stays broken");
+    }
+
     #[test]
     fn chunks_of_one_read_become_one_piece() {
         let mut wire = *b"5\r\nhello\r\n1;x=\"y\"\r\n \r\n0005  \r\nworld\r\n0\r\n\r\nHTTP/1.1";
@@ -218,7 +246,7 @@ mod tests {
             "0\r\na : b\r\n\r\n",
             ";\r\n",
         ] {
-            assert!(Chunked::default().take(&mut bad.as_bytes().to_vec()).is_err(), "{bad:?}");
+            assert!(!is_sound(bad.as_bytes().to_vec()), "{bad:?}");
         }
     }
 
@@ -231,18 +259,16 @@ mod tests {
 
     #[test]
     fn extensions_and_trailers_have_bounds() {
-        let many = |each: &str, times: usize| Chunked::default().take(&mut each.repeat(times).into_bytes()).is_ok();
+        let many = |each: &str, times: usize| is_sound(each.repeat(times).into_bytes());
         let most = usize::from(MAX_EXTENSIONS);
         assert!(many("1;\r\nx\r\n", most) && !many("1;\r\nx\r\n", most + 1));
         assert!(!many("1 \r\nx\r\n", most + 1));
         let trailers = |length: usize| {
             let wire = format!("0\r\na: {}\r\n\r\n", "x".repeat(length - 7));
-            Chunked::default().take(&mut wire.into_bytes()).is_ok()
+            is_sound(wire.into_bytes())
         };
         assert!(trailers(MAX_TRAILERS) && !trailers(MAX_TRAILERS + 1));
-        let fields = |count: usize| {
-            Chunked::default().take(&mut format!("0\r\n{}\r\n", "a:b\r\n".repeat(count)).into_bytes()).is_ok()
-        };
+        let fields = |count: usize| is_sound(format!("0\r\n{}\r\n", "a:b\r\n".repeat(count)).into_bytes());
         assert!(fields(MAX_FIELDS) && !fields(MAX_FIELDS + 1));
     }
 
@@ -272,13 +298,13 @@ mod tests {
 
         #[test]
         fn anything_is_read_alike_however_it_is_cut(wire in "[0-9a-f\r\n;: x]{0,60}", cuts in vec(0..9_usize, 0..30)) {
-            let whole = Chunked::default().take(&mut wire.clone().into_bytes()).is_ok();
+            let whole = is_sound(wire.clone().into_bytes());
             let mut chunked = Chunked::default();
             let mut rest = wire.as_bytes();
             let mut ok = true;
             for cut in cuts.into_iter().chain([usize::MAX]) {
                 let (piece, behind) = rest.split_at(cut.min(rest.len()));
-                ok &= chunked.take(&mut piece.to_vec()).is_ok();
+                ok &= chunked.take(&mut piece.to_vec()).is_ok() && chunked.broken.is_none();
                 rest = behind;
                 if !ok || chunked.is_over() {
                     break;

@@ -47,6 +47,14 @@ impl Framing {
         Ok(read < came)
     }
 
+    /// What was wrong behind the bytes that were taken last.
+    pub(super) fn broken(&self) -> Option<Nonsense> {
+        match self {
+            Self::Chunked(chunked) => chunked.broken,
+            Self::Length(_) | Self::UntilClose { .. } => None,
+        }
+    }
+
     /// The connection was closed in good order: whether that is the body's end.
     pub(super) fn close(&mut self) -> bool {
         if let Self::UntilClose { over } = self {

@@ -140,6 +140,10 @@ fn parse(bytes: &Bytes, bodiless: bool) -> Result<Option<Head>, Nonsense> {
     parts.headers = fields(said.headers, bytes)?;
     let framing = framing(&mut parts, bodiless)?;
     let keep_alive = keeps_alive(&parts, &framing);
+    if status == StatusCode::NO_CONTENT {
+        // RFC 9110, 8.6: it may not be there, and HTTP/2 clients refuse an answer with it.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     Ok(Some(Head { parts, framing, keep_alive }))
 }
 
@@ -194,12 +198,16 @@ fn length(digits: &[u8]) -> Option<u64> {
 
 fn keeps_alive(head: &response::Parts, framing: &Framing) -> bool {
     let fields = &head.headers;
+    // Who promises a body to a status that has none may send one.
+    let promises = fields.contains_key(header::TRANSFER_ENCODING)
+        || fields.get_all(header::CONTENT_LENGTH).iter().any(|value| value != "0");
+    let may_send_one = head.status == StatusCode::NO_CONTENT && promises;
     let closes = |value: &HeaderValue| {
         value.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii().eq_ignore_ascii_case(b"close"))
     };
     let two_ends = fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH);
     let closes = matches!(framing, Framing::UntilClose { .. }) || fields.get_all(header::CONNECTION).iter().any(closes);
-    head.version == Version::HTTP_11 && !two_ends && !closes
+    head.version == Version::HTTP_11 && !two_ends && !closes && !may_send_one
 }
 
 #[cfg(test)]
@@ -313,6 +321,8 @@ mod tests {
             "HTTP/1.0 200 OK\r\ncontent-length: 7\r\nconnection: keep-alive\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: keep-alive\r\nConnection: x-hop , Close\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 7\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\ncontent-length: 7\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n",
         ] {
             assert!(!keeps(head), "{head:?}");
         }

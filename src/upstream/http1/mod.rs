@@ -143,6 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.framing.is_over() {
                 return Poll::Ready(self.framing.take_trailers().map(|fields| Ok(Frame::trailers(fields))));
             }
+            if let Some(broken) = self.framing.broken() {
+                return Poll::Ready(Some(Err(broken.into())));
+            }
             let mut piece = mem::take(&mut self.rest);
             if piece.is_empty() {
                 piece = ready!(self.reader.poll(&mut self.stream, cx))?;
