@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     Kind, Members, ObjectName, Objective, PortRef, Reference, World, addresses,
-    objects::{Body, ModelBody, Object, PoolRef, RewriteBody, Rule},
+    claims::{Claim, Claimed},
+    objects::{Body, Object, PoolRef, RewriteBody},
 };
-use crate::config::{Config, Criticality, Endpoint, Engine, Model, ModelTimeouts, Pool, Sticky, TargetModel, defaults};
+use crate::config::{Config, Endpoint, Engine, Model, ModelTimeouts, Pool, Sticky, TargetModel, defaults};
 
 /// A configuration with what a world adds to it.
 #[derive(Debug)]
@@ -86,53 +87,6 @@ struct Furnishing<'a> {
     /// The pool that each `InferencePool` leads to.
     led: BTreeMap<ObjectName, Arc<str>>,
     notes: Vec<Note>,
-}
-
-/// Somebody's claim to a model name.
-struct Claim<'a> {
-    kind: Kind,
-    name: &'a ObjectName,
-    object: &'a Object,
-    /// Where the name stands.
-    field: String,
-    /// `None`: every other model of the pool.
-    model: Option<&'a str>,
-    pool: &'a PoolRef,
-    targets: Vec<(&'a str, Option<u32>)>,
-    /// Where the targets stand.
-    targets_field: String,
-    criticality: Criticality,
-    /// Whether answers carry the client's name for the model.
-    hides: bool,
-}
-
-impl Claim<'_> {
-    /// What it does not say and should.
-    fn lacks(&self) -> Option<(&'static str, &'static str)> {
-        match self.model {
-            Some("") => Some(("it names no model", "write the name that clients ask for")),
-            None if self.targets.is_empty() => Some(("it names no target", "write what the models become")),
-            _ => None,
-        }
-    }
-}
-
-/// What only one can have.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Claimed {
-    /// A name that clients ask for.
-    Name(Arc<str>),
-    /// All other names that lead to a pool.
-    Rest(Arc<str>),
-}
-
-impl fmt::Display for Claimed {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => write!(out, "the model name `{name}` is"),
-            Self::Rest(pool) => write!(out, "all other names of pool `{pool}` are"),
-        }
-    }
 }
 
 impl<'a> Furnishing<'a> {
@@ -268,7 +222,9 @@ impl<'a> Furnishing<'a> {
             for (name, object) in world.all(kind).filter(|(_, object)| !object.head.deleting) {
                 let ours = |pool: &PoolRef| self.ours(&pool.beside(name));
                 match &object.body {
-                    Body::Model(model) if ours(&model.pool) => claims.push(claim_of_model((kind, name), object, model)),
+                    Body::Model(model) if ours(&model.pool) => {
+                        claims.push(Claim::of_model((kind, name), object, model))
+                    }
                     Body::Rewrite(rewrite) if ours(&rewrite.pool) => {
                         self.claims_of_rewrite((kind, name), object, rewrite, &mut claims);
                     }
@@ -290,7 +246,7 @@ impl<'a> Furnishing<'a> {
             let matches = rule.matches.as_deref().unwrap_or_default();
             if matches.is_empty() || matches.iter().any(|it| it.model.is_none()) {
                 let every = (None, format!("spec.rules[{number}]"));
-                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), every));
+                claims.push(Claim::of_rule(of, object, (&rewrite.pool, rule, number), every));
             }
             let models = matches.iter().enumerate().filter_map(|(at, it)| Some((at, it.model.as_ref()?)));
             for (at, model) in models {
@@ -301,7 +257,7 @@ impl<'a> Furnishing<'a> {
                     continue;
                 }
                 let one = (Some(model.value.as_str()), field + ".value");
-                claims.push(claim_of_rule(of, object, (&rewrite.pool, rule, number), one));
+                claims.push(Claim::of_rule(of, object, (&rewrite.pool, rule, number), one));
             }
         }
     }
@@ -363,41 +319,5 @@ impl<'a> Furnishing<'a> {
             }
         }
         self.config.objectives = found.into_values().collect();
-    }
-}
-
-fn claim_of_model<'a>(of: (Kind, &'a ObjectName), object: &'a Object, model: &'a ModelBody) -> Claim<'a> {
-    Claim {
-        kind: of.0,
-        name: of.1,
-        object,
-        field: "spec.modelName".to_owned(),
-        model: Some(&model.model_name),
-        pool: &model.pool,
-        targets: model.targets.iter().map(|(name, weight)| (name.as_str(), *weight)).collect(),
-        targets_field: "spec.targetModels".to_owned(),
-        criticality: model.criticality,
-        hides: false,
-    }
-}
-
-fn claim_of_rule<'a>(
-    of: (Kind, &'a ObjectName),
-    object: &'a Object,
-    (pool, rule, number): (&'a PoolRef, &'a Rule, usize),
-    (model, field): (Option<&'a str>, String),
-) -> Claim<'a> {
-    let targets = rule.targets.as_deref().unwrap_or_default();
-    Claim {
-        kind: of.0,
-        name: of.1,
-        object,
-        field,
-        model,
-        pool,
-        targets: targets.iter().map(|target| (target.model.as_str(), target.weight)).collect(),
-        targets_field: format!("spec.rules[{number}].targets"),
-        criticality: Criticality::default(),
-        hides: true,
     }
 }

@@ -6,6 +6,7 @@
 //! are told of. It does no I/O and knows no API server.
 
 mod addresses;
+mod claims;
 mod difference;
 mod kinds;
 mod manifests;

@@ -212,10 +212,17 @@ fn where_only_named_pools_count_the_others_are_somebody_elses() {
     let theirs = POOL.replace("name: llama", "name: theirs");
     let model = |name: &str, pool: &str| {
         format!(
-            "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {{ name: {name} }}
+            "
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModel
+metadata: {{ name: {name} }}
 spec: {{ modelName: same, poolRef: {{ name: {pool} }} }}
----\napiVersion: llm-d.ai/v1alpha2\nkind: InferenceObjective\nmetadata: {{ name: {name} }}
-spec: {{ poolRef: {{ name: {pool} }} }}\n---\n"
+---
+apiVersion: llm-d.ai/v1alpha2
+kind: InferenceObjective
+metadata: {{ name: {name} }}
+spec: {{ poolRef: {{ name: {pool} }} }}
+---"
         )
     };
     let manifests = POOL.to_owned() + &theirs + &model("a", "theirs") + &model("b", "llama");
@@ -232,9 +239,12 @@ spec: {{ poolRef: {{ name: {pool} }} }}\n---\n"
 fn two_rules_for_all_other_models_of_a_pool_are_one_too_many_and_one_needs_a_target() {
     let rewrite = |name: &str, created: &str, rule: &str| {
         format!(
-            "apiVersion: llm-d.ai/v1alpha2\nkind: InferenceModelRewrite
+            "
+apiVersion: llm-d.ai/v1alpha2
+kind: InferenceModelRewrite
 metadata: {{ name: {name}, creationTimestamp: \"{created}\" }}
-spec: {{ poolRef: {{ name: llama }}, rules: [{rule}] }}\n---\n"
+spec: {{ poolRef: {{ name: llama }}, rules: [{rule}] }}
+---"
         )
     };
     let manifests = POOL.to_owned()
