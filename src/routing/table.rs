@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
+        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
     };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
@@ -241,6 +241,7 @@ mod tests {
             scheduler: None,
             models: models.map(named),
             ext_proc: None,
+            trust_headers: false,
         }
     }
 
@@ -281,6 +282,7 @@ mod tests {
             },
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
+            saturation: Saturation { wait: second },
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),

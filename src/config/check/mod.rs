@@ -230,7 +230,8 @@ impl Sheet {
 fn check(file: &File, sheet: &mut Sheet) -> Config {
     let reported =
         file.api.as_ref().and_then(|api| api.serve_reported_models).unwrap_or(defaults::api().serve_reported_models);
-    let pools = pools::pools(&file.pools, sheet);
+    let saturation = settings::saturation(file.saturation.as_ref(), defaults::SATURATION, sheet);
+    let pools = pools::pools(&file.pools, saturation, sheet);
     let models = models::models(file, reported, sheet);
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
@@ -253,6 +254,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         timeouts,
         retry: settings::retry(file.retry.as_ref(), sheet),
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
+        saturation,
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), &timeouts, sheet),
         log: settings::log(file.log.as_ref(), sheet),

@@ -172,6 +172,7 @@ impl<'a> Furnishing<'a> {
                 metrics: defaults::metrics(),
                 forward_authorization: false,
                 ca_file: None,
+                saturation: self.config.saturation,
             }));
         }
         free
