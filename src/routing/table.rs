@@ -115,6 +115,24 @@ impl Table {
         })
     }
 
+    /// The route of a request for `model` of which somebody else has said what it is `served` as: to the model's pool, or
+    /// where the name leads if nobody knows the model. No split is drawn, and the answer carries the client's name.
+    pub fn forced(&self, model: &str, served: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
+        let known = self.entries.get(model);
+        let told = || reported(model).or_else(|| reported(served));
+        let told = if known.is_none() && self.serves_reported() { told() } else { None };
+        let entry = known.or_else(|| self.rule(told.as_ref()));
+        Some(Route {
+            client_model: model.into(),
+            pool: entry.map(|entry| Arc::clone(&entry.pool)).or(told)?,
+            served_model: served.into(),
+            arm: 0,
+            rewrite_response_model: model != served,
+            criticality: entry.map(|entry| entry.criticality).unwrap_or_default(),
+            timeouts: entry.map(|entry| entry.timeouts).unwrap_or_default(),
+        })
+    }
+
     /// The names that clients may ask for by configuration, in its order.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.names.iter()
@@ -144,6 +162,11 @@ impl Table {
         })
     }
 
+    /// What other names become that lead to the pool that reports them, or to any if none does.
+    fn rule(&self, reported: Option<&Arc<str>>) -> Option<&Entry> {
+        self.others.iter().find(|rule| reported.is_none_or(|pool| rule.pool == *pool))
+    }
+
     /// The route of a name that the configuration does not have: to the pool whose pods report it, by that pool's rule
     /// for other names if there is one. A name that nobody reports goes by the first such rule.
     fn unlisted(
@@ -155,8 +178,7 @@ impl Table {
     ) -> Option<Route> {
         let name: Arc<str> = model.into();
         let reported = if self.serves_reported() { reported(model) } else { None };
-        let rule = self.others.iter().find(|rule| reported.as_ref().is_none_or(|pool| rule.pool == *pool));
-        if let Some(rule) = rule.filter(|_| !model.is_empty()) {
+        if let Some(rule) = self.rule(reported.as_ref()).filter(|_| !model.is_empty()) {
             return rule.route(&name, key, rng);
         }
         let pool = reported?;

@@ -145,6 +145,8 @@ pub struct Metrics {
     pub aborts: Family<ReasonLabels, Counter>,
     /// Requests refused by the gateway itself.
     pub rejections: Family<ReasonLabels, Counter>,
+    /// Requests refused that a pod could have had, because all were busy and these may be refused then.
+    pub shed: Family<PoolReasonLabels, Counter>,
     /// What the doors turned away before it was a request, or let go while it did not read.
     pub edge_rejected: Family<ReasonLabels, Counter>,
     /// Reads of pods' metrics, by outcome.
@@ -207,6 +209,7 @@ impl Metrics {
             cuts: Family::default(),
             aborts: Family::default(),
             rejections: Family::default(),
+            shed: Family::default(),
             edge_rejected: Family::default(),
             scrapes: Family::default(),
             scrape_duration: histograms(&ITL),
@@ -260,6 +263,7 @@ impl Metrics {
         r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
         r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
         r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
+        r.register("shed_requests", "Requests refused because they may be while their pool is full", self.shed.clone());
         let turned_away = "Clients turned away before they had asked, or let go because they did not read";
         r.register("edge_rejected", turned_away, self.edge_rejected.clone());
     }
