@@ -145,3 +145,162 @@ fn demand(glance: &Glance, (streams, kv_tokens): (f64, f64)) -> f64 {
     let batch = glance.batch.map_or(0.0, |slots| (known + since) / f64::from(slots));
     cache.max(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{
+        Evidence, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send,
+        for_test::{self, target},
+    };
+
+    /// A pool of as many pods that has shown nothing: 0.05 ms a prompt token, 15 ms a step and 0.15 ms more for each stream,
+    /// 250 tokens an answer. Full from a wait of a second on.
+    fn pool(pods: usize, now: Instant) -> Arc<PoolState> {
+        let fleet = Fleet::new(&[for_test::pool("pool")], now);
+        let targets: Vec<_> = (0..pods).map(|n| target(&format!("pod-{n}"))).collect();
+        fleet.set("pool", &targets, now);
+        fleet.pool("pool").unwrap()
+    }
+
+    fn sent(pod: &Arc<Pod>, prompt_tokens: u32, uncached_tokens: u32) -> Reservation {
+        Reservation::new(Arc::clone(pod), Send { prompt_tokens, uncached_tokens })
+    }
+
+    fn streams(pod: &Arc<Pod>, many: usize) -> Vec<Reservation> {
+        (0..many).map(|_| sent(pod, 100, 0)).collect()
+    }
+
+    /// A page of `pod` that says so much.
+    fn page(pod: &Pod, (running, waiting): (u32, u32), kv_usage: f64, began: Instant) {
+        let reading = Reading {
+            running: Some(running),
+            waiting: Some(waiting),
+            kv_usage: Some(kv_usage),
+            ..Reading::default()
+        };
+        let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
+        pod.store_load(PodLoad { began, sent_mark, ended_mark, reading });
+    }
+
+    fn wait_ms(pool: &PoolState, now: Instant) -> f64 {
+        let wait_ms = Saturation::of(pool, &pool.pods(), "m", now).unwrap().wait_ms;
+        (wait_ms * 1e3).round() / 1e3
+    }
+
+    #[test]
+    fn prompts_of_ours_that_wait_are_the_wait_and_the_best_pod_counts() {
+        let now = crate::clock::now();
+        let pool = pool(2, now);
+        let pods = pool.pods();
+        let mut first = sent(&pods[0], 20_000, 20_000);
+        assert_eq!(wait_ms(&pool, now), 0.0, "the other one is free");
+        let _second = sent(&pods[1], 40_000, 30_000);
+        let full = Saturation::of(&pool, &pods, "m", now).unwrap();
+        assert!(full.is_full() && (full.level - 1.0).abs() < 1e-6, "20,000 tokens at 0.05 ms: {full:?}");
+        assert_eq!(full.pause(), Duration::from_secs(2), "up to a whole second");
+        first.first_token();
+        assert_eq!(wait_ms(&pool, now), 0.0);
+    }
+
+    #[test]
+    fn a_full_cache_keeps_those_waiting_until_others_end_and_needs_no_new_page_to_see_it() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let mut held = streams(&pod, 15);
+        page(&pod, (10, 5), 0.97, now);
+        // Half as many wait as run: half an answer's time, of 250 tokens at 15 + 15 * 0.15 ms.
+        assert_eq!(wait_ms(&pool, now), 0.5 * 250.0 * 17.25);
+        let long_after = now + Duration::from_secs(3_600);
+        assert_eq!(wait_ms(&pool, long_after), 0.5 * 250.0 * 17.25, "ours are there yet, however old the page");
+        held.truncate(12);
+        assert_eq!(wait_ms(&pool, long_after), 0.2 * 250.0 * (15.0 + 1.8));
+        held.truncate(10);
+        assert_eq!(wait_ms(&pool, long_after), 0.0, "those that are left fit");
+    }
+
+    #[test]
+    fn a_cache_that_is_full_while_nobody_waits_is_well_used() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let _held = streams(&pod, 10);
+        page(&pod, (10, 0), 1.0, now);
+        assert_eq!(wait_ms(&pool, now), 0.0);
+    }
+
+    #[test]
+    fn what_was_sent_since_fills_a_pod_whose_page_says_that_it_is_free() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let reading = Reading {
+            running: Some(0),
+            waiting: Some(0),
+            kv_usage: Some(0.0),
+            block_size: Some(16),
+            blocks: Some(1_000),
+            ..Reading::default()
+        };
+        pod.store_load(PodLoad { began: now, sent_mark: 0, ended_mark: 0, reading });
+        let mut held: Vec<_> = (0..4).map(|_| sent(&pod, 8_000, 0)).collect();
+        // 32,000 tokens where 16,000 fit: an answer's time at 4 streams.
+        assert_eq!(wait_ms(&pool, now), 250.0 * 15.6);
+        held.truncate(2);
+        assert_eq!(wait_ms(&pool, now), 0.0);
+    }
+
+    #[test]
+    fn who_waits_on_two_pages_while_no_more_run_waits_for_a_place_in_the_batch() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let mut held = streams(&pod, 8);
+        page(&pod, (4, 4), 0.1, now);
+        assert_eq!(wait_ms(&pool, now), 0.0, "they may only have come together");
+        page(&pod, (5, 3), 0.1, now);
+        assert_eq!(wait_ms(&pool, now), 0.0, "more run than did");
+        page(&pod, (5, 3), 0.1, now);
+        assert_eq!(wait_ms(&pool, now), 0.6 * 250.0 * 16.2, "3 of them stand behind 5");
+        held.truncate(5);
+        assert_eq!(wait_ms(&pool, now), 0.0);
+        page(&pod, (5, 0), 0.1, now);
+        held.extend(streams(&pod, 3));
+        assert_eq!(wait_ms(&pool, now), 0.0, "nobody waited: there may be room");
+    }
+
+    #[test]
+    fn what_a_page_says_of_others_fades() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        page(&pool.pods()[0], (10, 5), 1.0, now);
+        // 5 prompts of 1,024 tokens, and half an answer's time.
+        assert_eq!(wait_ms(&pool, now), 256.0 + 0.5 * 250.0 * 17.25);
+        let half = now + Duration::from_millis(2_500);
+        assert_eq!(wait_ms(&pool, half), 128.0);
+        assert_eq!(wait_ms(&pool, now + Duration::from_secs(6)), 0.0);
+    }
+
+    #[test]
+    fn only_pods_in_use_that_may_serve_the_model_count() {
+        let now = crate::clock::now();
+        let pool = pool(3, now);
+        let pods = pool.pods();
+        let _held = sent(&pods[0], 30_000, 30_000);
+        let other = ReportedModel { name: "other".into(), parent: None };
+        pods[1].store_models(vec![other]);
+        pods[2].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(wait_ms(&pool, now), 1_500.0);
+        pods[0].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(Saturation::of(&pool, &pods, "m", now), None);
+        assert_eq!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms, 0.0);
+        assert_eq!(Saturation::of(&pool, &[], "", now), None);
+    }
+
+    #[test]
+    fn pauses_are_whole_seconds_up_to_a_minute() {
+        let pause = |wait_ms| Saturation { wait_ms, level: 1.0 }.pause().as_secs();
+        assert_eq!([0.0, 400.0, 1_001.0, 59_000.5, 1e9, f64::INFINITY].map(pause), [1, 1, 2, 60, 60, 60]);
+    }
+}

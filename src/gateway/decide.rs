@@ -7,7 +7,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, ListenerPolicy, Policy, receipt::Chosen, rejection::Rejection};
+use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection};
 use crate::{
     clock,
     fleet::{Admission, Course, Pod, PoolState, Saturation, Send},
@@ -293,22 +293,21 @@ impl Matter {
     }
 }
 
-/// The listener's policy and the matter of one request, for `explain`.
+/// What would become of a request, for `explain`.
 ///
 /// # Errors
 /// As the request itself would be refused.
 pub fn explain(
     house: &House,
-    policy: &Policy,
-    listener: usize,
+    listener: &ListenerPolicy,
     ask: &Ask,
     body: &[u8],
+    wishes: Wishes<'_>,
 ) -> Result<Explained, Rejection> {
-    let listener = policy.listeners.get(listener).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
-    let matter = Matter::new(house, listener, ask, body, Wishes::default())?;
-    let explanation = matter.explain(listener, clock::now());
-    let (saturation, priority) = (matter.saturation(clock::now()), matter.priority);
-    Ok(Explained { route: matter.route, saturation, priority, explanation })
+    let matter = Matter::new(house, listener, ask, body, wishes)?;
+    let now = clock::now();
+    let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
+    Ok(Explained { route: matter.route, saturation, priority: matter.priority, explanation })
 }
 
 /// A route and the choice of a pod, explained.

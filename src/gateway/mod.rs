@@ -30,7 +30,7 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, explain};
+pub use decide::{Explained, Matter, Pick, Wishes, explain};
 pub use ext_proc::{IsServing, Picker, serve_health, wire};
 pub use health::{begin_counting, tell_turn};
 pub use homes::ResponseHomes;
@@ -131,7 +131,7 @@ pub struct ListenerPolicy {
     /// What requests may name to say how much they matter.
     objectives: Arc<Objectives>,
     /// Whether headers are believed that say so, or what a model is called at its pod.
-    trusts_headers: bool,
+    pub trusts_headers: bool,
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
     /// came under this one.
     pools: Arc<Pools>,

@@ -346,6 +346,28 @@ mod tests {
     }
 
     #[test]
+    fn a_forced_name_takes_the_models_pool_and_draws_no_split() {
+        let mut config = config(vec![model("llama", Sticky::None, &SPLIT)]);
+        let elsewhere = |name: &str| (name == "reported").then(|| Arc::from("elsewhere"));
+        let forced = |config: &Config, model: &str, served: &str| {
+            let route = Table::new(config).forced(model, served, elsewhere)?;
+            assert_eq!((&*route.client_model, &*route.served_model, route.arm), (model, served, 0));
+            Some((route.pool.to_string(), route.criticality, route.rewrite_response_model))
+        };
+        let main = |rewrites| Some(("main".to_owned(), Criticality::Critical, rewrites));
+        assert_eq!(forced(&config, "llama", "anything"), main(true));
+        assert_eq!(forced(&config, "llama", "llama"), main(false), "there is nothing to hide");
+        let other = Some(("elsewhere".to_owned(), Criticality::Standard, true));
+        assert_eq!(forced(&config, "reported", "anything"), other);
+        assert_eq!(forced(&config, "unheard-of", "reported"), other, "nobody knows the model");
+        assert_eq!(forced(&config, "unheard-of", "anything"), None);
+        config.api.serve_reported_models = false;
+        assert_eq!(forced(&config, "reported", "reported"), None);
+        config.other_models = vec![model("", Sticky::None, &[("base", 1)])];
+        assert_eq!(forced(&config, "unheard-of", "anything"), main(true), "by the rule for other names");
+    }
+
+    #[test]
     fn draws_follow_the_weights() {
         let mut rng = StdRng::seed_from_u64(1);
         for sticky in [Sticky::Session, Sticky::Conversation, Sticky::None] {
