@@ -40,7 +40,8 @@ impl Saturation {
     /// How full `pods` of `pool` are, of which those count that are in use and may serve `model` (all, if it has no name);
     /// `None` if there are none.
     pub fn of(pool: &PoolState, pods: &[Arc<Pod>], model: &str, now: Instant) -> Option<Self> {
-        let sights = Sights { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() };
+        let sights =
+            Sights { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() };
         let usable = |pod: &&Arc<Pod>| {
             matches!(pod.admits(now), Admission::Yes | Admission::Warming(_)) && pod.serves(model) != Some(false)
         };
@@ -173,19 +174,16 @@ mod tests {
 
     /// A page of `pod` that says so much.
     fn page(pod: &Pod, (running, waiting): (u32, u32), kv_usage: f64, began: Instant) {
-        let reading = Reading {
-            running: Some(running),
-            waiting: Some(waiting),
-            kv_usage: Some(kv_usage),
-            ..Reading::default()
-        };
+        let reading =
+            Reading { running: Some(running), waiting: Some(waiting), kv_usage: Some(kv_usage), ..Reading::default() };
         let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
         pod.store_load(PodLoad { began, sent_mark, ended_mark, reading });
     }
 
-    fn wait_ms(pool: &PoolState, now: Instant) -> f64 {
+    /// In whole microseconds, to be compared with.
+    fn wait_us(pool: &PoolState, now: Instant) -> u128 {
         let wait_ms = Saturation::of(pool, &pool.pods(), "m", now).unwrap().wait_ms;
-        (wait_ms * 1e3).round() / 1e3
+        Duration::from_secs_f64((wait_ms * 1e3).round() / 1e6).as_micros()
     }
 
     #[test]
@@ -194,13 +192,13 @@ mod tests {
         let pool = pool(2, now);
         let pods = pool.pods();
         let mut first = sent(&pods[0], 20_000, 20_000);
-        assert_eq!(wait_ms(&pool, now), 0.0, "the other one is free");
+        assert_eq!(wait_us(&pool, now), 0, "the other one is free");
         let _second = sent(&pods[1], 40_000, 30_000);
         let full = Saturation::of(&pool, &pods, "m", now).unwrap();
         assert!(full.is_full() && (full.level - 1.0).abs() < 1e-6, "20,000 tokens at 0.05 ms: {full:?}");
         assert_eq!(full.pause(), Duration::from_secs(2), "up to a whole second");
         first.first_token();
-        assert_eq!(wait_ms(&pool, now), 0.0);
+        assert_eq!(wait_us(&pool, now), 0);
     }
 
     #[test]
@@ -210,14 +208,14 @@ mod tests {
         let pod = Arc::clone(&pool.pods()[0]);
         let mut held = streams(&pod, 15);
         page(&pod, (10, 5), 0.97, now);
-        // Half as many wait as run: half an answer's time, of 250 tokens at 15 + 15 * 0.15 ms.
-        assert_eq!(wait_ms(&pool, now), 0.5 * 250.0 * 17.25);
+        // Half as many wait as run: half an answer's time, of 250 tokens at 15 + 15 * 0.15 ms: 2,156.25 ms.
+        assert_eq!(wait_us(&pool, now), 2_156_250);
         let long_after = now + Duration::from_secs(3_600);
-        assert_eq!(wait_ms(&pool, long_after), 0.5 * 250.0 * 17.25, "ours are there yet, however old the page");
+        assert_eq!(wait_us(&pool, long_after), 2_156_250, "ours are there yet, however old the page");
         held.truncate(12);
-        assert_eq!(wait_ms(&pool, long_after), 0.2 * 250.0 * (15.0 + 1.8));
+        assert_eq!(wait_us(&pool, long_after), 840_000);
         held.truncate(10);
-        assert_eq!(wait_ms(&pool, long_after), 0.0, "those that are left fit");
+        assert_eq!(wait_us(&pool, long_after), 0, "those that are left fit");
     }
 
     #[test]
@@ -227,7 +225,7 @@ mod tests {
         let pod = Arc::clone(&pool.pods()[0]);
         let _held = streams(&pod, 10);
         page(&pod, (10, 0), 1.0, now);
-        assert_eq!(wait_ms(&pool, now), 0.0);
+        assert_eq!(wait_us(&pool, now), 0);
     }
 
     #[test]
@@ -246,9 +244,9 @@ mod tests {
         pod.store_load(PodLoad { began: now, sent_mark: 0, ended_mark: 0, reading });
         let mut held: Vec<_> = (0..4).map(|_| sent(&pod, 8_000, 0)).collect();
         // 32,000 tokens where 16,000 fit: an answer's time at 4 streams.
-        assert_eq!(wait_ms(&pool, now), 250.0 * 15.6);
+        assert_eq!(wait_us(&pool, now), 3_900_000);
         held.truncate(2);
-        assert_eq!(wait_ms(&pool, now), 0.0);
+        assert_eq!(wait_us(&pool, now), 0);
     }
 
     #[test]
@@ -258,16 +256,16 @@ mod tests {
         let pod = Arc::clone(&pool.pods()[0]);
         let mut held = streams(&pod, 8);
         page(&pod, (4, 4), 0.1, now);
-        assert_eq!(wait_ms(&pool, now), 0.0, "they may only have come together");
+        assert_eq!(wait_us(&pool, now), 0, "they may only have come together");
         page(&pod, (5, 3), 0.1, now);
-        assert_eq!(wait_ms(&pool, now), 0.0, "more run than did");
+        assert_eq!(wait_us(&pool, now), 0, "more run than did");
         page(&pod, (5, 3), 0.1, now);
-        assert_eq!(wait_ms(&pool, now), 0.6 * 250.0 * 16.2, "3 of them stand behind 5");
+        assert_eq!(wait_us(&pool, now), 2_430_000, "3 of them stand behind 5");
         held.truncate(5);
-        assert_eq!(wait_ms(&pool, now), 0.0);
+        assert_eq!(wait_us(&pool, now), 0);
         page(&pod, (5, 0), 0.1, now);
         held.extend(streams(&pod, 3));
-        assert_eq!(wait_ms(&pool, now), 0.0, "nobody waited: there may be room");
+        assert_eq!(wait_us(&pool, now), 0, "nobody waited: there may be room");
     }
 
     #[test]
@@ -276,10 +274,10 @@ mod tests {
         let pool = pool(1, now);
         page(&pool.pods()[0], (10, 5), 1.0, now);
         // 5 prompts of 1,024 tokens, and half an answer's time.
-        assert_eq!(wait_ms(&pool, now), 256.0 + 0.5 * 250.0 * 17.25);
+        assert_eq!(wait_us(&pool, now), 256_000 + 2_156_250);
         let half = now + Duration::from_millis(2_500);
-        assert_eq!(wait_ms(&pool, half), 128.0);
-        assert_eq!(wait_ms(&pool, now + Duration::from_secs(6)), 0.0);
+        assert_eq!(wait_us(&pool, half), 128_000);
+        assert_eq!(wait_us(&pool, now + Duration::from_secs(6)), 0);
     }
 
     #[test]
@@ -291,10 +289,10 @@ mod tests {
         let other = ReportedModel { name: "other".into(), parent: None };
         pods[1].store_models(vec![other]);
         pods[2].health.note(Evidence::ScrapeOk { asleep: true }, now);
-        assert_eq!(wait_ms(&pool, now), 1_500.0);
+        assert_eq!(wait_us(&pool, now), 1_500_000);
         pods[0].health.note(Evidence::ScrapeOk { asleep: true }, now);
         assert_eq!(Saturation::of(&pool, &pods, "m", now), None);
-        assert_eq!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms, 0.0);
+        assert!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms < 1e-9);
         assert_eq!(Saturation::of(&pool, &[], "", now), None);
     }
 

@@ -84,9 +84,9 @@ impl Story {
         let ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
         let mut wishes = Wishes { session: text(&self.policy.config.sessions.header), ..Wishes::default() };
         if self.listener.trusts_headers {
-            let wished = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
-            wishes.objective = wished(OBJECTIVE);
-            wishes.served_as = wished(SERVED_AS);
+            let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
+            wishes.objective = first(OBJECTIVE);
+            wishes.served_as = first(SERVED_AS);
         }
         let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).inspect_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
@@ -97,15 +97,6 @@ impl Story {
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         Ok((ask, matter))
-    }
-
-    /// Refuses what may be refused while its pool is full. Asked once it is known which pods could have it, and before it
-    /// waits for any.
-    pub(super) fn shed(&self, matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
-        let Some(shed) = matter.shed() else { return Ok(()) };
-        let pause = shed.saturation.pause();
-        receipt.shed = Some(Box::new(shed));
-        Err(Rejection::Saturated { pause })
     }
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
@@ -130,6 +121,15 @@ impl Story {
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
+}
+
+/// Refuses what may be refused while its pool is full. Asked once it is known which pods could have it, and before it waits
+/// for any.
+pub(super) fn shed(matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
+    let Some(shed) = matter.shed() else { return Ok(()) };
+    let pause = shed.saturation.pause();
+    receipt.shed = Some(Box::new(shed));
+    Err(Rejection::Saturated { pause })
 }
 
 /// What a panic said.

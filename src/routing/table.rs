@@ -236,7 +236,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
+        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel, Timeouts,
+        Waiting,
     };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {

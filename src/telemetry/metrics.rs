@@ -421,7 +421,10 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} not in\n{page}");
         }
-        assert!(!page.contains("tidegate_pool_saturation{pool=\"empty\""), "a pool without pods is not empty but unusable");
+        assert!(
+            !page.contains("tidegate_pool_saturation{pool=\"empty\""),
+            "a pool without pods is not empty but unusable"
+        );
         assert!(!page.contains("tidegate_pod_waiting_requests{"), "what was not read is not shown as zero");
         assert!(page.ends_with("# EOF\n"));
     }

@@ -21,7 +21,7 @@ use crate::{
         reading::Asking,
         receipt::{Receipt, Step},
         rejection::Rejection,
-        story::{Story, X_REQUEST_ID, request_id},
+        story::{Story, X_REQUEST_ID, request_id, shed},
         waiting,
     },
     openai::{Asked, Dialect, Endpoint},
@@ -108,7 +108,7 @@ async fn send(
     if let Some(subset) = subset {
         matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
-    story.shed(&matter, receipt)?;
+    shed(&matter, receipt)?;
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter)?;
     let changed = body.as_ptr() != before;
