@@ -223,7 +223,7 @@ impl<'a> Furnishing<'a> {
                 let ours = |pool: &PoolRef| self.ours(&pool.beside(name));
                 match &object.body {
                     Body::Model(model) if ours(&model.pool) => {
-                        claims.push(Claim::of_model((kind, name), object, model))
+                        claims.push(Claim::of_model((kind, name), object, model));
                     }
                     Body::Rewrite(rewrite) if ours(&rewrite.pool) => {
                         self.claims_of_rewrite((kind, name), object, rewrite, &mut claims);
