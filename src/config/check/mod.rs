@@ -245,6 +245,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         models,
         other_models: Vec::new(),
         objectives: Vec::new(),
+        whole: true,
         kubernetes,
         scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
         admin,
