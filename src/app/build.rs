@@ -40,6 +40,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let config = Arc::new(config);
     let mut handed = Handed::take();
+    let operators = std::iter::once(config.admin).chain(config.probes);
+    let wanted: Vec<_> = config.listeners.iter().map(|listener| listener.address).chain(operators).collect();
+    handed.tell_of_unwanted(&wanted);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
         sockets.push(handed.bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?);
@@ -49,7 +52,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         Some(address) => Some(handed.bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,
     };
-    handed.close_the_rest();
+    drop(handed);
 
     let background = Tasks::new();
     let (house, instruments) = live_house(&config, decision_log, &background)?;

@@ -10,6 +10,9 @@ use crate::{app, config::Config, telemetry::logs};
 /// Requests were cut off because the drain grace was over.
 const CUT: u8 = 3;
 
+/// What too low a limit on open files leads to.
+const RUNS_OUT: &str = "open files may run out before limits.connections is reached";
+
 const AFTER: &str = "Signals:
   SIGTERM  drain: not ready at once, still accepting for timeouts.drain_delay, then no new
            connections, then up to timeouts.drain_grace for open requests
@@ -60,13 +63,15 @@ async fn serve(args: &Args, config: Config, text: &str, level: logs::Level) -> a
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
     if files.may_run_out() {
-        let error = raised.err().map(tracing::field::display);
-        tracing::warn!(
-            limit = files.limit,
-            needed = files.needed,
-            error,
-            "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
-        );
+        let (limit, needed, remedy) = (files.limit, files.needed, files.remedy());
+        match raised {
+            // Nobody has said that so many will come.
+            Ok(_) if config.limits.has_usual_connections() => tracing::info!(limit, needed, "{RUNS_OUT}: {remedy}"),
+            raised => {
+                let error = raised.err().map(tracing::field::display);
+                tracing::warn!(limit, needed, error, "{RUNS_OUT}: {remedy}");
+            }
+        }
     }
     let running = app::start_logging(config, args.decision_log.as_deref()).await?;
     let reloader = running.reloader(&args.config, text, Some(level));
