@@ -133,14 +133,18 @@ fn greet(config: &Config, source: Source<'_>) {
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
     if files.may_run_out() {
-        let (limit, needed, remedy) = (files.limit, files.needed, files.remedy());
-        match raised {
-            // Nobody has said that so many will come.
-            Ok(_) if config.limits.has_usual_connections() => tracing::info!(limit, needed, "{RUNS_OUT}: {remedy}"),
-            raised => {
-                let error = raised.err().map(tracing::field::display);
-                tracing::warn!(limit, needed, error, "{RUNS_OUT}: {remedy}");
-            }
+        tell_files(config, files, raised);
+    }
+}
+
+fn tell_files(config: &Config, files: app::OpenFiles, raised: std::io::Result<app::OpenFiles>) {
+    let (limit, needed, remedy) = (files.limit, files.needed, files.remedy());
+    match raised {
+        // Nobody has said that so many will come.
+        Ok(_) if config.limits.has_usual_connections() => tracing::info!(limit, needed, "{RUNS_OUT}: {remedy}"),
+        raised => {
+            let error = raised.err().map(tracing::field::display);
+            tracing::warn!(limit, needed, error, "{RUNS_OUT}: {remedy}");
         }
     }
 }
