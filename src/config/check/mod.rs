@@ -406,7 +406,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
                 "listeners: [{{ name: openai, address: \"{listener}\" }}]\npools: [{{ name: vllm, endpoints: [{url}] }}]\n"
             ))
         };
-        let looped = "2:36 this endpoint is listener `openai` of this gateway: requests would go round for ever -> \
+        let looped = "2:42 this endpoint is listener `openai` of this gateway: requests would go round for ever -> \
                       name where the pod listens; if it is on this machine, give one of them another port";
         for (listener, host) in [
             ("127.0.0.1:8081", "127.0.0.1"),
@@ -420,7 +420,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
             ("[::1]:8081", "[::]"),
             ("10.0.0.5:8081", "10.0.0.5"),
         ] {
-            assert_eq!(said(listener, &format!("{{ url: \"http://{host}:8081/v1\" }}")), [looped], "{listener} {host}");
+            assert_eq!(said(listener, &format!("{{ url: \"http://{host}:8081\" }}")), [looped], "{listener} {host}");
         }
         assert_eq!(said("0.0.0.0:8081", "{ dns: \"http://localhost:8081\" }"), [looped]);
         for (listener, url) in [
