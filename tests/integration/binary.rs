@@ -42,7 +42,16 @@ pub(crate) struct Served {
     pub(crate) addr: SocketAddr,
     /// What it logged so far.
     said: Arc<Mutex<String>>,
-    log: std::thread::JoinHandle<()>,
+    /// Until the log's end was awaited.
+    log: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing behind; one that has ended is not there to be killed.
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
 }
 
 impl Served {
@@ -78,7 +87,7 @@ impl Served {
                 page.lock().unwrap().push_str(&(line.unwrap() + "\n"));
             }
         });
-        Self { child, addr, said, log }
+        Self { child, addr, said, log: Some(log) }
     }
 
     /// `tidegate epp` with these flags, reaching a cluster as `kubeconfig` says.
@@ -101,7 +110,7 @@ impl Served {
     pub(crate) async fn ended(mut self) -> (i32, String) {
         let said = Arc::clone(&self.said);
         let ended = tokio::task::spawn_blocking(move || {
-            self.log.join().unwrap();
+            self.log.take().map(std::thread::JoinHandle::join).transpose().unwrap();
             self.child.wait().unwrap()
         });
         let status = within("the process to end", ended).await.unwrap();
