@@ -110,7 +110,7 @@ pub enum PortRef {
     Usual,
 }
 
-/// Who is served first when not all can be: what an `InferenceObjective` says. Accepted and kept; not enforced yet.
+/// Who is served first when not all can be: what an `InferenceObjective` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Objective {
     /// The object's name, by which requests refer to it.
