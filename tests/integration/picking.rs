@@ -12,7 +12,7 @@ use tidegate::{
     clock, config,
     fleet::{Adapters, PodLoad, Reading},
     gateway::{
-        House, Peer, Picker, Policy,
+        House, Peer, Picker, Policy, Serving,
         wire::{Mutation, ProcessingRequest, ProtocolConfiguration, Reply},
     },
     tasks::Tasks,
@@ -96,7 +96,7 @@ scheduler:
         let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
         let tasks = Tasks::new();
         let serves = Arc::clone(&house);
-        let serves = Arc::new(move || serves.ready_once.load(Relaxed));
+        let serves = Arc::new(move || if serves.ready_once.load(Relaxed) { Serving::Now } else { Serving::NotYet });
         let picker = Picker::new(Arc::clone(&house), policy, 0, tasks.clone(), serves);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, spawner) = (listener.local_addr().unwrap(), tasks.clone());
