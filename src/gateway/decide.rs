@@ -105,6 +105,9 @@ impl Matter {
         let reported = |name: &str| house.pool_reporting(name).or_else(|| policy.pool_for_any(house, name));
         let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
         let route = found.map_err(|mut unknown| {
+            if !policy.knows_all {
+                return Rejection::NoPod(NoPod::PoolEmpty);
+            }
             unknown.served = house.served_names(policy);
             Rejection::UnknownModel(unknown)
         })?;

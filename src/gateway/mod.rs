@@ -133,6 +133,8 @@ pub struct ListenerPolicy {
     pools: Arc<Pools>,
     /// Whether it picks for a gateway that has already chosen the pool: then a name that nobody knows is the pods' matter.
     takes_any_model: bool,
+    /// Whether a model that is not known does not exist; else nobody has said yet what there is.
+    knows_all: bool,
 }
 
 impl ListenerPolicy {
@@ -158,7 +160,8 @@ impl Policy {
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
             pools: Arc::clone(&pools),
-            takes_any_model: listener.ext_proc.is_some(),
+            takes_any_model: listener.ext_proc.is_some() && config.whole,
+            knows_all: config.whole,
         };
         let listeners = config.listeners.iter().map(view).map(Arc::new);
         Self { listeners: listeners.collect(), config }

@@ -246,6 +246,24 @@ async fn a_low_soft_limit_on_open_files_is_raised_and_a_low_hard_one_is_told() {
         let warning = lines.iter().find(|line| line["level"] == "WARN").map(|it| (&it["limit"], &it["needed"]));
         assert_eq!(warning, warned.then_some((&may.into(), &1_224.into())), "{log}");
     }
+    // Nobody who said nothing of connections is warned.
+    let path = config(folder.path(), &pod.endpoint(), "");
+    let served = Served::limited(&path, "-n 1500");
+    served.signal("INT");
+    let log = served.ended().await.1;
+    assert!(!log.contains("WARN") && log.contains("to 132096, or set limits.connections to 238"), "{log}");
+}
+
+#[tokio::test]
+async fn scripts_that_are_asked_what_they_do_say_it_and_do_nothing_else() {
+    for script in [".ci/run", "fuzz/run", "tests/hostile/tools/run"] {
+        let mut asked = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(script));
+        // With nothing that it could start, but for what reads the file.
+        let asked = asked.arg("--help").env("PATH", "/usr/bin:/bin").output().unwrap();
+        let said = String::from_utf8(asked.stdout).unwrap();
+        assert!(asked.status.success() && said.contains(&format!("  {script}")), "{script}: {said}");
+        assert!(said.lines().count() < 15 && !said.contains("=="), "{script}: {said}");
+    }
 }
 
 #[tokio::test]
