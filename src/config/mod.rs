@@ -55,6 +55,8 @@ pub struct Config {
     pub other_models: Vec<Model>,
     /// What `InferenceObjective`s say.
     pub objectives: Vec<Objective>,
+    /// Whether all was heard that belongs to it. Until a cluster has said everything once, what is not here may still come.
+    pub whole: bool,
     /// Where inference resources come from, if they do.
     pub kubernetes: Option<Kubernetes>,
     /// How a pod is chosen where a listener says nothing else.

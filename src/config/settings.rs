@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Bytes, Ratio};
+use super::{Bytes, Ratio, defaults};
 
 /// Bounds, each enforced in exactly one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,13 @@ pub struct Limits {
     pub header_bytes: Bytes,
     /// Concurrent HTTP/2 streams on one connection.
     pub http2_streams: u32,
+}
+
+impl Limits {
+    /// Whether there may be as many connections as where nobody says how many.
+    pub fn has_usual_connections(&self) -> bool {
+        self.connections == defaults::LIMITS.connections
+    }
 }
 
 /// How long each step may take.

@@ -136,6 +136,9 @@ impl Matter {
         });
         let found = forced.map_or_else(|| policy.table.find(&ask.model, key, reported, &mut clock::rng()), Ok);
         let route = found.map_err(|mut unknown| {
+            if !policy.knows_all {
+                return Rejection::NoPod(NoPod::PoolEmpty);
+            }
             unknown.served = house.served_names(policy);
             Rejection::UnknownModel(unknown)
         })?;

@@ -31,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, Wishes, explain};
-pub use ext_proc::{IsServing, Picker, serve_health, wire};
-pub use health::{begin_counting, tell_turn};
+pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
+pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_unparsed};
 pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
@@ -137,6 +137,8 @@ pub struct ListenerPolicy {
     pools: Arc<Pools>,
     /// Whether it picks for a gateway that has already chosen the pool: then a name that nobody knows is the pods' matter.
     takes_any_model: bool,
+    /// Whether a model that is not known does not exist; else nobody has said yet what there is.
+    knows_all: bool,
 }
 
 impl ListenerPolicy {
@@ -165,7 +167,8 @@ impl Policy {
             objectives: Arc::clone(&objectives),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
-            takes_any_model: listener.ext_proc.is_some(),
+            takes_any_model: listener.ext_proc.is_some() && config.whole,
+            knows_all: config.whole,
         };
         let listeners = config.listeners.iter().map(view).map(Arc::new);
         Self { listeners: listeners.collect(), config }

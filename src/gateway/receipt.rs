@@ -10,7 +10,12 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, Peer, decide::Shed, rejection::Rejection, summary::Summary};
+use super::{
+    House, Peer,
+    decide::Shed,
+    rejection::{PANIC, Rejection},
+    summary::Summary,
+};
 use crate::{
     clock,
     openai::Usage,
@@ -24,6 +29,9 @@ use crate::{
 
 /// nginx's number for a client that closed its connection before the answer; no server sends it.
 const CLIENT_LEFT: u16 = 499;
+
+/// Why an answer broke off at a gateway that does not say which side had had enough.
+const UNTOLD: &str = "client_or_pod";
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,8 @@ pub(super) enum Outcome {
     Refused(&'static str),
     /// The answer broke off.
     Cut(&'static str),
+    /// The answer broke off, and whether its client or its pod had had enough is not told to us.
+    BrokeOff,
 }
 
 /// The pod that was chosen.
@@ -226,6 +236,7 @@ impl Receipt {
         match self.outcome {
             Outcome::Refused(why) => _ = metrics.rejections.get_or_create(&reason(why)).inc(),
             Outcome::Open => _ = metrics.aborts.get_or_create(&reason(self.step.name())).inc(),
+            Outcome::BrokeOff => _ = metrics.aborts.get_or_create(&reason(UNTOLD)).inc(),
             Outcome::Complete | Outcome::Cut(_) => {}
         }
         if let (Some(shed), Outcome::Refused(reason)) = (&self.shed, &self.outcome) {
@@ -311,6 +322,7 @@ impl Receipt {
             Outcome::Complete => ("complete", None),
             Outcome::Refused(reason) => ("refused", Some(self.exactly.unwrap_or(reason))),
             Outcome::Cut(reason) => ("cut", Some(reason)),
+            Outcome::BrokeOff => ("broke_off", Some(UNTOLD)),
         }
     }
 
@@ -363,6 +375,10 @@ impl Step {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
+        if std::thread::panicking() && self.outcome == Outcome::Open {
+            // Nobody who could have said so is left.
+            self.outcome = Outcome::Cut(PANIC);
+        }
         let whole = clock::now().saturating_duration_since(self.received);
         self.count(whole);
         self.log(whole);

@@ -58,6 +58,9 @@ pub enum Rejection {
     /// The body's encoding.
     #[error("content-encoding '{0}' is not accepted; send the body as it is")]
     Encoded(String),
+    /// It has come through too many gateways.
+    #[error("the request goes round: an endpoint of a gateway leads back to it")]
+    Loop,
     /// An upgrade to another protocol.
     #[error("upgrades are not served; WebSocket endpoints such as /v1/realtime have no counterpart here")]
     Upgrade,
@@ -193,6 +196,7 @@ impl Rejection {
             }
             Self::TargetTooLong => told_as(S::URI_TOO_LONG, INVALID, "url_too_long", "url_too_long"),
             Self::Expectation => told_as(S::EXPECTATION_FAILED, INVALID, "expectation_failed", "expectation"),
+            Self::Loop => told_as(S::LOOP_DETECTED, SERVER, "loop", "loop"),
             Self::Malformed(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_request", "malformed"),
             Self::Encoded(_) => told_as(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_encoding", "encoding"),
             Self::TooLarge { .. } => told_as(S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", "too_large"),
@@ -264,14 +268,15 @@ impl Rejection {
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation => Fault::Client,
-            // The operator's bounds on the whole, whatever the pods did meanwhile.
+            // The operator's bounds on the whole, whatever the pods did meanwhile; and whom he named a pod.
             Self::BuffersFull
             | Self::LineFull { .. }
             | Self::Saturated { .. }
             | Self::Stopping
             | Self::Panicked(_)
             | Self::Unreadable(_)
-            | Self::TotalTimeout(_) => Fault::Gateway,
+            | Self::TotalTimeout(_)
+            | Self::Loop => Fault::Gateway,
             Self::NoPod(_) | Self::NoPodInTime { .. } => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }

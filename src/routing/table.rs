@@ -277,6 +277,7 @@ mod tests {
             models,
             other_models: Vec::new(),
             objectives: Vec::new(),
+            whole: true,
             kubernetes: None,
             scheduler: Scheduler::LeastCost,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),

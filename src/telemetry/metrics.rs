@@ -279,7 +279,11 @@ impl Metrics {
         r.register("tokens", "Tokens by kind, as the pods report them", self.tokens.clone());
         r.register("split_requests", "Requests by arm of a split", self.arms.clone());
         r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
-        r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
+        r.register(
+            "aborts",
+            "Clients that left before their answer was complete; behind Envoy, perhaps their pods",
+            self.aborts.clone(),
+        );
         r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
         r.register("shed_requests", "Requests refused because they may be while their pool is full", self.shed.clone());
         let turned_away = "Clients turned away before they had asked, or let go because they did not read";

@@ -38,6 +38,7 @@ mod mixture;
 mod models;
 mod noticing;
 mod picking;
+mod picking_for_the_worst;
 mod refusing;
 mod reliability;
 mod reloading;

@@ -235,6 +235,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let models = models::models(file, reported, sheet);
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
+    pools::loops(file, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();
     let kubernetes = resources::kubernetes(file.kubernetes.as_ref(), manifests, sheet);
@@ -246,6 +247,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         models,
         other_models: Vec::new(),
         objectives: Vec::new(),
+        whole: true,
         kubernetes,
         scheduler: file.scheduler.as_ref().map_or(defaults::SCHEDULER, |scheduler| models::scheduler(scheduler, sheet)),
         admin,
@@ -332,10 +334,14 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
 
 /// Whether one process cannot listen on both; port 0 is another port each time.
 fn collide(left: SocketAddr, right: SocketAddr) -> bool {
-    let covers = |all: SocketAddr, other: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4());
     left.port() != 0
         && left.port() == right.port()
         && (left.ip() == right.ip() || covers(left, right) || covers(right, left))
+}
+
+/// Whether who listens at `all` is met at `other` too.
+fn covers(all: SocketAddr, other: SocketAddr) -> bool {
+    all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4())
 }
 
 #[cfg(test)]
@@ -393,6 +399,43 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn the_minimal_example_has_fifteen_lines_at_most() {
         assert!(MINIMAL.lines().count() <= 15);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_a_listener_of_the_same_gateway_would_send_requests_round() {
+        let said = |listener: &str, url: &str| {
+            told(&format!(
+                "listeners: [{{ name: openai, address: \"{listener}\" }}]\npools: [{{ name: vllm, endpoints: [{url}] }}]\n"
+            ))
+        };
+        let looped = "2:42 this endpoint is listener `openai` of this gateway: requests would go round for ever -> \
+                      name where the pod listens; if it is on this machine, give one of them another port";
+        for (listener, host) in [
+            ("127.0.0.1:8081", "127.0.0.1"),
+            ("127.0.0.1:8081", "localhost"),
+            ("127.0.0.1:8081", "0.0.0.0"),
+            ("0.0.0.0:8081", "LOCALHOST"),
+            ("0.0.0.0:8081", "127.0.0.2"),
+            ("[::]:8081", "127.0.0.1"),
+            ("[::]:8081", "[::1]"),
+            ("[::1]:8081", "localhost"),
+            ("[::1]:8081", "[::]"),
+            ("10.0.0.5:8081", "10.0.0.5"),
+        ] {
+            assert_eq!(said(listener, &format!("{{ url: \"http://{host}:8081\" }}")), [looped], "{listener} {host}");
+        }
+        assert_eq!(said("0.0.0.0:8081", "{ dns: \"http://localhost:8081\" }"), [looped]);
+        for (listener, url) in [
+            ("127.0.0.1:8081", "http://127.0.0.1:8082"),
+            ("127.0.0.1:8081", "http://127.0.0.2:8081"),
+            ("127.0.0.1:8081", "http://[::1]:8081"),
+            ("0.0.0.0:8081", "http://[::1]:8081"),
+            ("0.0.0.0:8081", "http://10.0.0.5:8081"),
+            ("0.0.0.0:8081", "http://vllm:8081"),
+            ("127.0.0.1:0", "http://127.0.0.1:1"),
+        ] {
+            assert_eq!(said(listener, &format!("{{ url: \"{url}\" }}")), [""; 0], "{listener} {url}");
+        }
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! Pools: where the pods are, what engine they run and how their load is read.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use super::{Sheet, settings};
+use super::{Sheet, address, covers, settings};
 use crate::config::{
-    CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Saturation, Target, defaults,
-    file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
+    CustomMetrics, Endpoint, Engine, Metrics, Origin, Place, Pool, Saturation, Target, defaults,
+    file::{CustomFile, EndpointFile, EngineFile, File, MetricsFile, PoolFile},
     resources,
     target::{metrics_page, parse_target},
     tree::At,
@@ -176,6 +181,42 @@ fn resolved(dns: &At<String>, metrics_url: Option<&At<String>>, sheet: &mut Shee
         sheet.error(dns.place, "there is nothing to resolve in an IP address", "write `url:` instead of `dns:`");
     }
     Some(target)
+}
+
+/// Endpoints that are listeners of this gateway, as far as the text alone tells: what a name or a file leads to, and
+/// which addresses this machine has, it does not. What goes round all the same is refused when it comes.
+pub(super) fn loops(file: &File, sheet: &mut Sheet) {
+    // Others have said what is wrong with these texts.
+    let quiet = &mut Sheet::default();
+    let mut own = Vec::new();
+    for listener in &file.listeners.value {
+        own.extend(address(&listener.address, quiet).map(|address| (&listener.name.value, address)));
+    }
+    for entry in file.pools.value.iter().flat_map(|pool| &pool.endpoints.value) {
+        let Some(url) = entry.value.url.as_ref().or(entry.value.dns.as_ref()) else { continue };
+        let Some(target) = parse_target(quiet, url) else { continue };
+        if let Some((name, _)) = own.iter().find(|(_, listener)| leads_to(&target.origin, *listener)) {
+            let message =
+                format!("this endpoint is listener `{name}` of this gateway: requests would go round for ever");
+            let remedy = "name where the pod listens; if it is on this machine, give one of them another port";
+            sheet.error(url.place, message, remedy);
+        }
+    }
+}
+
+/// Whether who connects to `origin` meets whoever listens at `listener` on this machine.
+fn leads_to(origin: &Origin, listener: SocketAddr) -> bool {
+    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+    let meant = match origin.host.parse::<IpAddr>() {
+        // To connect to no address in particular is to connect to this machine.
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => vec![v4],
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => vec![v6],
+        Ok(ip) => vec![ip],
+        Err(_) if origin.host == "localhost" => vec![v4, v6],
+        Err(_) => Vec::new(),
+    };
+    let meets = |ip: IpAddr| listener.ip() == ip || (ip.is_loopback() && covers(listener, (ip, origin.port).into()));
+    listener.port() == origin.port && meant.into_iter().any(meets)
 }
 
 fn engine(pool: &PoolFile, sheet: &mut Sheet) -> Engine {

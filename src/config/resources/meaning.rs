@@ -67,6 +67,7 @@ pub fn furnish(config: Config, world: &World) -> Furnished {
     };
     let named_only = kubernetes.named_pools_only;
     let mut furnishing = Furnishing { world, config, named_only, led: BTreeMap::new(), notes: Vec::new() };
+    furnishing.config.whole = world.complete;
     if world.complete {
         furnishing.claimed();
         furnishing.pools();
