@@ -115,17 +115,6 @@ pub struct Retry {
     pub on: Vec<RetryOn>,
 }
 
-/// What may wait while no pod is ready.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting {
-    /// How long one request may; zero: not at all.
-    pub timeout: Duration,
-    /// How many requests may, over all pools.
-    pub requests: usize,
-    /// How many bytes of bodies they may hold together.
-    pub bytes: Bytes,
-}
-
 /// Where a request's session name is looked for, first found wins.
 #[derive(Clone, Debug)]
 pub struct Sessions {

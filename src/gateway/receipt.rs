@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::{
     House, Peer,
+    decide::Shed,
     rejection::{PANIC, Rejection},
     summary::Summary,
 };
@@ -20,7 +21,7 @@ use crate::{
     openai::Usage,
     telemetry::{
         Decision, Name, Tally,
-        labels::{DecisionLabels, ReasonLabels, RequestLabels},
+        labels::{DecisionLabels, PoolReasonLabels, ReasonLabels, RequestLabels},
         logs::REQUEST,
     },
     upstream::FailureKind,
@@ -110,6 +111,8 @@ pub(super) struct Receipt {
     pub(super) error_code: Option<&'static str>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
+    /// Why it was refused that a pod could have had.
+    pub(super) shed: Option<Box<Shed>>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
     /// What it counts in, once its model is known.
@@ -149,6 +152,7 @@ impl Receipt {
             tokens: 0,
             usage: None,
             outcome: Outcome::Open,
+            shed: None,
             decision: None,
             tally: None,
         }
@@ -235,6 +239,9 @@ impl Receipt {
             Outcome::BrokeOff => _ = metrics.aborts.get_or_create(&reason(UNTOLD)).inc(),
             Outcome::Complete | Outcome::Cut(_) => {}
         }
+        if let (Some(shed), Outcome::Refused(reason)) = (&self.shed, &self.outcome) {
+            metrics.shed.get_or_create(&PoolReasonLabels { pool: shed.pool.clone(), reason }).inc();
+        }
         let (endpoint, code) = (self.endpoint, self.code());
         let Some(tally) = &self.tally else {
             let labels = RequestLabels { listener: self.listener.clone(), endpoint, model: "unknown".into(), code };
@@ -260,7 +267,7 @@ impl Receipt {
 
     fn log(&self, whole: Duration) {
         let (outcome, reason) = self.ending();
-        let chosen = self.chosen.as_ref();
+        let (chosen, shed) = (self.chosen.as_ref(), self.shed.as_ref());
         tracing::info!(
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
@@ -270,7 +277,7 @@ impl Receipt {
             endpoint = self.endpoint,
             model = self.model(),
             served_model = chosen.map(|it| &*it.served_model.0),
-            pool = chosen.map(|it| &*it.pool.0),
+            pool = chosen.map(|it| &*it.pool.0).or(shed.map(|it| &*it.pool.0)),
             pod = chosen.map(|it| &*it.pod),
             policy = chosen.map(|it| it.policy),
             sight = chosen.map(|it| it.sight),
@@ -281,6 +288,8 @@ impl Receipt {
             outcome,
             reason,
             code = self.error_code,
+            saturation = shed.map(|it| rounded(it.saturation.level)),
+            priority = shed.map(|it| it.priority.0),
             culprit = self.culprit,
             streamed = self.streamed,
             body_bytes = self.body_bytes,

@@ -102,6 +102,12 @@ pub enum Rejection {
         /// When the line is likely shorter.
         pause: Duration,
     },
+    /// All pods are full, and it may be refused then.
+    #[error("the model servers are busy, and this request may be refused while they are; try again later")]
+    Saturated {
+        /// When they have likely done what is waiting there.
+        pause: Duration,
+    },
     /// Every attempt failed.
     #[error("{}", told(.0.kind))]
     Failed(#[source] Failure),
@@ -202,6 +208,7 @@ impl Rejection {
             Self::NoPod(_) => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod"),
             Self::NoPodInTime { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod_in_time"),
             Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
+            Self::Saturated { .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", "saturated"),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -264,6 +271,7 @@ impl Rejection {
             // The operator's bounds on the whole, whatever the pods did meanwhile; and whom he named a pod.
             Self::BuffersFull
             | Self::LineFull { .. }
+            | Self::Saturated { .. }
             | Self::Stopping
             | Self::Panicked(_)
             | Self::Unreadable(_)
@@ -277,7 +285,7 @@ impl Rejection {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BuffersFull => Some(BUFFERS_PAUSE),
-            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } => Some(*pause),
+            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } | Self::Saturated { pause } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }

@@ -47,6 +47,7 @@ mod responses;
 mod restarting;
 mod retrying;
 mod rewriting;
+mod shedding;
 mod slow_clients;
 mod smuggling;
 mod splitting;

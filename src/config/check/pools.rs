@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Sheet, address, covers};
+use super::{Sheet, address, covers, settings};
 use crate::config::{
-    CustomMetrics, Endpoint, Engine, Metrics, Origin, Place, Pool, Target, defaults,
+    CustomMetrics, Endpoint, Engine, Metrics, Origin, Place, Pool, Saturation, Target, defaults,
     file::{CustomFile, EndpointFile, EngineFile, File, MetricsFile, PoolFile},
     resources,
     target::{metrics_page, parse_target},
@@ -17,17 +17,17 @@ use crate::config::{
 };
 
 /// Every pool of the file.
-pub(super) fn pools(pools: &At<Vec<PoolFile>>, sheet: &mut Sheet) -> Vec<Arc<Pool>> {
+pub(super) fn pools(pools: &At<Vec<PoolFile>>, full: Saturation, sheet: &mut Sheet) -> Vec<Arc<Pool>> {
     if pools.value.is_empty() && sheet.pools_known && !sheet.resources {
         let remedy = "add one: `- { name: vllm, endpoints: [ { url: \"http://10.0.0.1:8000\" } ] }`, or `kubernetes: {}` for \
                       the InferencePools of the cluster";
         sheet.error(pools.place, "there is no pool, so nobody could answer", remedy);
     }
     sheet.names("pool", &pools.value.iter().map(|pool| &pool.name).collect::<Vec<_>>());
-    pools.value.iter().map(|file| Arc::new(pool(file, sheet))).collect()
+    pools.value.iter().map(|file| Arc::new(pool(file, full, sheet))).collect()
 }
 
-fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
+fn pool(file: &PoolFile, full: Saturation, sheet: &mut Sheet) -> Pool {
     let engine = engine(file, sheet);
     let endpoints = endpoints(file, sheet);
     let forward_authorization = file.forward_authorization.as_ref().is_some_and(|forward| forward.value);
@@ -63,6 +63,7 @@ fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
         endpoints,
         forward_authorization,
         ca_file: file.ca_file.as_ref().map(|path| path.value.clone()),
+        saturation: settings::saturation(file.saturation.as_ref(), full, sheet),
     }
 }
 

@@ -173,6 +173,7 @@ impl<'a> Furnishing<'a> {
                 metrics: defaults::metrics(),
                 forward_authorization: false,
                 ca_file: None,
+                saturation: self.config.saturation,
             }));
         }
         free

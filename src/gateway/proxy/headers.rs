@@ -38,6 +38,23 @@ const CONTROL: [&str; 14] = [
     "x-request-id",
 ];
 
+/// How a gateway names a request's objective to a picker: the name of now, which counts if both are there, and the one of
+/// before.
+pub(in crate::gateway) const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
+
+/// And how what its model shall be called at its pod.
+pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+
+/// What else a gateway tells a picker and no pod.
+const FOR_PICKERS: [&str; 6] = [
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+    "x-llm-d-slo-ttft-ms",
+    "x-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+    "x-slo-tpot-ms",
+];
+
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
 
@@ -102,7 +119,7 @@ fn is_ours(word: &str) -> bool {
     // By the first byte and the length most are told to be none of these.
     match word.as_bytes().first() {
         Some(b'x') => {
-            (CONTROL_LENGTHS.has(word) && CONTROL.iter().any(is))
+            (X_LENGTHS.has(word) && (CONTROL.iter().any(is) || is_for_pickers(word)))
                 || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
         }
         _ => OTHER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(is),
@@ -112,13 +129,18 @@ fn is_ours(word: &str) -> bool {
 /// Whether a client could steer routing or scheduling at the pod by this header. Where a client comes from is no part of
 /// it: that a proxy in front says.
 pub(in crate::gateway) fn steers(word: &str) -> bool {
-    CONTROL.contains(&word) && !matches!(word, "forwarded" | "x-real-ip" | "x-request-id")
+    (CONTROL.contains(&word) && !matches!(word, "forwarded" | "x-real-ip" | "x-request-id")) || is_for_pickers(word)
+}
+
+fn is_for_pickers(word: &str) -> bool {
+    OBJECTIVE.iter().chain(&SERVED_AS).chain(&FOR_PICKERS).any(|it| *it == word)
 }
 
 /// Which lengths the words of a table have, a bit each; none of them is longer than 63.
 struct Lengths(u64);
 
 const CONTROL_LENGTHS: Lengths = Lengths::of(&CONTROL, Lengths(0));
+const X_LENGTHS: Lengths = Lengths::of(&OBJECTIVE, Lengths::of(&SERVED_AS, Lengths::of(&FOR_PICKERS, CONTROL_LENGTHS)));
 const OTHER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&REPLACED, CONTROL_LENGTHS));
 const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths(0)));
 
@@ -192,6 +214,10 @@ mod tests {
             ("x_forwarded_for", "1.2.3.4"),
             ("transfer_encoding", "chunked"),
             ("x_vllm-priority", "-9"),
+            ("x-llm-d-inference-objective", "high"),
+            ("x-gateway-model-name-rewrite", "other"),
+            ("x_gateway_inference_fairness_id", "me"),
+            ("x-slo-tpot-ms", "1"),
             ("my_own", "1"),
             ("x-custom", "one"),
             ("x-custom", "two"),
