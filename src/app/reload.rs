@@ -140,8 +140,9 @@ impl Reloader {
         }
         let name = self.file.display().to_string();
         let Ok((config, _)) = config::load_given(&name, text.as_bytes(), &self.given()) else { return };
+        let was_whole = self.policy.load().config.whole;
         match self.furnish(config) {
-            Ok(prepared) if prepared.changes.is_empty() => {}
+            Ok(prepared) if prepared.changes.is_empty() && prepared.config.whole == was_whole => {}
             Ok(prepared) => {
                 let changes = prepared.changes.clone();
                 self.commit(prepared);

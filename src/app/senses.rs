@@ -9,7 +9,7 @@ use crate::{
     clock, config,
     discovery::{Discovery, OnChange},
     fleet::{Changes, Condition, Fleet, Pod, PoolState},
-    gateway::{House, Waiting, tell_turn},
+    gateway::{House, Waiting, note_ready, tell_turn},
     prefix::{self, BLOCK_BYTES},
     scrape::{Failure, PageRead, Report},
     tasks::Tasks,
@@ -60,6 +60,7 @@ impl Report for Ears {
         }
         // A pod that has left meanwhile is forgotten, and must not be remembered for its last page.
         if let Some(pool) = self.fleet.pool(&pod.pool).filter(|_| self.fleet.lists(pod)) {
+            note_ready(&self.ready_once, pod.condition(clock::now()));
             pod.speed.fade(clock::now());
             self.fit_prefix_index(pod, &pool);
             // Whoever failed to reach it may find it there now.
@@ -77,6 +78,7 @@ impl Report for Ears {
         self.scraped(pod, failure.name(), took);
         if failure == Failure::Alien {
             // It says nothing of load, but somebody is there.
+            note_ready(&self.ready_once, pod.condition(clock::now()));
             self.models_read(pod);
         }
     }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 use anyhow::{Context as _, bail};
 
 use super::{PROBLEMS, load_config_text, serve};
-use crate::config::{self, Given};
+use crate::config::{self, Given, resources::picker_config};
 
 const AFTER: &str = "Flags, as the reference picker has them (`--name value`, `--name=value`, also with one dash):
   --pool-name NAME            the InferencePool whose pods to pick from
@@ -22,8 +22,9 @@ const AFTER: &str = "Flags, as the reference picker has them (`--name value`, `-
   --metrics-port N            metrics and probes over HTTP [default: 9090]
   --secure-serving BOOL       TLS [default: true]
   --cert-path DIR             tls.crt and tls.key, read again when they change [default: a certificate of its own making]
-  --config-file FILE          a Tidegate configuration, which then says all of this itself; an EndpointPickerConfig is
-                              named in a warning and passed over
+  --config-file FILE          a Tidegate configuration, which then says all of this itself; of an EndpointPickerConfig
+                              it is said what becomes of each plugin, and the flags count
+  --config-text TEXT          the same, at once
   -v N                        4 logs at debug, 5 at trace
 
 Any other flag is named in a warning and passed over.
@@ -46,14 +47,18 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut flags = Flags::read(&args.flags);
-    if let Some(file) = flags.config_file()? {
+    let (file, text) = (flags.config_file()?, flags.config_text());
+    if let Some(file) = file {
         flags.warn_of_the_rest();
         let Some((config, text)) = load_config_text(Path::new(&file), &Given::default())? else {
             return Ok(ExitCode::from(PROBLEMS));
         };
         return serve::run_config(config, serve::Source::File(Path::new(&file), &text), None);
     }
-    let text = configuration(&mut flags)?;
+    let text = match text {
+        Some(text) => text,
+        None => configuration(&mut flags)?,
+    };
     flags.warn_of_the_rest();
     let (config, _) = config::load("the flags", &text).map_err(|report| anyhow::anyhow!("{report}"))?;
     serve::run_config(config, serve::Source::Flags(&text), None)
@@ -100,13 +105,11 @@ impl Flags {
     fn config_file(&mut self) -> anyhow::Result<Option<String>> {
         let Some(file) = self.take("config-file") else { return Ok(None) };
         let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read --config-file {file}"))?;
-        if text.lines().any(|line| line.trim() == "kind: EndpointPickerConfig") {
-            say(&format!(
-                "--config-file {file} is an EndpointPickerConfig; its plugins are not taken over, least-cost decides"
-            ));
-            return Ok(None);
-        }
-        Ok(Some(file))
+        Ok(Some(file).filter(|file| !is_the_references(&format!("--config-file {file}"), &text)))
+    }
+
+    fn config_text(&mut self) -> Option<String> {
+        self.take("config-text").filter(|text| !is_the_references("--config-text", text))
     }
 
     fn warn_of_the_rest(&self) {
@@ -117,6 +120,14 @@ impl Flags {
             say(&format!("`{word}` belongs to no flag and is passed over"));
         }
     }
+}
+
+/// Whether `text` is a configuration of the reference picker's; what becomes of it is said.
+fn is_the_references(name: &str, text: &str) -> bool {
+    let Some(told) = picker_config(text) else { return false };
+    let told: Vec<String> = told.iter().map(|it| format!("; {it}")).collect();
+    say(&format!("{name} is an EndpointPickerConfig, and the policy least-cost decides instead{}", told.concat()));
+    true
 }
 
 /// Before the log is there.

@@ -66,7 +66,14 @@ pub fn tell_turn(metrics: &Metrics, prefix: &prefix::Index, ready_once: &AtomicB
     let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: condition.name() };
     metrics.conditions.get_or_create(&labels).inc();
     say_turn(pod, condition);
-    if matches!(condition, Condition::Ready | Condition::Warming) && !ready_once.swap(true, Relaxed) {
+    note_ready(ready_once, condition);
+}
+
+/// A pod that answers is in this condition. One that came to a pool later than the gateway began is warming from the
+/// first, so that no turn tells of it.
+pub fn note_ready(ready_once: &AtomicBool, condition: Condition) {
+    let ready = matches!(condition, Condition::Ready | Condition::Warming);
+    if ready && !ready_once.load(Relaxed) && !ready_once.swap(true, Relaxed) {
         tracing::info!("ready");
     }
 }
@@ -84,12 +91,15 @@ fn say_turn(pod: &Pod, condition: Condition) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prefix::{BLOCK_BYTES, Blocks, Index};
+    use crate::{
+        prefix::{BLOCK_BYTES, Blocks, Index},
+        telemetry::Rows,
+    };
 
     #[test]
     fn what_a_pod_had_cached_is_forgotten_when_it_comes_back_whoever_found_it() {
         let (metrics, index, ready_once) =
-            (Metrics::new(std::sync::Arc::new(Vec::new)), Index::default(), AtomicBool::default());
+            (Metrics::new(std::sync::Arc::new(Rows::default)), Index::default(), AtomicBool::default());
         let pod = Pod::for_test("pool", 1);
         let blocks = Blocks::of("m", "", [[1; BLOCK_BYTES]]);
         index.insert(pod.slot, &blocks);

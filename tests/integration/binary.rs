@@ -35,9 +35,20 @@ pub(crate) fn config(folder: &Path, endpoint: &str, rest: &str) -> String {
     file.to_str().unwrap().to_owned()
 }
 
+/// A process that does not outlive its test, however that ends.
+struct Tied(Child);
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        // It may well have ended.
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
 /// `tidegate serve`, running.
 pub(crate) struct Served {
-    child: Child,
+    child: Tied,
     /// The first address that it named; of all interfaces, this one.
     pub(crate) addr: SocketAddr,
     /// What it logged so far.
@@ -78,7 +89,7 @@ impl Served {
                 page.lock().unwrap().push_str(&(line.unwrap() + "\n"));
             }
         });
-        Self { child, addr, said, log }
+        Self { child: Tied(child), addr, said, log }
     }
 
     /// `tidegate epp` with these flags, reaching a cluster as `kubeconfig` says.
@@ -93,7 +104,7 @@ impl Served {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.0.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -102,7 +113,7 @@ impl Served {
         let said = Arc::clone(&self.said);
         let ended = tokio::task::spawn_blocking(move || {
             self.log.join().unwrap();
-            self.child.wait().unwrap()
+            self.child.0.wait().unwrap()
         });
         let status = within("the process to end", ended).await.unwrap();
         let log = said.lock().unwrap().clone();

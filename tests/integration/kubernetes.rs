@@ -335,3 +335,59 @@ async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from
     assert_eq!(code, 0, "{log}");
     assert!(log.contains("--zap-encoder means nothing here"), "{log}");
 }
+
+#[tokio::test]
+async fn a_picker_that_is_given_the_references_configuration_starts_and_is_healthy_once_its_pool_has_a_pod() {
+    let cluster = Cluster::start(&[]).await;
+    let mine = SimPod::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("epp.yaml");
+    let config = "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{ type: queue-scorer }, \
+                  { type: frobnicator }]\nschedulingProfiles: [{ name: default, plugins: [{ pluginRef: queue-scorer, weight: 2 }] }]\n";
+    fs::write(&file, config).unwrap();
+    let mut flags: Vec<&str> =
+        "--pool-name=llama --pool-namespace=default --grpc-port=0 --grpc-health-port=0 --metrics-port=0 \
+                                --secure-serving=false --ha-enable-leader-election --v=1 --config-file"
+            .split_whitespace()
+            .collect();
+    flags.push(file.to_str().unwrap());
+    let served = Served::picker(&flags, &cluster.kubeconfig());
+    let envoy = Envoy::connect(served.addr).await;
+    let (serving, not_serving) = (Ok(1), Ok(2));
+    let names = ["readiness", "envoy.service.ext_proc.v3.ExternalProcessor", ""];
+    // Not even the definitions are there.
+    assert_eq!(envoy.health("liveness").await, serving);
+    for name in names {
+        assert_eq!(envoy.health(name).await, not_serving, "{name}");
+    }
+    assert_eq!(chosen(&envoy, "m").await.0.status, 503);
+    cluster.install(POOLS);
+    cluster.put(POOLS, pool("llama", port_of(&mine)));
+    cluster.put(PODS, pod("a", "127.0.0.1", true));
+    let healthy = async {
+        while envoy.health("readiness").await != serving {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    within("the picker to be healthy", healthy).await;
+    for name in names {
+        assert_eq!(envoy.health(name).await, serving, "{name}");
+    }
+    assert_eq!(chosen(&envoy, "m").await.0.pod(), format!("127.0.0.1:{}", port_of(&mine)));
+    // A pool that is scaled to zero is no reason to take the picker away: it has something to say.
+    cluster.delete(PODS, "a");
+    let emptied = async { while chosen(&envoy, "m").await.0.status != 503 {} };
+    within("the pod to go", emptied).await;
+    assert_eq!(envoy.health("readiness").await, serving);
+    drop(envoy);
+    served.signal("INT");
+    let (code, log) = served.ended().await;
+    assert_eq!(code, 0, "{log}");
+    for told in [
+        "without weights: queue-scorer (2)",
+        "not known here and passed over: frobnicator",
+        "--ha-enable-leader-election means",
+    ] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
+}

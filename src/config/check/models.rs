@@ -132,7 +132,9 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
         models.value.iter().map(|model| (name(&model.model_name), model.pool_ref.as_ref().map(name))).collect()
     });
     let ext_proc = settings::ext_proc(listener, sheet);
-    Some(Listener { name: listener.name.value.as_str().into(), address: address?, scheduler, models, ext_proc })
+    let trust_headers = settings::trust_headers(listener, sheet);
+    let name = listener.name.value.as_str().into();
+    Some(Listener { name, address: address?, scheduler, models, ext_proc, trust_headers })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.

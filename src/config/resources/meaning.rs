@@ -67,6 +67,7 @@ pub fn furnish(config: Config, world: &World) -> Furnished {
     };
     let named_only = kubernetes.named_pools_only;
     let mut furnishing = Furnishing { world, config, named_only, led: BTreeMap::new(), notes: Vec::new() };
+    furnishing.config.whole = world.complete;
     if world.complete {
         furnishing.claimed();
         furnishing.pools();
@@ -172,6 +173,7 @@ impl<'a> Furnishing<'a> {
                 metrics: defaults::metrics(),
                 forward_authorization: false,
                 ca_file: None,
+                saturation: self.config.saturation,
             }));
         }
         free
@@ -223,7 +225,7 @@ impl<'a> Furnishing<'a> {
                 let ours = |pool: &PoolRef| self.ours(&pool.beside(name));
                 match &object.body {
                     Body::Model(model) if ours(&model.pool) => {
-                        claims.push(Claim::of_model((kind, name), object, model))
+                        claims.push(Claim::of_model((kind, name), object, model));
                     }
                     Body::Rewrite(rewrite) if ours(&rewrite.pool) => {
                         self.claims_of_rewrite((kind, name), object, rewrite, &mut claims);

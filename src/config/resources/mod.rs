@@ -12,6 +12,7 @@ mod kinds;
 mod manifests;
 mod meaning;
 mod objects;
+mod picker_config;
 mod section;
 mod verdicts;
 
@@ -23,6 +24,7 @@ pub use kinds::Kind;
 pub use manifests::{Manifests, is_manifest};
 pub use meaning::{Furnished, Note, Weight, furnish};
 pub use objects::{Condition, Labels, Object, ObjectName};
+pub use picker_config::picker_config;
 pub(super) use section::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile};
 pub(super) use section::{kubernetes, members};
 pub use verdicts::{Verdict, verdicts};
@@ -110,7 +112,7 @@ pub enum PortRef {
     Usual,
 }
 
-/// Who is served first when not all can be: what an `InferenceObjective` says. Accepted and kept; not enforced yet.
+/// Who is served first when not all can be: what an `InferenceObjective` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Objective {
     /// The object's name, by which requests refer to it.
