@@ -102,7 +102,7 @@ impl Matter {
         let session = session.or(ask.session.as_deref());
         let opening = || opening_key(ask, body);
         let key = StickyKey { session, opening: &opening };
-        let reported = |name: &str| house.pool_reporting(name).or_else(|| policy.pool_for_any(house, name));
+        let reported = |name: &str| policy.pool_reporting(house, name).or_else(|| policy.pool_for_any(house, name));
         let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
         let route = found.map_err(|mut unknown| {
             if !policy.knows_all {

@@ -243,6 +243,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         reuse_port: file.reuse_port.unwrap_or(false),
         pools,
         models,
+        pool_models: Vec::new(),
         other_models: Vec::new(),
         objectives: Vec::new(),
         whole: true,

@@ -131,8 +131,16 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
         let name = |at: &At<String>| Arc::from(at.value.as_str());
         models.value.iter().map(|model| (name(&model.model_name), model.pool_ref.as_ref().map(name))).collect()
     });
+    if let Some(pool) = &listener.pool {
+        known_pool(pool, file, sheet);
+        if listener.models.is_some() {
+            let remedy = "keep `pool` to serve all that the pool has, or `models` to serve some models";
+            sheet.error(pool.place, "`pool` and `models` both say what is served here", remedy);
+        }
+    }
+    let pool = listener.pool.as_ref().map(|pool| pool.value.as_str().into());
     let ext_proc = settings::ext_proc(listener, sheet);
-    Some(Listener { name: listener.name.value.as_str().into(), address: address?, scheduler, models, ext_proc })
+    Some(Listener { name: listener.name.value.as_str().into(), address: address?, scheduler, models, pool, ext_proc })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.
@@ -150,8 +158,9 @@ pub(super) fn unused(file: &File, serve_reported: bool, sheet: &mut Sheet) {
             sheet.warning(model_name.place, format!("no listener serves model `{}`", model_name.value), remedy);
         }
     }
-    let references =
-        given(file).iter().map(|model| &model.pool_ref).chain(listed().filter_map(|model| model.pool_ref.as_ref()));
+    let bound = file.listeners.value.iter().filter_map(|listener| listener.pool.as_ref());
+    let references = given(file).iter().map(|model| &model.pool_ref);
+    let references = references.chain(listed().filter_map(|model| model.pool_ref.as_ref())).chain(bound);
     let referred: BTreeSet<&str> = references.map(|reference| reference.value.as_str()).collect();
     for pool in &file.pools.value {
         if !serve_reported && !referred.contains(pool.name.value.as_str()) {
