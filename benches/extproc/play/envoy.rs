@@ -93,8 +93,12 @@ impl Script {
             fields.push(HeaderValue::new("content-type", "text/event-stream; charset=utf-8"));
         }
         let event = match args.events {
-            0 => r#"{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,"message":{"role":"assistant","content":"The gate rises with the tide."},"finish_reason":"stop"}],"usage":{"prompt_tokens":250,"completion_tokens":8,"total_tokens":258}}"#,
-            _ => "data: {\"id\":\"chatcmpl-00000000000000000001\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"tiny\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" tide\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+            0 => {
+                r#"{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,"message":{"role":"assistant","content":"The gate rises with the tide."},"finish_reason":"stop"}],"usage":{"prompt_tokens":250,"completion_tokens":8,"total_tokens":258}}"#
+            }
+            _ => {
+                "data: {\"id\":\"chatcmpl-00000000000000000001\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"tiny\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" tide\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n"
+            }
         };
         let mut head = ProcessingRequest::decode(HEAD)?;
         // The recorded one names the only pods to choose from, which are not ours.

@@ -147,7 +147,9 @@ impl Turns {
         let header = Some(HeaderValue::new(DESTINATION, pod));
         let set = HeaderValueOption { header, append_action: HeaderValueOption::OVERWRITE };
         let mutation = HeaderMutation { set_headers: vec![set], remove_headers: Vec::new() };
-        PieceResponse { response: Some(CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }) }
+        PieceResponse {
+            response: Some(CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }),
+        }
     }
 }
 
