@@ -43,7 +43,7 @@ pub(crate) fn deployed(name: &str, picker: SocketAddr, pods: &[SocketAddr]) -> S
             _ => vec![line.to_owned()],
         }
     });
-    let text = lines.collect::<Vec<_>>().join("\n");
+    let text = lines.map(|line| line + "\n").collect::<String>();
     assert!(!text.contains("9002 ") && !text.contains("10.0.0."), "everything is replaced");
     text
 }

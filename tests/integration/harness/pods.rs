@@ -24,7 +24,8 @@ const SPEED_UP: f64 = 0.1;
 
 /// A simulated pod.
 pub(crate) struct SimPod {
-    pod: RunningPod,
+    /// There until it is killed.
+    pod: Option<RunningPod>,
     tasks: Tasks,
 }
 
@@ -44,7 +45,12 @@ impl SimPod {
     pub(crate) async fn like(config: PodConfig) -> Self {
         let tasks = Tasks::new();
         let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
-        Self { pod, tasks }
+        Self { pod: Some(pod), tasks }
+    }
+
+    /// Kills it as a crash does: every connection breaks.
+    pub(crate) async fn kill(mut self) {
+        self.pod.take().unwrap().stop().await;
     }
 
     /// How a pool names it.
@@ -62,7 +68,7 @@ impl Deref for SimPod {
     type Target = RunningPod;
 
     fn deref(&self) -> &RunningPod {
-        &self.pod
+        self.pod.as_ref().unwrap()
     }
 }
 
