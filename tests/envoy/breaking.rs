@@ -73,7 +73,11 @@ async fn who_leaves_before_the_answer_is_the_client_and_a_pod_that_hangs_up_is_t
     assert_eq!(told(&gateway, "waiting_for_pod").await, (1.0, 0.0));
     let reply = chat_stream("x", 9).begin(envoy.addr);
     drop(pod.asked().await);
-    assert_eq!(reply.await.unwrap().status(), 503);
+    let reply = reply.await.unwrap();
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    let error = reply.error(503).await;
+    assert_eq!(error["type"], "server_error");
+    assert!(error["code"].as_str().unwrap().starts_with("upstream_reset_before_response_started"), "{error}");
     gateway.quiet().await;
     assert_eq!(gateway.counted("tidegate_requests_total", &["code=\"503\""]).await, 1.0);
     assert_eq!(told(&gateway, "waiting_for_pod").await.0, 1.0, "not this one");

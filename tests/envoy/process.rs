@@ -48,6 +48,21 @@ pub(crate) fn deployed(name: &str, picker: SocketAddr, pods: &[SocketAddr]) -> S
     text
 }
 
+/// The same configuration in a gateway that allows only these pods.
+pub(crate) fn only_among(config: &str, pods: &str) -> String {
+    let filter = "                  - name: envoy.filters.http.ext_proc\n";
+    let subset = format!(
+        "                  - name: envoy.filters.http.set_metadata
+                    typed_config:
+                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
+                      metadata:
+                        - metadata_namespace: envoy.lb.subset_hint
+                          value: {{ x-gateway-destination-endpoint-subset: [\"{pods}\"] }}
+{filter}"
+    );
+    config.replace(filter, &subset)
+}
+
 /// A running Envoy.
 pub(crate) struct Envoy {
     pub(crate) addr: SocketAddr,

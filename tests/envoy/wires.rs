@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     harness::{Client, RawPod, SimPod, chat, chat_stream, whole_json, within},
-    process::{Envoy, deployed, program},
+    process::{Envoy, deployed, only_among, program},
     scene::{Different, PLAIN, Scene, picker},
 };
 
@@ -128,21 +128,6 @@ async fn pods_may_have_ipv6_addresses_and_subsets_name_them() {
         assert_eq!(asked(), [before[0], before[1] + served], "{allowed}");
     }
     tasks.stop();
-}
-
-/// The same configuration in a gateway that allows only these pods.
-pub(crate) fn only_among(config: &str, pods: &str) -> String {
-    let filter = "                  - name: envoy.filters.http.ext_proc\n";
-    let subset = format!(
-        "                  - name: envoy.filters.http.set_metadata
-                    typed_config:
-                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
-                      metadata:
-                        - metadata_namespace: envoy.lb.subset_hint
-                          value: {{ x-gateway-destination-endpoint-subset: [\"{pods}\"] }}
-{filter}"
-    );
-    config.replace(filter, &subset)
 }
 
 #[tokio::test]
