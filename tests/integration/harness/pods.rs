@@ -49,6 +49,7 @@ impl SimPod {
     }
 
     /// Kills it as a crash does: every connection breaks.
+    #[allow(dead_code, reason = "the tests beside Envoy kill pods")]
     pub(crate) async fn kill(mut self) {
         self.pod.take().unwrap().stop().await;
     }
