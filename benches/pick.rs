@@ -16,7 +16,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::StdRng};
 use tidegate::{
     clock,
-    config::{Bytes, Engine, Metrics, Origin, Pool, Scheduler, Scorer, Target, WeightedScorer},
+    config::{Bytes, Engine, Metrics, Origin, Pool, Saturation, Scheduler, Scorer, Target, WeightedScorer},
     fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send},
     openai::{Ask, Endpoint},
     prefix::{BLOCK_BYTES, Blocks, Chain, Hits, Index, MAX_BLOCKS},
@@ -40,6 +40,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         metrics,
         forward_authorization: false,
         ca_file: None,
+        saturation: Saturation { wait: Duration::from_secs(1) },
     };
     let now = clock::now();
     let fleet = Fleet::new(&[Arc::new(pool)], now);

@@ -20,7 +20,7 @@ use std::{
 
 use tidegate::{
     clock,
-    config::{Bytes, Engine, Metrics, Origin, Pool, Target},
+    config::{Bytes, Engine, Metrics, Origin, Pool, Saturation, Target},
     fleet::{Fleet, Pod},
     scrape::{PageRead, Report, Scraper},
     tasks::Tasks,
@@ -86,6 +86,7 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
         },
         forward_authorization: false,
         ca_file: None,
+        saturation: Saturation { wait: Duration::from_secs(1) },
     });
     let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
     let target = |port: &u16| Target {

@@ -4,6 +4,7 @@ The proxy has core 0 for itself; the load and the pods share core 1. Only what w
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -29,6 +30,24 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 FILES = 65_536
 PROXY_CORE, LOAD_CORE = "0", "1"
+
+
+@dataclasses.dataclass
+class Step:
+    """Some load."""
+
+    name: str
+    rate: float = 0.0  # requests a second, Poisson; 0: each of `connections` asks again when it has its answer
+    bytes: int = 1_024
+    events: int = 0
+    pace: int = 0  # microseconds between events
+    connections: int = 64
+    seconds: float = 2.0
+
+    def flags(self):
+        fields = dataclasses.asdict(self)
+        del fields["name"]
+        return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 
 
 class Program:

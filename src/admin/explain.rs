@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Office;
 use crate::{
-    gateway::{self, House, Policy, Rejection},
+    gateway::{self, House, Policy, Rejection, Wishes},
     openai::{self, Ask, Dialect},
     scheduler::Explanation,
 };
@@ -22,6 +22,7 @@ pub(super) struct Place {
     listener: Option<String>,
     #[serde(default = "chat")]
     path: String,
+    objective: Option<String>,
 }
 
 fn chat() -> String {
@@ -39,6 +40,18 @@ pub struct ExplainAnswer {
     pub pool: String,
     /// What the model is called there.
     pub served_model: String,
+    /// How full the pods are that could have it; 1: full. Absent if none is in use.
+    #[serde(default)]
+    pub saturation: Option<f64>,
+    /// How long it would wait at the best of them before its own prefill.
+    #[serde(default)]
+    pub wait_ms: Option<f64>,
+    /// How much it matters; below 0 it is refused while they are full.
+    #[serde(default)]
+    pub priority: i32,
+    /// Whether it is refused for that, whatever the verdict.
+    #[serde(default)]
+    pub shed: bool,
     /// Every candidate, and the verdict.
     pub decision: Explanation,
 }
@@ -50,7 +63,9 @@ pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Pl
     let Ok(body) = to_bytes(body, usize::try_from(limit.0).unwrap_or(usize::MAX)).await else {
         return Rejection::TooLarge { limit: limit.0 }.to_response(Dialect::OpenAi).map(Body::from);
     };
-    match explain_request(&office.house, &policy, place.listener.as_deref(), &place.path, &body) {
+    let Place { listener, path, objective } = &place;
+    let asked = Asked { listener: listener.as_deref(), path, objective: objective.as_deref() };
+    match explain_request(&office.house, &policy, &asked, &body) {
         Ok(answer) => Json(answer).into_response(),
         Err(problem @ Problem::NoListener { .. }) => (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response(),
         Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(Body::from),
@@ -79,17 +94,28 @@ impl<R: Into<Rejection>> From<R> for Problem {
     }
 }
 
-/// What would happen to a JSON request with this `body` for `path` at `listener` (the first if none is named).
+/// Where a request would come in, and what its headers would say.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The listener; the first if none is named.
+    pub listener: Option<&'a str>,
+    /// The path.
+    pub path: &'a str,
+    /// The objective that it would name; passed over, as the request's own would be, where headers are not trusted.
+    pub objective: Option<&'a str>,
+}
+
+/// What would happen to a JSON request with this `body`.
 ///
 /// # Errors
 /// If there is no such listener, or the request would be refused.
 pub fn explain_request(
     house: &House,
     policy: &Policy,
-    listener: Option<&str>,
-    path: &str,
+    asked: &Asked<'_>,
     body: &[u8],
 ) -> Result<ExplainAnswer, Problem> {
+    let Asked { listener, path, objective } = *asked;
     let missing = || {
         let there: Vec<&str> = policy.listeners.iter().map(|it| &*it.name.0).collect();
         Problem::NoListener { asked: listener.unwrap_or_default().to_owned(), there: there.join(", ") }
@@ -101,12 +127,18 @@ pub fn explain_request(
     let asked = openai::classify(&Method::POST, path, extra)
         .map_err(|problem| Rejection::of_path(problem, &Method::POST, path, extra))?;
     let ask = Ask::parse(asked.endpoint, Some("application/json"), body)?;
-    let explained = gateway::explain(house, policy, at, &ask, body)?;
+    let objective = objective.filter(|_| listener.trusts_headers);
+    let explained = gateway::explain(house, listener, &ask, body, Wishes { objective, ..Wishes::default() })?;
+    let (full, priority) = (explained.saturation, explained.priority);
     Ok(ExplainAnswer {
         listener: listener.name.0.to_string(),
         model: explained.route.client_model.to_string(),
         pool: explained.route.pool.to_string(),
         served_model: explained.route.served_model.to_string(),
+        saturation: full.map(|full| full.level),
+        wait_ms: full.map(|full| full.wait_ms),
+        priority: priority.0,
+        shed: priority.is_sheddable() && full.is_some_and(|full| full.is_full()),
         decision: explained.explanation,
     })
 }

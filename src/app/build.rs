@@ -109,6 +109,11 @@ struct Opened {
 
 fn bind_all(config: &Config) -> Result<Opened, StartError> {
     let mut handed = Handed::take();
+    let operators = std::iter::once(config.admin).chain(config.probes);
+    let health = config.listeners.iter().filter_map(|listener| listener.ext_proc.as_ref()?.health);
+    let wanted: Vec<_> =
+        config.listeners.iter().map(|listener| listener.address).chain(health).chain(operators).collect();
+    handed.tell_of_unwanted(&wanted);
     let mut sockets = Vec::with_capacity(config.listeners.len());
     for listener in &config.listeners {
         let socket = handed.bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
@@ -121,7 +126,7 @@ fn bind_all(config: &Config) -> Result<Opened, StartError> {
         Some(address) => Some(handed.bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,
     };
-    handed.close_the_rest();
+    drop(handed);
     Ok(Opened { sockets, admin, probes })
 }
 

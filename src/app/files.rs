@@ -43,6 +43,15 @@ impl OpenFiles {
         Self { limit: getrlimit(Resource::Nofile).current, needed: needed(config) }
     }
 
+    /// What an operator can do about it.
+    pub fn remedy(self) -> String {
+        let raise = format!("raise the limit (LimitNOFILE=, ulimit -Hn) to {}", self.needed);
+        match self.limit.map_or(0, |limit| limit.saturating_sub(FILES_BESIDES) / FILES_A_CONNECTION) {
+            0 => raise,
+            enough => format!("{raise}, or set limits.connections to {enough}"),
+        }
+    }
+
     /// Whether the limit is reached before `limits.connections` is.
     pub fn may_run_out(self) -> bool {
         self.limit.is_some_and(|limit| limit < self.needed)
@@ -84,5 +93,8 @@ mod tests {
         let files = |limit| OpenFiles { limit, needed: 65_536 * 2 + 1_024 };
         assert!(files(Some(132_095)).may_run_out());
         assert!(!files(Some(132_096)).may_run_out() && !files(None).may_run_out());
+        let raise = "raise the limit (LimitNOFILE=, ulimit -Hn) to 132096";
+        assert_eq!(files(Some(20_001)).remedy(), format!("{raise}, or set limits.connections to 9488"));
+        assert_eq!(files(Some(1_024)).remedy(), raise, "it is too low for a single one");
     }
 }

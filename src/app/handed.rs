@@ -46,12 +46,15 @@ impl Handed {
             Some((_, socket)) => adopt(socket).map(|socket| Bound { socket, shared: false }),
             None => bind(address, reuse_port).map(|socket| Bound { socket, shared: reuse_port }),
         };
-        bound.map_err(|source| StartError::Bind { what, address, source })
+        bound.map_err(|source| {
+            let passed = self.0.iter().map(|(bound, _)| *bound).find(|bound| bound.port() == address.port());
+            StartError::Bind { what, address, passed, source }
+        })
     }
 
-    /// Tells of those that no listener wanted, and closes them.
-    pub(super) fn close_the_rest(self) {
-        for (address, _) in self.0 {
+    /// Tells of those that no listener wants. Before any is bound: one that is not what was meant is in the way then.
+    pub(super) fn tell_of_unwanted(&self, wanted: &[SocketAddr]) {
+        for (address, _) in self.0.iter().filter(|(address, _)| !wanted.contains(address)) {
             tracing::warn!(%address, "a socket was passed to us for an address at which nothing listens");
         }
     }
@@ -73,6 +76,23 @@ fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_for_all_addresses_in_the_way_of_one_for_a_single_address_is_named() {
+        // What `ListenStream=8080` passes.
+        let before = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let passed = before.local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], passed.port()));
+        let mut handed = Handed(vec![(passed, before)]);
+        let error = handed.bind("listener 'main'".to_owned(), address, false).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "cannot listen on {address} for listener 'main' (a socket for {passed} was passed to us: write that address \
+                 in the configuration, or `ListenStream={address}` in the .socket unit)"
+            )
+        );
+    }
 
     #[tokio::test]
     async fn a_socket_is_given_to_whoever_listens_at_its_address_and_to_nobody_else() {

@@ -20,13 +20,13 @@ use crate::{
     clock,
     config::Config,
     discovery::{Discovery, OnChange, Resources},
-    fleet::{Fleet, Pace, Pod, PodId, PoolState},
+    fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
-    telemetry::{DecisionLog, Metrics, Name, PodRow},
+    telemetry::{DecisionLog, Metrics, Name, PodRow, PoolRow, Rows},
     upstream::{Connector, PoolTls, RetryBudget, Upstream},
 };
 
@@ -62,7 +62,7 @@ impl Known {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
-        let metrics = Arc::new(Metrics::new(Arc::new(move || pod_rows(&pods, &index))));
+        let metrics = Arc::new(Metrics::new(Arc::new(move || rows(&pods, &index))));
         for pool in &config.pools {
             begin_counting(&metrics, &pool.name);
         }
@@ -129,8 +129,12 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
     }
 }
 
-fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
+fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
     let now = clock::now();
+    let pool = |pool: Arc<PoolState>| PoolRow {
+        saturation: Saturation::of(&pool, &pool.pods(), "", now).map(|full| full.level),
+        pool: Name::from(pool.name()),
+    };
     let row = |pod: &Arc<Pod>, pace: Pace| {
         let load = pod.load();
         let reading = load.as_ref().map(|load| &load.reading);
@@ -153,5 +157,5 @@ fn pod_rows(fleet: &Fleet, index: &prefix::Index) -> Vec<PodRow> {
         let pace = pool.pace();
         pool.pods().iter().map(|pod| row(pod, pace)).collect::<Vec<_>>()
     };
-    fleet.pools().flat_map(of_pool).collect()
+    Rows { pools: fleet.pools().map(pool).collect(), pods: fleet.pools().flat_map(of_pool).collect() }
 }

@@ -95,12 +95,14 @@ impl Running {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be bound.
-    #[error("cannot listen on {address} for {what}{}", remedy(.source))]
+    #[error("cannot listen on {address} for {what}{}", remedy(.source, *.address, *.passed))]
     Bind {
         /// What was to listen there.
         what: String,
         /// Where.
         address: SocketAddr,
+        /// A socket of that port that was passed to us, for another address.
+        passed: Option<SocketAddr>,
         /// Why not.
         source: io::Error,
     },
@@ -128,11 +130,20 @@ pub enum StartError {
     Tls(#[from] io::Error),
 }
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => " (stop the process that has that port, `ss -ltnp` names it, or choose another)",
-        io::ErrorKind::PermissionDenied => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
-        io::ErrorKind::AddrNotAvailable => " (this machine has no such address; 0.0.0.0 stands for all it has)",
+fn remedy(error: &io::Error, address: SocketAddr, passed: Option<SocketAddr>) -> String {
+    let told = match (error.kind(), passed) {
+        (io::ErrorKind::AddrInUse, Some(passed)) => {
+            return format!(
+                " (a socket for {passed} was passed to us: write that address in the configuration, or \
+                 `ListenStream={address}` in the .socket unit)"
+            );
+        }
+        (io::ErrorKind::AddrInUse, None) => {
+            " (stop the process that has that port, `ss -ltnp` names it, or choose another)"
+        }
+        (io::ErrorKind::PermissionDenied, _) => " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)",
+        (io::ErrorKind::AddrNotAvailable, _) => " (this machine has no such address; 0.0.0.0 stands for all it has)",
         _ => "",
-    }
+    };
+    told.to_owned()
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::{ExtProc, Listener},
     edge::{self, Door, Phase, Stage, Tls},
-    gateway::{CurrentPolicy, House, IsServing, Picker, serve_health},
+    gateway::{CurrentPolicy, House, IsServing, Picker, Serving, serve_health},
     tasks::Tasks,
 };
 
@@ -65,7 +65,11 @@ pub(super) fn prepare(
 pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepared) {
     let Hosts { house, policy, stage, clients, background } = *hosts;
     let (ready_once, watched) = (Arc::clone(&house.ready_once), Arc::clone(stage));
-    let is_serving: IsServing = Arc::new(move || watched.phase() == Phase::Serving && ready_once.load(Relaxed));
+    let is_serving: IsServing = Arc::new(move || match watched.phase() {
+        Phase::Serving if ready_once.load(Relaxed) => Serving::Now,
+        Phase::Serving => Serving::NotYet,
+        _ => Serving::NoMore,
+    });
     door.limits.may_give_up = true;
     door.limits.http2_streams = door.limits.http2_streams.max(CONVERSATIONS);
     if let Some(tls) = &prepared.tls {

@@ -31,7 +31,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes:
   0  a pod would be chosen, be it one that is out because all are (failing open)
-  1  none would be, or the gateway could not be asked; the reason is printed
+  1  none would be, or it would be refused because its pool is full, or the gateway could not be asked; the reason is
+     printed
   2  the command line itself is wrong
 
 Examples:
@@ -54,6 +55,9 @@ pub(super) struct Args {
     /// The session that it would name, instead of the one that its body names
     #[arg(long, value_name = "NAME")]
     session: Option<String>,
+    /// The objective that its header would name; heard only by listeners that trust headers
+    #[arg(long, value_name = "NAME")]
+    objective: Option<String>,
     /// The running gateway's admin address, such as 127.0.0.1:9090 [default: the configuration's]
     #[arg(long, value_name = "URL", conflicts_with = "state")]
     admin: Option<String>,
@@ -83,7 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", rendered(&answer, &arms.told(&answer), &source, super::colour(&io::stdout())))?;
     }
-    Ok(ExitCode::from(if answer.decision.verdict.is_some() { OK } else { PROBLEMS }))
+    Ok(ExitCode::from(if answer.decision.verdict.is_some() && !answer.shed { OK } else { PROBLEMS }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -155,6 +159,7 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut query = vec![("path", args.path.clone())];
     query.extend(args.listener.clone().map(|listener| ("listener", listener)));
+    query.extend(args.objective.clone().map(|objective| ("objective", objective)));
     runtime.block_on(async {
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -205,7 +210,9 @@ fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow:
     let now = clock::now();
     let held = snapshot.restore(&house.fleet, now);
     let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
-    let answer = admin::explain_request(&house, &policy.load_full(), args.listener.as_deref(), &args.path, body);
+    let (listener, objective) = (args.listener.as_deref(), args.objective.as_deref());
+    let asked = admin::Asked { listener, path: &args.path, objective };
+    let answer = admin::explain_request(&house, &policy.load_full(), &asked, body);
     drop(held);
     Ok(answer?)
 }
@@ -224,6 +231,7 @@ fn rendered(answer: &ExplainAnswer, arm: &str, source: &str, coloured: bool) -> 
     if *failed_open {
         text.push_str("          every pod is out, so it fails open: one of them is tried all the same\n");
     }
+    text.push_str(&fullness(answer));
     text.push('\n');
     text.push_str(&candidates_table(candidates, verdict.as_deref()).rendered(coloured));
     match (verdict, refusal) {
@@ -234,6 +242,18 @@ fn rendered(answer: &ExplainAnswer, arm: &str, source: &str, coloured: bool) -> 
         (None, None) => {}
     }
     text
+}
+
+/// How full the pool is, and what that means for this request.
+fn fullness(answer: &ExplainAnswer) -> String {
+    let Some((full, wait_ms)) = answer.saturation.zip(answer.wait_ms) else { return String::new() };
+    let means = match answer.priority {
+        _ if answer.shed => "it is refused with 429",
+        ..0 => "from 1 on it is refused",
+        _ => "it is not refused for that",
+    };
+    let priority = answer.priority;
+    format!("pool      saturation {full:.2}, a wait of {wait_ms:.0} ms at the best pod; priority {priority}: {means}\n")
 }
 
 fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {

@@ -18,6 +18,9 @@ use crate::{
 /// Requests were cut off because the drain grace was over.
 const CUT: u8 = 3;
 
+/// What too low a limit on open files leads to.
+const RUNS_OUT: &str = "open files may run out before limits.connections is reached";
+
 const AFTER: &str = "Signals:
   SIGTERM  drain: not ready at once, still accepting for timeouts.drain_delay, then no new
            connections, then up to timeouts.drain_grace for open requests
@@ -130,13 +133,19 @@ fn greet(config: &Config, source: Source<'_>) {
         concat!("tidegate ", env!("CARGO_PKG_VERSION"), " started")
     );
     if files.may_run_out() {
-        let error = raised.err().map(tracing::field::display);
-        tracing::warn!(
-            limit = files.limit,
-            needed = files.needed,
-            error,
-            "open files may run out before limits.connections is reached: raise the limit (LimitNOFILE=, ulimit -Hn) or lower that"
-        );
+        tell_files(config, files, raised);
+    }
+}
+
+fn tell_files(config: &Config, files: app::OpenFiles, raised: std::io::Result<app::OpenFiles>) {
+    let (limit, needed, remedy) = (files.limit, files.needed, files.remedy());
+    match raised {
+        // Nobody has said that so many will come.
+        Ok(_) if config.limits.has_usual_connections() => tracing::info!(limit, needed, "{RUNS_OUT}: {remedy}"),
+        raised => {
+            let error = raised.err().map(tracing::field::display);
+            tracing::warn!(limit, needed, error, "{RUNS_OUT}: {remedy}");
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Api, BodyMode, Bytes, ExtProc, Limits, Log, LogFormat, Metrics, Ratio, Retry, Scheduler, Scorer, Sessions,
-    Timeouts, Waiting, WeightedScorer,
+    Api, BodyMode, Bytes, ExtProc, Limits, Log, LogFormat, Metrics, Ratio, Retry, Saturation, Scheduler, Scorer,
+    Sessions, Timeouts, Waiting, WeightedScorer,
 };
 
 /// The operator's listener: loopback, because it can change things and asks for no key; 9090 because metrics live there
@@ -72,6 +72,12 @@ pub(super) const WAITING: Waiting = Waiting {
     // A quarter of the buffers: those who wait for one pool must not refuse those whose pool works. 256 KiB each.
     bytes: Bytes(256 << 20),
 };
+
+/// A pool is full when even its best pod keeps a request waiting for a second before its own prefill begins. The reference
+/// sheds where more than five wait at every pod: five prompts of 1,024 tokens take 0.3 s on an H100 and 1.8 s on the slowest
+/// GPU we know of (0.05 and 0.35 ms a token). A second is also half of the 2 s that `MLPerf` allows its server scenario for a
+/// first token (Llama 2 70B), so that those who are not sheddable keep the other half.
+pub(super) const SATURATION: Saturation = Saturation { wait: Duration::from_secs(1) };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    overload::{SaturationFile, WaitingFile},
     picker::{ExtProcFile, ProtocolFile},
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
@@ -49,6 +50,8 @@ pub(super) struct File {
     pub(super) retry: Option<RetryFile>,
     /// How long and how many requests may wait while no pod is ready.
     pub(super) waiting: Option<WaitingFile>,
+    /// When a pool is full, so that what is sheddable is refused.
+    pub(super) saturation: Option<SaturationFile>,
     /// How requests name the session they belong to.
     pub(super) sessions: Option<SessionsFile>,
     /// Which paths are open, and what is added to requests and answers.
@@ -76,6 +79,8 @@ pub(super) struct ListenerFile {
     pub(super) protocol: Option<At<ProtocolFile>>,
     /// How Envoy is served, where `protocol` is ext-proc.
     pub(super) ext_proc: Option<At<ExtProcFile>>,
+    /// Whether clients here may say by header which objective is theirs and which model they get. Default: false.
+    pub(super) trust_headers: Option<At<bool>>,
 }
 
 /// A model that a listener serves.
@@ -150,6 +155,8 @@ pub(super) struct PoolFile {
     pub(super) forward_authorization: Option<At<bool>>,
     /// Further certificate authorities (PEM) trusted for this pool's https pods. Default: the system's alone.
     pub(super) ca_file: Option<At<PathBuf>>,
+    /// When this pool is full. Default: the common one.
+    pub(super) saturation: Option<SaturationFile>,
 }
 
 /// The engines.
@@ -235,7 +242,7 @@ pub(super) struct ModelFile {
     /// The name in the client's `model` field; unique.
     #[serde(rename = "modelName")]
     pub(super) model_name: At<String>,
-    /// How much it matters when not all can be served. Default: Standard. Accepted and kept; not enforced yet.
+    /// How much it matters when not all can be served: Sheddable is refused while the pool is full. Default: Standard.
     pub(super) criticality: Option<Criticality>,
     /// The name of the pool that serves it.
     #[serde(rename = "poolRef")]
@@ -346,18 +353,6 @@ pub(super) struct RetryFile {
     /// What is tried again although it may have run: `first_byte_timeout`, `connection_died`, `empty_answer`, or a
     /// status. Default: nothing.
     pub(super) on: Option<Vec<RetryOn>>,
-}
-
-/// What may wait while no pod is ready.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a map, such as `{ timeout: 30s }`")]
-pub(super) struct WaitingFile {
-    /// How long one request may wait; 0s: it is refused at once. Default: 30s.
-    pub(super) timeout: Option<At<Span>>,
-    /// How many requests may wait, over all pools. Default: 1000.
-    pub(super) requests: Option<At<u32>>,
-    /// How many bytes of bodies they may hold together. Default: 256MiB.
-    pub(super) bytes: Option<At<Bytes>>,
 }
 
 /// Where a request's session name is looked for.

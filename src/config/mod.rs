@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod overload;
 mod picker;
 mod report;
 pub mod resources;
@@ -23,10 +24,11 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
+pub use overload::{Saturation, Waiting};
 pub use picker::{BodyMode, ExtProc};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
-pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts, Waiting};
+pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
 pub use target::parse_endpoints;
 pub use units::{bytes, duration, ratio};
 
@@ -73,6 +75,8 @@ pub struct Config {
     pub retry: Retry,
     /// How long and how many requests may wait while no pod is ready.
     pub waiting: Waiting,
+    /// When a pool is full that says nothing of its own.
+    pub saturation: Saturation,
     /// How requests name the session they belong to.
     pub sessions: Sessions,
     /// Which paths are open and what is added to requests and answers.
@@ -97,6 +101,8 @@ pub struct Listener {
     pub pool: Option<Arc<str>>,
     /// If it is asked by Envoy for pods, and not by clients for answers: how.
     pub ext_proc: Option<ExtProc>,
+    /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.
+    pub trust_headers: bool,
 }
 
 /// A group of pods that serve the same base model.
@@ -114,6 +120,8 @@ pub struct Pool {
     pub forward_authorization: bool,
     /// Further certificate authorities (PEM) trusted for this pool's https pods.
     pub ca_file: Option<PathBuf>,
+    /// When it is full.
+    pub saturation: Saturation,
 }
 
 /// Whose metric names a pod speaks.
@@ -250,12 +258,12 @@ pub struct TargetModel {
 /// InferenceModel criticality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 pub enum Criticality {
-    /// Never shed. Accepted and kept; not enforced yet.
+    /// Never shed.
     Critical,
-    /// Between the two.
+    /// Never shed either; between the two where some must wait.
     #[default]
     Standard,
-    /// The first to go. Accepted and kept; not enforced yet.
+    /// Refused while the pool is full.
     Sheddable,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Bytes, Ratio};
+use super::{Bytes, Ratio, defaults};
 
 /// Bounds, each enforced in exactly one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,13 @@ pub struct Limits {
     pub header_bytes: Bytes,
     /// Concurrent HTTP/2 streams on one connection.
     pub http2_streams: u32,
+}
+
+impl Limits {
+    /// Whether there may be as many connections as where nobody says how many.
+    pub fn has_usual_connections(&self) -> bool {
+        self.connections == defaults::LIMITS.connections
+    }
 }
 
 /// How long each step may take.
@@ -106,17 +113,6 @@ pub struct Retry {
     pub budget_floor: u32,
     /// What is tried again although it may have run.
     pub on: Vec<RetryOn>,
-}
-
-/// What may wait while no pod is ready.
-#[derive(Clone, Copy, Debug)]
-pub struct Waiting {
-    /// How long one request may; zero: not at all.
-    pub timeout: Duration,
-    /// How many requests may, over all pools.
-    pub requests: usize,
-    /// How many bytes of bodies they may hold together.
-    pub bytes: Bytes,
 }
 
 /// Where a request's session name is looked for, first found wins.

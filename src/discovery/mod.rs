@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::{
         clock,
-        config::{Bytes, Engine, Metrics, Origin},
+        config::{Bytes, Engine, Metrics, Origin, Saturation},
     };
 
     fn target(host: &str) -> Target {
@@ -160,6 +160,7 @@ mod tests {
             },
             forward_authorization: false,
             ca_file: None,
+            saturation: Saturation { wait: Duration::from_secs(1) },
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));
         let (tasks, heard) = (Tasks::new(), Arc::<Mutex<Vec<(usize, usize)>>>::default());

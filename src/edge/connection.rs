@@ -35,6 +35,15 @@ use crate::{gateway::Peer, tasks::Tasks};
 /// reading stops its pod (hyper's default is 1 MiB over 64 KiB windows; a token event is 200 bytes).
 const HTTP2_SEND_BUFFER: usize = 64 << 10;
 
+/// Envoy's conversations that may be given up before we have looked at them: as many as clients may well leave while one
+/// turn of the loop lasts (h2's default is 20); each costs h2 a few hundred bytes until then.
+const GIVEN_UP_UNHEARD: usize = 10_000;
+
+/// Bytes of all conversations of an Envoy's connection that may wait for us to read them. Of half as many h2 takes frames
+/// below 256 bytes, at 256 bytes each, and ends the connection at one more: with its default of 1 MiB that is a tenth of a
+/// second of 500 streams' tokens, which any pause of ours lets pile up; with this it is three tokens of each of 10,000.
+const UNREAD: u32 = 16 << 20;
+
 /// What one connection may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -91,6 +100,15 @@ impl Host {
             .keep_alive_interval(KEEPALIVE_AFTER)
             // A client that is too busy to read may be too busy to answer.
             .keep_alive_timeout(limits.write_stall);
+        if limits.may_give_up {
+            // All that an Envoy has under way is on one connection, and its clients' doings must not end it: many that
+            // leave in one moment; many whose bodies go on while they are refused, which h2 counts for as long as a
+            // connection lives; and tokens of many answers that come while we are held up.
+            http2
+                .max_pending_accept_reset_streams(GIVEN_UP_UNHEARD)
+                .max_local_error_reset_streams(None)
+                .initial_connection_window_size(UNREAD);
+        }
         Self { limits, rejected, builders: Arc::new((http1, http2)) }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::config::{Bytes, Engine, Metrics, Origin, Pool, Target};
+use crate::config::{Bytes, Engine, Metrics, Origin, Pool, Saturation, Target};
 
 /// A pool of any engine, scraped every 250 ms, without endpoints of its own.
 pub(crate) fn pool(name: &str) -> Arc<Pool> {
@@ -20,6 +20,7 @@ pub(crate) fn pool(name: &str) -> Arc<Pool> {
         metrics,
         forward_authorization: false,
         ca_file: None,
+        saturation: Saturation { wait: Duration::from_secs(1) },
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Adapters, PodLoad, load, slate::Slate};
+use super::{Adapters, PodLoad, Reading, load, slate::Slate};
 
 /// Adapters whose names fit on the slate: more than engines are usually told to hold at once (vLLM's `max_loras`
 /// defaults to 1). A pod with more is looked up in its whole reading.
@@ -42,6 +42,8 @@ pub struct Glance {
     pub kv_usage: f32,
     /// KV-cache capacity in tokens, where it is told.
     pub kv_capacity: Option<f32>,
+    /// How many requests run at once at most, where that is why others wait.
+    pub batch: Option<f32>,
 }
 
 /// How ready a pod is for an adapter.
@@ -133,7 +135,8 @@ impl Board {
         }
     }
 
-    pub(super) fn write(&self, load: &PodLoad) {
+    /// `before` is what was told last.
+    pub(super) fn write(&self, load: &PodLoad, before: Option<&PodLoad>) {
         let reading = &load.reading;
         self.adapters.write(words(reading.adapters.as_ref()));
         let Some(streams) = reading.streams() else {
@@ -151,7 +154,7 @@ impl Board {
             pair(ours, others),
             pair(waiting * others / streams.max(1.0), waiting),
             pair(running, single(usage)),
-            pair(capacity, 0.0),
+            pair(capacity, full_batch(reading, before.map(|before| &before.reading))),
         ]);
     }
 
@@ -167,7 +170,7 @@ impl Board {
         let (ours, others) = halves(there);
         let (others_waiting, waiting) = halves(queue);
         let (running, kv_usage) = halves(work);
-        let (capacity, _) = halves(room);
+        let (capacity, batch) = halves(room);
         Some(Glance {
             trust: (1.0 - age * self.fading).max(0.0),
             ours,
@@ -177,6 +180,7 @@ impl Board {
             running,
             kv_usage,
             kv_capacity: (capacity > 0.0).then_some(capacity),
+            batch: (batch > 0.0).then_some(batch),
         })
     }
 
@@ -185,6 +189,14 @@ impl Board {
     pub(super) fn adapter(&self, name: Name<'_>) -> Option<AdapterState> {
         state(self.adapters.read(), name.hash)
     }
+}
+
+/// How many requests run, if that is as many as may: requests wait on two pages in a row, and no more of them run than did.
+/// While prompts wait for their turn alone, more and more run. 0 if it is not so.
+fn full_batch(reading: &Reading, before: Option<&Reading>) -> f32 {
+    let stands = |page: &Reading| page.waiting.is_some_and(|waiting| waiting > 0);
+    let full = before.is_some_and(|before| stands(before) && stands(reading) && reading.running <= before.running);
+    reading.running.filter(|_| full).unwrap_or(0) as f32
 }
 
 /// The page speaks of adapters.
@@ -281,7 +293,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fleet::Reading;
 
     fn adapters(running: &[&str], waiting: &[&str], max: Option<u32>) -> Adapters {
         let names = |list: &[&str]| list.iter().map(|it| (*it).into()).collect();
@@ -307,14 +318,14 @@ mod tests {
             blocks: Some(100),
             ..Reading::default()
         };
-        board.write(&load(epoch + Duration::from_secs(10), reading));
+        board.write(&load(epoch + Duration::from_secs(10), reading), None);
         let glance = board.read(&after(12)).unwrap();
         assert!((glance.trust - 0.6).abs() < 1e-6);
         assert_eq!((glance.ours, glance.others), (4.0, 3.0));
         assert_eq!((glance.waiting, glance.others_waiting, glance.running), (3.0, 9.0 / 7.0, 4.0));
         assert_eq!((glance.kv_usage, glance.kv_capacity), (0.5, Some(1_600.0)));
         assert_eq!(board.adapter(Name::new("a")), Some(AdapterState::Untold));
-        board.write(&load(epoch, Reading::default()));
+        board.write(&load(epoch, Reading::default()), None);
         assert_eq!(board.read(&after(0)), None);
     }
 
@@ -325,7 +336,7 @@ mod tests {
         let read = |counted_from| {
             let board = Board::new(counted_from, Duration::from_millis(250));
             let reading = Reading { running: Some(1), ..Reading::default() };
-            board.write(&load(epoch + Duration::from_secs(11), reading));
+            board.write(&load(epoch + Duration::from_secs(11), reading), None);
             board.read(&Moment::new(now, epoch)).map(|it| it.trust)
         };
         assert_eq!(read(epoch + Duration::from_millis(11_500)), read(epoch));
@@ -353,7 +364,7 @@ mod tests {
             let board = Board::new(crate::clock::now(), Duration::from_millis(250));
             let said = adapters.state(&asked);
             let reading = Reading { running: Some(1), adapters: Some(adapters), ..Reading::default() };
-            board.write(&load(crate::clock::now(), reading));
+            board.write(&load(crate::clock::now(), reading), None);
             let glance = board.adapter(Name::new(&asked));
             prop_assert!(glance.is_none_or(|it| it == said), "{glance:?} {said:?}");
             prop_assert!(glance.is_some() || running.len() + waiting.len() > ADAPTERS);

@@ -178,7 +178,7 @@ impl Pod {
 
     /// A new reading. Only `scrape` calls this.
     pub fn store_load(&self, load: PodLoad) {
-        self.board.write(&load);
+        self.board.write(&load, self.load.load().as_deref());
         self.load.store(Some(Arc::new(load)));
     }
 

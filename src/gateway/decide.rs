@@ -7,13 +7,13 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, ListenerPolicy, Policy, receipt::Chosen, rejection::Rejection};
+use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection};
 use crate::{
     clock,
-    fleet::{Admission, Course, Pod, PoolState, Send},
+    fleet::{Admission, Course, Pod, PoolState, Saturation, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
-    routing::{Route, StickyKey, key_of},
+    routing::{Priority, Route, StickyKey, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
     telemetry::{Decision, Hex, Name},
 };
@@ -39,8 +39,33 @@ pub struct Matter {
     session: Option<u64>,
     /// The one pod that can answer it, if only one can.
     pin: Option<Arc<Pod>>,
+    /// How much it matters where not all can be served.
+    pub priority: Priority,
     /// Which pods may, if not all.
     among: Option<Among>,
+}
+
+/// What a request's headers say of where it shall go and how much it matters; nothing of the last two where its sender is
+/// not believed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes<'a> {
+    /// The session that it belongs to.
+    pub session: Option<&'a str>,
+    /// The objective that is its.
+    pub objective: Option<&'a str>,
+    /// What its model is to be called at its pod, whatever splits say.
+    pub served_as: Option<&'a str>,
+}
+
+/// Why a request was refused that its pool could have taken.
+#[derive(Clone, Debug)]
+pub struct Shed {
+    /// The pool.
+    pub pool: Name,
+    /// How full it is.
+    pub saturation: Saturation,
+    /// How much the request matters.
+    pub priority: Priority,
 }
 
 /// Whether a pod is one of those that may be chosen.
@@ -88,7 +113,7 @@ impl Pick {
 }
 
 impl Matter {
-    /// Finds the route of `ask`, whose body is `body` and whose headers named `session`.
+    /// Finds the route of `ask`, whose body is `body` and whose headers said `wishes`.
     ///
     /// # Errors
     /// [`Rejection::UnknownModel`].
@@ -97,13 +122,16 @@ impl Matter {
         policy: &ListenerPolicy,
         ask: &Ask,
         body: &[u8],
-        session: Option<&str>,
+        wishes: Wishes<'_>,
     ) -> Result<Self, Rejection> {
-        let session = session.or(ask.session.as_deref());
+        let session = wishes.session.or(ask.session.as_deref());
         let opening = || opening_key(ask, body);
         let key = StickyKey { session, opening: &opening };
         let reported = |name: &str| policy.pool_reporting(house, name).or_else(|| policy.pool_for_any(house, name));
-        let found = policy.table.find(&ask.model, key, reported, &mut clock::rng());
+        // What names no model has nowhere to write another.
+        let forced = wishes.served_as.filter(|_| !ask.model.is_empty());
+        let forced = forced.and_then(|served| policy.table.forced(&ask.model, served, reported));
+        let found = forced.map_or_else(|| policy.table.find(&ask.model, key, reported, &mut clock::rng()), Ok);
         let route = found.map_err(|mut unknown| {
             if !policy.knows_all {
                 return Rejection::NoPod(NoPod::PoolEmpty);
@@ -126,6 +154,7 @@ impl Matter {
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
             among: None,
+            priority: policy.objectives.priority(wishes.objective, &route),
             pool,
             route,
         })
@@ -177,6 +206,18 @@ impl Matter {
             Some(among) => Arc::new(pods.iter().filter(|pod| among(pod)).cloned().collect()),
             None => pods,
         }
+    }
+
+    /// How full the pods are that could have it; `None` where none is in use.
+    pub fn saturation(&self, now: Instant) -> Option<Saturation> {
+        Saturation::of(&self.pool, &self.pods(), &self.route.served_model, now)
+    }
+
+    /// Why it is to be refused, if it is one that may be and its pool is full. Nobody else asks how full that is.
+    pub fn shed(&self) -> Option<Shed> {
+        let full = if self.priority.is_sheddable() { self.saturation(clock::now()) } else { None };
+        let saturation = full.filter(Saturation::is_full)?;
+        Some(Shed { pool: Name::from(self.pool.name()), saturation, priority: self.priority })
     }
 
     /// Whether there is a pod that it was not sent to yet.
@@ -255,21 +296,21 @@ impl Matter {
     }
 }
 
-/// The listener's policy and the matter of one request, for `explain`.
+/// What would become of a request, for `explain`.
 ///
 /// # Errors
 /// As the request itself would be refused.
 pub fn explain(
     house: &House,
-    policy: &Policy,
-    listener: usize,
+    listener: &ListenerPolicy,
     ask: &Ask,
     body: &[u8],
+    wishes: Wishes<'_>,
 ) -> Result<Explained, Rejection> {
-    let listener = policy.listeners.get(listener).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
-    let matter = Matter::new(house, listener, ask, body, None)?;
-    let explanation = matter.explain(listener, clock::now());
-    Ok(Explained { route: matter.route, explanation })
+    let matter = Matter::new(house, listener, ask, body, wishes)?;
+    let now = clock::now();
+    let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
+    Ok(Explained { route: matter.route, saturation, priority: matter.priority, explanation })
 }
 
 /// A route and the choice of a pod, explained.
@@ -277,6 +318,10 @@ pub fn explain(
 pub struct Explained {
     /// Where the request would go.
     pub route: Route,
+    /// How full the pods are that could have it, if any is in use.
+    pub saturation: Option<Saturation>,
+    /// How much it matters where not all can be served.
+    pub priority: Priority,
     /// Which pod it would get, and every other with its terms.
     pub explanation: scheduler::Explanation,
 }

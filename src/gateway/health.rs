@@ -91,12 +91,15 @@ fn say_turn(pod: &Pod, condition: Condition) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prefix::{BLOCK_BYTES, Blocks, Index};
+    use crate::{
+        prefix::{BLOCK_BYTES, Blocks, Index},
+        telemetry::Rows,
+    };
 
     #[test]
     fn what_a_pod_had_cached_is_forgotten_when_it_comes_back_whoever_found_it() {
         let (metrics, index, ready_once) =
-            (Metrics::new(std::sync::Arc::new(Vec::new)), Index::default(), AtomicBool::default());
+            (Metrics::new(std::sync::Arc::new(Rows::default)), Index::default(), AtomicBool::default());
         let pod = Pod::for_test("pool", 1);
         let blocks = Blocks::of("m", "", [[1; BLOCK_BYTES]]);
         index.insert(pod.slot, &blocks);

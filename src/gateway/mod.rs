@@ -30,8 +30,8 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, explain};
-pub use ext_proc::{IsServing, Picker, serve_health, wire};
+pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_unparsed};
@@ -43,7 +43,7 @@ use crate::{
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     openai::Lexicon,
     prefix,
-    routing::Table,
+    routing::{Objectives, Table},
     telemetry::{DecisionLog, Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
@@ -121,6 +121,10 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// What requests may name to say how much they matter.
+    objectives: Arc<Objectives>,
+    /// Whether headers are believed that say so, or what a model is called at its pod.
+    pub trusts_headers: bool,
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
     /// came under this one.
     pools: Arc<Pools>,
@@ -162,10 +166,13 @@ impl Policy {
     /// Everything that requests need of `config`, over the pools of `fleet`.
     pub fn new(config: Arc<Config>, fleet: &Fleet) -> Self {
         let pools = fleet.all();
+        let objectives = Arc::new(Objectives::new(&config));
         let view = |listener: &Listener| ListenerPolicy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            objectives: Arc::clone(&objectives),
+            trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
             pool_only: listener.pool.clone(),
             takes_any_model: listener.ext_proc.is_some() && config.whole,

@@ -10,13 +10,18 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, Peer, rejection::Rejection, summary::Summary};
+use super::{
+    House, Peer,
+    decide::Shed,
+    rejection::{PANIC, Rejection},
+    summary::Summary,
+};
 use crate::{
     clock,
     openai::Usage,
     telemetry::{
         Decision, Name, Tally,
-        labels::{DecisionLabels, ReasonLabels, RequestLabels},
+        labels::{DecisionLabels, PoolReasonLabels, ReasonLabels, RequestLabels},
         logs::REQUEST,
     },
     upstream::FailureKind,
@@ -24,6 +29,9 @@ use crate::{
 
 /// nginx's number for a client that closed its connection before the answer; no server sends it.
 const CLIENT_LEFT: u16 = 499;
+
+/// Why an answer broke off at a gateway that does not say which side had had enough.
+const UNTOLD: &str = "client_or_pod";
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,8 @@ pub(super) enum Outcome {
     Refused(&'static str),
     /// The answer broke off.
     Cut(&'static str),
+    /// The answer broke off, and whether its client or its pod had had enough is not told to us.
+    BrokeOff,
 }
 
 /// The pod that was chosen.
@@ -101,6 +111,8 @@ pub(super) struct Receipt {
     pub(super) error_code: Option<&'static str>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
+    /// Why it was refused that a pod could have had.
+    pub(super) shed: Option<Box<Shed>>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(super) decision: Option<Box<Decision>>,
     /// What it counts in, once its model is known.
@@ -140,6 +152,7 @@ impl Receipt {
             tokens: 0,
             usage: None,
             outcome: Outcome::Open,
+            shed: None,
             decision: None,
             tally: None,
         }
@@ -223,7 +236,11 @@ impl Receipt {
         match self.outcome {
             Outcome::Refused(why) => _ = metrics.rejections.get_or_create(&reason(why)).inc(),
             Outcome::Open => _ = metrics.aborts.get_or_create(&reason(self.step.name())).inc(),
+            Outcome::BrokeOff => _ = metrics.aborts.get_or_create(&reason(UNTOLD)).inc(),
             Outcome::Complete | Outcome::Cut(_) => {}
+        }
+        if let (Some(shed), Outcome::Refused(reason)) = (&self.shed, &self.outcome) {
+            metrics.shed.get_or_create(&PoolReasonLabels { pool: shed.pool.clone(), reason }).inc();
         }
         let (endpoint, code) = (self.endpoint, self.code());
         let Some(tally) = &self.tally else {
@@ -250,7 +267,7 @@ impl Receipt {
 
     fn log(&self, whole: Duration) {
         let (outcome, reason) = self.ending();
-        let chosen = self.chosen.as_ref();
+        let (chosen, shed) = (self.chosen.as_ref(), self.shed.as_ref());
         tracing::info!(
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
@@ -260,7 +277,7 @@ impl Receipt {
             endpoint = self.endpoint,
             model = self.model(),
             served_model = chosen.map(|it| &*it.served_model.0),
-            pool = chosen.map(|it| &*it.pool.0),
+            pool = chosen.map(|it| &*it.pool.0).or(shed.map(|it| &*it.pool.0)),
             pod = chosen.map(|it| &*it.pod),
             policy = chosen.map(|it| it.policy),
             sight = chosen.map(|it| it.sight),
@@ -271,6 +288,8 @@ impl Receipt {
             outcome,
             reason,
             code = self.error_code,
+            saturation = shed.map(|it| rounded(it.saturation.level)),
+            priority = shed.map(|it| it.priority.0),
             culprit = self.culprit,
             streamed = self.streamed,
             body_bytes = self.body_bytes,
@@ -303,6 +322,7 @@ impl Receipt {
             Outcome::Complete => ("complete", None),
             Outcome::Refused(reason) => ("refused", Some(self.exactly.unwrap_or(reason))),
             Outcome::Cut(reason) => ("cut", Some(reason)),
+            Outcome::BrokeOff => ("broke_off", Some(UNTOLD)),
         }
     }
 
@@ -355,6 +375,10 @@ impl Step {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
+        if std::thread::panicking() && self.outcome == Outcome::Open {
+            // Nobody who could have said so is left.
+            self.outcome = Outcome::Cut(PANIC);
+        }
         let whole = clock::now().saturating_duration_since(self.received);
         self.count(whole);
         self.log(whole);

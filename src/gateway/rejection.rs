@@ -58,6 +58,9 @@ pub enum Rejection {
     /// The body's encoding.
     #[error("content-encoding '{0}' is not accepted; send the body as it is")]
     Encoded(String),
+    /// It has come through too many gateways.
+    #[error("the request goes round: an endpoint of a gateway leads back to it")]
+    Loop,
     /// An upgrade to another protocol.
     #[error("upgrades are not served; WebSocket endpoints such as /v1/realtime have no counterpart here")]
     Upgrade,
@@ -97,6 +100,12 @@ pub enum Rejection {
     #[error("no model server is ready, and too many requests already wait for one")]
     LineFull {
         /// When the line is likely shorter.
+        pause: Duration,
+    },
+    /// All pods are full, and it may be refused then.
+    #[error("the model servers are busy, and this request may be refused while they are; try again later")]
+    Saturated {
+        /// When they have likely done what is waiting there.
         pause: Duration,
     },
     /// Every attempt failed.
@@ -187,6 +196,7 @@ impl Rejection {
             }
             Self::TargetTooLong => told_as(S::URI_TOO_LONG, INVALID, "url_too_long", "url_too_long"),
             Self::Expectation => told_as(S::EXPECTATION_FAILED, INVALID, "expectation_failed", "expectation"),
+            Self::Loop => told_as(S::LOOP_DETECTED, SERVER, "loop", "loop"),
             Self::Malformed(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_request", "malformed"),
             Self::Encoded(_) => told_as(S::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_encoding", "encoding"),
             Self::TooLarge { .. } => told_as(S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", "too_large"),
@@ -198,6 +208,7 @@ impl Rejection {
             Self::NoPod(_) => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod"),
             Self::NoPodInTime { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod_in_time"),
             Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
+            Self::Saturated { .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", "saturated"),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -257,13 +268,15 @@ impl Rejection {
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation => Fault::Client,
-            // The operator's bounds on the whole, whatever the pods did meanwhile.
+            // The operator's bounds on the whole, whatever the pods did meanwhile; and whom he named a pod.
             Self::BuffersFull
             | Self::LineFull { .. }
+            | Self::Saturated { .. }
             | Self::Stopping
             | Self::Panicked(_)
             | Self::Unreadable(_)
-            | Self::TotalTimeout(_) => Fault::Gateway,
+            | Self::TotalTimeout(_)
+            | Self::Loop => Fault::Gateway,
             Self::NoPod(_) | Self::NoPodInTime { .. } => Fault::Pod,
             Self::Failed(failure) => failure.fault(),
         }
@@ -272,7 +285,7 @@ impl Rejection {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BuffersFull => Some(BUFFERS_PAUSE),
-            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } => Some(*pause),
+            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } | Self::Saturated { pause } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }

@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{
     House, ListenerPolicy, Policy,
-    decide::Matter,
+    decide::{Matter, Wishes},
+    proxy::headers::{OBJECTIVE, SERVED_AS},
     receipt::Receipt,
     rejection::{Rejection, shortened},
 };
@@ -81,8 +82,13 @@ impl Story {
     ) -> Result<(Ask, Matter), Rejection> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
-        let session = text(&self.policy.config.sessions.header);
-        let matter = Matter::new(&self.house, &self.listener, &ask, body, session).inspect_err(|rejection| {
+        let mut wishes = Wishes { session: text(&self.policy.config.sessions.header), ..Wishes::default() };
+        if self.listener.trusts_headers {
+            let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
+            wishes.objective = first(OBJECTIVE);
+            wishes.served_as = first(SERVED_AS);
+        }
+        let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).inspect_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
                 receipt.asked = Some(shortened(&ask.model));
             }
@@ -115,6 +121,15 @@ impl Story {
             Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
         })
     }
+}
+
+/// Refuses what may be refused while its pool is full. Asked once it is known which pods could have it, and before it waits
+/// for any.
+pub(super) fn shed(matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
+    let Some(shed) = matter.shed() else { return Ok(()) };
+    let pause = shed.saturation.pause();
+    receipt.shed = Some(Box::new(shed));
+    Err(Rejection::Saturated { pause })
 }
 
 /// What a panic said.

@@ -39,6 +39,7 @@ impl fmt::Display for Summary<'_> {
             Outcome::Open => write!(f, ", the client left ({reason})")?,
             Outcome::Refused(_) => write!(f, ", refused: {reason}")?,
             Outcome::Cut(_) => write!(f, ", CUT: {reason}")?,
+            Outcome::BrokeOff => f.write_str(", broke off: the client left or the pod died")?,
         }
         match receipt.chosen.as_ref().filter(|_| receipt.error_code.is_some()) {
             Some(chosen) => write!(f, ", last tried {}", chosen.pod),

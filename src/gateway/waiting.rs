@@ -400,7 +400,7 @@ impl Drop for Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Bytes, fleet::Fleet};
+    use crate::{config::Bytes, fleet::Fleet, telemetry::Rows};
 
     const LIMITS: config::Waiting =
         config::Waiting { timeout: Duration::from_secs(30), requests: 1_000, bytes: Bytes(1_000) };
@@ -410,7 +410,7 @@ mod tests {
 pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
         let (config, _) = config::load("t.yaml", yaml).unwrap();
         let fleet = Fleet::new(&config.pools, clock::now());
-        (Waiting::new(&Metrics::new(Arc::new(Vec::new))), fleet.pool("pool").unwrap())
+        (Waiting::new(&Metrics::new(Arc::new(Rows::default))), fleet.pool("pool").unwrap())
     }
 
     fn enter<'a>(room: &'a Waiting, pool: &Arc<PoolState>, bytes: usize) -> Result<Place<'a>, Rejection> {

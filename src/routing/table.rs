@@ -120,6 +120,24 @@ impl Table {
         })
     }
 
+    /// The route of a request for `model` of which somebody else has said what it is `served` as: to the model's pool, or
+    /// where the name leads if nobody knows the model. No split is drawn, and the answer carries the client's name.
+    pub fn forced(&self, model: &str, served: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
+        let known = self.entries.get(model);
+        let told = || reported(model).or_else(|| reported(served));
+        let told = if known.is_none() && self.serves_reported() { told() } else { None };
+        let entry = known.or_else(|| self.rule(told.as_ref()));
+        Some(Route {
+            client_model: model.into(),
+            pool: entry.map(|entry| Arc::clone(&entry.pool)).or(told)?,
+            served_model: served.into(),
+            arm: 0,
+            rewrite_response_model: model != served,
+            criticality: entry.map(|entry| entry.criticality).unwrap_or_default(),
+            timeouts: entry.map(|entry| entry.timeouts).unwrap_or_default(),
+        })
+    }
+
     /// The names that clients may ask for by configuration, in its order.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.names.iter()
@@ -149,6 +167,11 @@ impl Table {
         })
     }
 
+    /// What other names become that lead to the pool that reports them, or to any if none does.
+    fn rule(&self, reported: Option<&Arc<str>>) -> Option<&Entry> {
+        self.others.iter().find(|rule| reported.is_none_or(|pool| rule.pool == *pool))
+    }
+
     /// The route of a name that the configuration does not have: to the pool whose pods report it, by that pool's rule
     /// for other names if there is one. A name that nobody reports goes by the first such rule.
     fn unlisted(
@@ -160,8 +183,7 @@ impl Table {
     ) -> Option<Route> {
         let name: Arc<str> = model.into();
         let reported = if self.serves_reported() { reported(model) } else { None };
-        let rule = self.others.iter().find(|rule| reported.as_ref().is_none_or(|pool| rule.pool == *pool));
-        if let Some(rule) = rule.filter(|_| !model.is_empty()) {
+        if let Some(rule) = self.rule(reported.as_ref()).filter(|_| !model.is_empty()) {
             return rule.route(&name, key, rng);
         }
         let pool = reported?;
@@ -219,7 +241,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Scheduler, Sessions, TargetModel, Timeouts, Waiting,
+        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel, Timeouts,
+        Waiting,
     };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
@@ -247,6 +270,7 @@ mod tests {
             models: models.map(named),
             pool: None,
             ext_proc: None,
+            trust_headers: false,
         }
     }
 
@@ -289,6 +313,7 @@ mod tests {
             },
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
+            saturation: Saturation { wait: second },
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),
@@ -327,6 +352,28 @@ mod tests {
 
     fn session(name: &str) -> StickyKey<'_> {
         StickyKey { session: Some(name), ..StickyKey::NONE }
+    }
+
+    #[test]
+    fn a_forced_name_takes_the_models_pool_and_draws_no_split() {
+        let mut config = config(vec![model("llama", Sticky::None, &SPLIT)]);
+        let elsewhere = |name: &str| (name == "reported").then(|| Arc::from("elsewhere"));
+        let forced = |config: &Config, model: &str, served: &str| {
+            let route = Table::new(config).forced(model, served, elsewhere)?;
+            assert_eq!((&*route.client_model, &*route.served_model, route.arm), (model, served, 0));
+            Some((route.pool.to_string(), route.criticality, route.rewrite_response_model))
+        };
+        let main = |rewrites| Some(("main".to_owned(), Criticality::Critical, rewrites));
+        assert_eq!(forced(&config, "llama", "anything"), main(true));
+        assert_eq!(forced(&config, "llama", "llama"), main(false), "there is nothing to hide");
+        let other = Some(("elsewhere".to_owned(), Criticality::Standard, true));
+        assert_eq!(forced(&config, "reported", "anything"), other);
+        assert_eq!(forced(&config, "unheard-of", "reported"), other, "nobody knows the model");
+        assert_eq!(forced(&config, "unheard-of", "anything"), None);
+        config.api.serve_reported_models = false;
+        assert_eq!(forced(&config, "reported", "reported"), None);
+        config.other_models = vec![model("", Sticky::None, &[("base", 1)])];
+        assert_eq!(forced(&config, "unheard-of", "anything"), main(true), "by the rule for other names");
     }
 
     #[test]

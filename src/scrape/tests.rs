@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use super::*;
 use crate::{
     clock,
-    config::{Bytes, Metrics, Origin, Target},
+    config::{Bytes, Metrics, Origin, Saturation, Target},
     fleet::{Admission, Condition, Pod, Reservation, Send as Sizes},
 };
 
@@ -119,6 +119,7 @@ impl Watched {
             },
             forward_authorization: false,
             ca_file: None,
+            saturation: Saturation { wait: Duration::from_secs(1) },
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
         let target = Target {

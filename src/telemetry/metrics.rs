@@ -101,8 +101,26 @@ pub struct PodRow {
     pub prefix_trust: f32,
 }
 
-/// Reads the pods' state when Prometheus asks.
-pub type PodRows = Arc<dyn Fn() -> Vec<PodRow> + Send + Sync>;
+/// The state of a pool, for the same.
+#[derive(Clone, Debug)]
+pub struct PoolRow {
+    /// Pool name.
+    pub pool: Name,
+    /// How full it is; `None` if no pod of it is in use.
+    pub saturation: Option<f64>,
+}
+
+/// The state of the fleet.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// Its pools.
+    pub pools: Vec<PoolRow>,
+    /// Their pods.
+    pub pods: Vec<PodRow>,
+}
+
+/// Reads the fleet's state when Prometheus asks.
+pub type ReadRows = Arc<dyn Fn() -> Rows + Send + Sync>;
 
 /// All families. Cheap to share; every field counts by itself.
 pub struct Metrics {
@@ -145,6 +163,8 @@ pub struct Metrics {
     pub aborts: Family<ReasonLabels, Counter>,
     /// Requests refused by the gateway itself.
     pub rejections: Family<ReasonLabels, Counter>,
+    /// Requests refused that a pod could have had, because all were busy and these may be refused then.
+    pub shed: Family<PoolReasonLabels, Counter>,
     /// What the doors turned away before it was a request, or let go while it did not read.
     pub edge_rejected: Family<ReasonLabels, Counter>,
     /// Reads of pods' metrics, by outcome.
@@ -184,8 +204,8 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// All families, with `pods` asked whenever the page is read.
-    pub fn new(pods: PodRows) -> Self {
+    /// All families, with `rows` asked for whenever the page is read.
+    pub fn new(rows: ReadRows) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("tidegate"),
             names: Bounded::default(),
@@ -207,6 +227,7 @@ impl Metrics {
             cuts: Family::default(),
             aborts: Family::default(),
             rejections: Family::default(),
+            shed: Family::default(),
             edge_rejected: Family::default(),
             scrapes: Family::default(),
             scrape_duration: histograms(&ITL),
@@ -226,7 +247,7 @@ impl Metrics {
         metrics.register_requests();
         metrics.register_attempts();
         metrics.register_waiting();
-        metrics.register_state(pods);
+        metrics.register_state(rows);
         metrics
     }
 
@@ -258,8 +279,13 @@ impl Metrics {
         r.register("tokens", "Tokens by kind, as the pods report them", self.tokens.clone());
         r.register("split_requests", "Requests by arm of a split", self.arms.clone());
         r.register("decisions", "Choices of a pod, by policy and by what they stood on", self.decisions.clone());
-        r.register("aborts", "Clients that left before their answer was complete", self.aborts.clone());
+        r.register(
+            "aborts",
+            "Clients that left before their answer was complete; behind Envoy, perhaps their pods",
+            self.aborts.clone(),
+        );
         r.register("rejections", "Requests that the gateway itself refused", self.rejections.clone());
+        r.register("shed_requests", "Requests refused because they may be while their pool is full", self.shed.clone());
         let turned_away = "Clients turned away before they had asked, or let go because they did not read";
         r.register("edge_rejected", turned_away, self.edge_rejected.clone());
     }
@@ -296,7 +322,7 @@ impl Metrics {
         );
     }
 
-    fn register_state(&mut self, pods: PodRows) {
+    fn register_state(&mut self, rows: ReadRows) {
         let r = &mut self.registry;
         r.register_with_unit("buffered_bodies", "Request bodies held now", Unit::Bytes, self.buffered.clone());
         r.register("connections", "Client connections open now", self.connections.clone());
@@ -304,25 +330,33 @@ impl Metrics {
         let dropped = "Lines that the decision log has not, because the disk was too slow or full";
         r.register("decision_log_dropped_lines", dropped, self.decisions_dropped.clone());
         r.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
-        r.register_collector(Box::new(PodCollector(pods)));
+        r.register_collector(Box::new(FleetCollector(rows)));
     }
 }
 
-struct PodCollector(PodRows);
+struct FleetCollector(ReadRows);
 
-impl fmt::Debug for PodCollector {
+impl fmt::Debug for FleetCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PodCollector")
+        f.write_str("FleetCollector")
     }
 }
 
-type Gauges = Family<PodLabels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+type Fractions<L> = Family<L, Gauge<f64, std::sync::atomic::AtomicU64>>;
 
-impl prometheus_client::collector::Collector for PodCollector {
+impl prometheus_client::collector::Collector for FleetCollector {
     fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let rows = (self.0)();
+        let Rows { pools, pods: rows } = (self.0)();
+        let full = Fractions::<PoolLabels>::default();
+        for PoolRow { pool, saturation } in pools {
+            if let Some(saturation) = saturation {
+                full.get_or_create(&PoolLabels { pool }).set(saturation);
+            }
+        }
+        let help = "The wait at the pool's best pod, over the one from which sheddable requests are refused";
+        full.encode(encoder.encode_descriptor("pool_saturation", help, None, full.metric_type())?)?;
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: &dyn Fn(&PodRow) -> Option<f64>| {
-            let family = Gauges::default();
+            let family = Fractions::<PodLabels>::default();
             for row in &rows {
                 if let Some(value) = value(row) {
                     let labels = PodLabels { pool: row.pool.clone(), pod: row.pod.clone() };
@@ -375,11 +409,14 @@ mod tests {
             itl_ms: 10.0,
             prefix_trust: 0.5,
         };
-        let metrics = Metrics::new(Arc::new(move || vec![row.clone()]));
+        let pools = [("pool", Some(0.5)), ("empty", None)];
+        let pools = pools.map(|(pool, saturation)| PoolRow { pool: pool.into(), saturation }).to_vec();
+        let metrics = Metrics::new(Arc::new(move || Rows { pools: pools.clone(), pods: vec![row.clone()] }));
         let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
         metrics.ttft.get_or_create(&labels).observe(0.2);
         let page = metrics.page();
         for line in [
+            r#"tidegate_pool_saturation{pool="pool"} 0.5"#,
             r#"tidegate_pod_running_requests{pool="pool",pod="10.0.0.1:8000"} 3.0"#,
             r#"tidegate_pod_kv_cache_usage_ratio{pool="pool",pod="10.0.0.1:8000"} 0.25"#,
             r#"tidegate_pod_prefix_trust_ratio{pool="pool",pod="10.0.0.1:8000"} 0.5"#,
@@ -388,6 +425,10 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} not in\n{page}");
         }
+        assert!(
+            !page.contains("tidegate_pool_saturation{pool=\"empty\""),
+            "a pool without pods is not empty but unusable"
+        );
         assert!(!page.contains("tidegate_pod_waiting_requests{"), "what was not read is not shown as zero");
         assert!(page.ends_with("# EOF\n"));
     }

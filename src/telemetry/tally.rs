@@ -174,9 +174,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Rows;
 
     fn metrics() -> Metrics {
-        Metrics::new(Arc::new(Vec::new))
+        Metrics::new(Arc::new(Rows::default))
     }
 
     #[test]

@@ -19,7 +19,10 @@
     reason = "tests fail by panicking; the harness is shared and not all of it is used here"
 )]
 
+mod breaking;
 #[path = "../integration/harness/mod.rs"]
 mod harness;
 mod process;
+mod scene;
 mod serving;
+mod wires;

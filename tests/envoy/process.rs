@@ -30,14 +30,20 @@ pub(crate) fn program() -> Option<PathBuf> {
 /// A configuration of `deploy/envoy`, for this machine.
 pub(crate) fn deployed(name: &str, picker: SocketAddr, pods: &[SocketAddr]) -> String {
     let text = fs::read_to_string(format!("deploy/envoy/{name}.yaml")).unwrap();
-    let pod = |at: usize| pods.get(at).copied().unwrap_or(([127, 0, 0, 1], 1).into()).port();
     let text = text
         .replace("address: 127.0.0.1, port_value: 19000", "address: 127.0.0.1, port_value: 0")
         .replace("address: 0.0.0.0, port_value: 8080", "address: 127.0.0.1, port_value: 0")
         .replace("port_value: 9002", &format!("port_value: {}", picker.port()));
-    let text = text
-        .replace("address: 10.0.0.1, port_value: 8000", &format!("address: 127.0.0.1, port_value: {}", pod(0)))
-        .replace("address: 10.0.0.2, port_value: 8000", &format!("address: 127.0.0.1, port_value: {}", pod(1)));
+    // A line for each pod, as the first of the two that stand there.
+    let lines = text.lines().flat_map(|line| {
+        let of_pod = |port: u16| line.replace("10.0.0.1, port_value: 8000", &format!("127.0.0.1, port_value: {port}"));
+        match (line.contains("10.0.0.1"), line.contains("10.0.0.2")) {
+            (true, _) => pods.iter().map(|pod| of_pod(pod.port())).collect(),
+            (_, true) => Vec::new(),
+            _ => vec![line.to_owned()],
+        }
+    });
+    let text = lines.collect::<Vec<_>>().join("\n");
     assert!(!text.contains("9002 ") && !text.contains("10.0.0."), "everything is replaced");
     text
 }

@@ -6,73 +6,12 @@ use serde_json::{Value, json};
 use tidegate::tasks::Tasks;
 
 use super::{
-    harness::{
-        Call, Client, Gateway, RawPod, Reply, SimPod, chat, chat_stream, events, eventually, refusing_endpoint, within,
-    },
+    harness::{Call, Gateway, RawPod, SimPod, chat, chat_stream, events, eventually, refusing_endpoint, within},
     process::{Envoy, deployed, program},
+    scene::{Different, PLAIN, Scene, picker},
 };
 
-/// A gateway whose first listener is a picker with these `keys`, over these endpoints.
-async fn picker(endpoints: Vec<String>, keys: &str, rest: &str) -> Gateway {
-    let text = format!(
-        "listeners:
-  - name: picker
-    address: 127.0.0.1:0
-    protocol: ext-proc
-    ext_proc: {{ {keys} }}
-pools: [{{ name: pods, engine: vllm, endpoints: [{}] }}]
-admin: {{ address: 127.0.0.1:0 }}
-{rest}",
-        endpoints.join(", ")
-    );
-    Gateway::from(&text).await
-}
-
-struct Scene {
-    envoy: Envoy,
-    gateway: Gateway,
-    pods: Vec<SimPod>,
-}
-
-/// What is different about a scene.
-struct Different<'a> {
-    deployed: &'a str,
-    envoy: &'a [(&'a str, &'a str)],
-    keys: &'a str,
-    rest: &'a str,
-}
-
-const PLAIN: Different<'_> = Different { deployed: "original-dst", envoy: &[], keys: "secure: true", rest: "" };
-
-impl Scene {
-    async fn with(many: usize, different: Different<'_>) -> Option<Self> {
-        let program = program()?;
-        let mut pods = Vec::new();
-        for _ in 0..many {
-            pods.push(SimPod::start().await);
-        }
-        let endpoints = pods.iter().map(SimPod::endpoint).collect();
-        let gateway = picker(endpoints, different.keys, different.rest).await;
-        gateway.sees_all_pods().await;
-        let addresses: Vec<SocketAddr> = pods.iter().map(|pod| pod.addr()).collect();
-        let mut config = deployed(different.deployed, gateway.addr, &addresses);
-        for (from, to) in different.envoy {
-            assert!(config.contains(from), "{from}");
-            config = config.replace(from, to);
-        }
-        let envoy = Envoy::start(&program, &config).await;
-        Some(Self { envoy, gateway, pods })
-    }
-
-    async fn send(&self, call: Call) -> Reply {
-        call.send(self.envoy.addr).await
-    }
-
-    async fn quiet(&self) {
-        self.gateway.quiet().await;
-    }
-}
-
+/// How bodies come in what we recommend.
 const DUPLEX: &str = "FULL_DUPLEX_STREAMED";
 
 /// A name, what is different at Envoy, and what at the picker.

@@ -11,20 +11,20 @@ use tokio::{
 
 use crate::harness::{Call, Gateway, PATIENCE, RawPod, SimPod, chat, eventually, sse_head, within};
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const ACK: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+pub(crate) const ACK: u8 = 1;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend_from_slice(&[kind, flags]);
@@ -34,7 +34,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A header field, literal and not indexed (RFC 7541, 6.2.2), with lengths below 127.
-fn field(name: &str, value: &str) -> Vec<u8> {
+pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).ok().filter(|it| *it < 127).unwrap();
     [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
 }
@@ -59,18 +59,18 @@ fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
 const INITIAL_WINDOW: u16 = 4;
 
 /// An attacker's connection.
-struct Attacker(TcpStream);
+pub(crate) struct Attacker(TcpStream);
 
 #[derive(Debug)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Attacker {
-    async fn connect(to: SocketAddr) -> Self {
+    pub(crate) async fn connect(to: SocketAddr) -> Self {
         Self::with(to, &[]).await
     }
 
@@ -82,12 +82,12 @@ impl Attacker {
     }
 
     /// False if nobody listens any more.
-    async fn say(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) async fn say(&mut self, bytes: &[u8]) -> bool {
         matches!(tokio::time::timeout(PATIENCE, self.0.write_all(bytes)).await, Ok(Ok(())))
     }
 
     /// The next frame; `None` at the end.
-    async fn hear(&mut self) -> Option<Frame> {
+    pub(crate) async fn hear(&mut self) -> Option<Frame> {
         let heard = async {
             let mut head = [0; 9];
             self.0.read_exact(&mut head).await.ok()?;
@@ -113,7 +113,7 @@ impl Attacker {
 }
 
 /// Odd numbers, as clients use for their streams.
-fn streams(count: u32) -> impl Iterator<Item = u32> {
+pub(crate) fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|at| 1 + 2 * at)
 }
 

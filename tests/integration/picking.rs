@@ -12,7 +12,7 @@ use tidegate::{
     clock, config,
     fleet::{Adapters, PodLoad, Reading},
     gateway::{
-        House, Peer, Picker, Policy,
+        House, Peer, Picker, Policy, Serving,
         wire::{Mutation, ProcessingRequest, ProtocolConfiguration, Reply},
     },
     tasks::Tasks,
@@ -20,7 +20,7 @@ use tidegate::{
 use tokio::net::TcpListener;
 
 use super::harness::{
-    envoy::{Choice, Envoy, Talk, among, answer_body, answer_head, body, chat_head, head, served_by},
+    envoy::{Choice, Envoy, Talk, among, answer_body, answer_head, body, chat_head, envoys_own, head, served_by},
     eventually,
 };
 
@@ -59,6 +59,10 @@ impl Desk {
 
     /// `keys`: more for `ext_proc`.
     async fn with(pods: &[P], keys: &str, models: &str) -> Self {
+        Self::rebuilt(pods, keys, models, |_| {}).await
+    }
+
+    async fn rebuilt(pods: &[P], keys: &str, models: &str, rebuild: impl FnOnce(&mut House)) -> Self {
         let endpoints: Vec<String> =
             (1..=pods.len().max(1)).map(|n| format!("{{ url: \"http://192.168.1.{n}:8000\" }}")).collect();
         let text = format!(
@@ -75,7 +79,9 @@ scheduler:
         );
         let (config, _) = config::load("test.yaml", &text).unwrap_or_else(|report| panic!("{report}\n{text}"));
         let config = Arc::new(config);
-        let house = Arc::new(still_house(&config));
+        let mut house = still_house(&config);
+        rebuild(&mut house);
+        let house = Arc::new(house);
         let targets = config.pools[0].endpoints.iter().map(|endpoint| {
             let config::Endpoint::Fixed(target) = endpoint else { panic!("a fixed one") };
             target.clone()
@@ -96,7 +102,7 @@ scheduler:
         let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
         let tasks = Tasks::new();
         let serves = Arc::clone(&house);
-        let serves = Arc::new(move || serves.ready_once.load(Relaxed));
+        let serves = Arc::new(move || if serves.ready_once.load(Relaxed) { Serving::Now } else { Serving::NotYet });
         let picker = Picker::new(Arc::clone(&house), policy, 0, tasks.clone(), serves);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, spawner) = (listener.local_addr().unwrap(), tasks.clone());
@@ -449,4 +455,44 @@ async fn where_answers_are_not_shown_the_place_is_kept_for_a_while_and_the_conve
     assert_eq!(desk.in_flight(), [1], "the pod has it all the same");
     // 100 tokens of a pod that is taken to be fast.
     eventually("the place given back", || desk.in_flight() == [0]).await;
+}
+
+#[tokio::test]
+async fn a_message_larger_than_any_body_may_be_is_413_as_well() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let mut first = completion_head();
+    first.protocol_config =
+        Some(ProtocolConfiguration { request_body_mode: 2, response_body_mode: 2, ..ProtocolConfiguration::default() });
+    let mut talk = desk.talk().await;
+    talk.say(first);
+    talk.hear().await.unwrap();
+    talk.say(body(vec![b'x'; 5 << 20], true));
+    let choice = talk.choice().await;
+    assert_eq!((choice.status, choice.error()["code"].as_str().unwrap()), (413, "request_too_large"));
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_conversation_and_no_other_on_the_connection() {
+    let doomed = |house: &mut House| house.doubt = Box::new(|_| panic!("doubt is fatal"));
+    let desk = Desk::rebuilt(&[(0, 0.1, &[])], "", MODELS, doomed).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    let ask = async || {
+        let mut talk = envoy.talk().await;
+        talk.say(completion_head());
+        talk.say(body(completion("my-model", "x"), true));
+        assert_eq!(talk.choice().await.pod(), "192.168.1.1:8000");
+        talk.body().await;
+        talk
+    };
+    let (mut bystander, mut doomed) = (ask().await, ask().await);
+    // A pod that refused is doubted, and doubt is fatal in this house.
+    doomed.say(envoys_own(
+        answer_head("503", "text/plain", false),
+        "upstream_reset_before_response_started{connection_failure}",
+    ));
+    assert_eq!(doomed.fails().await, tonic::Code::Internal);
+    bystander.say(answer_head("200", "application/json", false));
+    assert!(matches!(bystander.hear().await.unwrap().reply, Some(Reply::ResponseHeaders(_))));
+    drop((bystander, doomed));
+    eventually("both to be over", || desk.house.requests_open.load(Relaxed) == 0 && desk.in_flight() == [0]).await;
 }

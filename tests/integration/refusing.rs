@@ -87,6 +87,19 @@ async fn only_known_paths_pass_and_those_that_the_operator_allows() {
     assert_eq!(reply.await.unwrap().status(), 200);
 }
 
+#[tokio::test]
+async fn a_refused_path_leaves_its_connection_open_because_its_end_is_in_no_doubt() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let mut client = Client::h1(gateway.addr).await;
+    for path in ["/v1%2Fcompletions", "/v1/completions%20", "/v1/completions;a"] {
+        let reply = client.ask(Call::post(path, r#"{"model":"m","prompt":"hi"}"#)).await.unwrap();
+        assert_eq!((reply.header("x-tidegate-refused"), reply.header("connection")), (Some("path"), None), "{path}");
+        reply.error(400).await;
+    }
+    assert_eq!(client.ask(chat("hi", 1)).await.unwrap().status(), 200);
+}
+
 fn upgrade(path: &str, to: &str) -> String {
     let body = r#"{"model":"m","prompt":"hi"}"#;
     format!(
@@ -94,6 +107,24 @@ fn upgrade(path: &str, to: &str) -> String {
          http2-settings: AAMAAABk\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_the_gateway_itself_costs_six_requests_and_not_every_descriptor() {
+    let folder = tempfile::tempdir().unwrap();
+    let pods = folder.path().join("pods.yaml");
+    std::fs::write(&pods, "[]").unwrap();
+    // By way of a file, whose endpoints no check of the configuration sees.
+    let gateway = Gateway::over([format!("{{ file: \"{}\" }}", pods.display())]).start().await;
+    std::fs::write(&pods, format!("- url: http://{}", gateway.addr)).unwrap();
+    eventually("the endpoint", || !gateway.pods().is_empty()).await;
+    let reply = chat("hi", 1).send(gateway.addr).await;
+    assert_eq!(reply.header("x-tidegate-refused"), Some("loop"));
+    let error = reply.error(508).await;
+    assert_eq!((&error["code"], &error["type"]), (&json!("loop"), &json!("server_error")));
+    gateway.quiet().await;
+    assert_eq!(gateway.counted("tidegate_requests_total", &["code=\"508\""]).await, 6.0);
+    assert_eq!(gateway.counted("tidegate_rejections_total", &["reason=\"loop\""]).await, 1.0);
 }
 
 #[tokio::test]

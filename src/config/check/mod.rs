@@ -230,10 +230,12 @@ impl Sheet {
 fn check(file: &File, sheet: &mut Sheet) -> Config {
     let reported =
         file.api.as_ref().and_then(|api| api.serve_reported_models).unwrap_or(defaults::api().serve_reported_models);
-    let pools = pools::pools(&file.pools, sheet);
+    let saturation = settings::saturation(file.saturation.as_ref(), defaults::SATURATION, sheet);
+    let pools = pools::pools(&file.pools, saturation, sheet);
     let models = models::models(file, reported, sheet);
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
+    pools::loops(file, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();
     let kubernetes = resources::kubernetes(file.kubernetes.as_ref(), manifests, sheet);
@@ -255,6 +257,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         timeouts,
         retry: settings::retry(file.retry.as_ref(), sheet),
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
+        saturation,
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), &timeouts, sheet),
         log: settings::log(file.log.as_ref(), sheet),
@@ -332,10 +335,14 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
 
 /// Whether one process cannot listen on both; port 0 is another port each time.
 fn collide(left: SocketAddr, right: SocketAddr) -> bool {
-    let covers = |all: SocketAddr, other: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4());
     left.port() != 0
         && left.port() == right.port()
         && (left.ip() == right.ip() || covers(left, right) || covers(right, left))
+}
+
+/// Whether who listens at `all` is met at `other` too.
+fn covers(all: SocketAddr, other: SocketAddr) -> bool {
+    all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4())
 }
 
 #[cfg(test)]
@@ -393,6 +400,43 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn the_minimal_example_has_fifteen_lines_at_most() {
         assert!(MINIMAL.lines().count() <= 15);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_a_listener_of_the_same_gateway_would_send_requests_round() {
+        let said = |listener: &str, url: &str| {
+            told(&format!(
+                "listeners: [{{ name: openai, address: \"{listener}\" }}]\npools: [{{ name: vllm, endpoints: [{url}] }}]\n"
+            ))
+        };
+        let looped = "2:42 this endpoint is listener `openai` of this gateway: requests would go round for ever -> \
+                      name where the pod listens; if it is on this machine, give one of them another port";
+        for (listener, host) in [
+            ("127.0.0.1:8081", "127.0.0.1"),
+            ("127.0.0.1:8081", "localhost"),
+            ("127.0.0.1:8081", "0.0.0.0"),
+            ("0.0.0.0:8081", "LOCALHOST"),
+            ("0.0.0.0:8081", "127.0.0.2"),
+            ("[::]:8081", "127.0.0.1"),
+            ("[::]:8081", "[::1]"),
+            ("[::1]:8081", "localhost"),
+            ("[::1]:8081", "[::]"),
+            ("10.0.0.5:8081", "10.0.0.5"),
+        ] {
+            assert_eq!(said(listener, &format!("{{ url: \"http://{host}:8081\" }}")), [looped], "{listener} {host}");
+        }
+        assert_eq!(said("0.0.0.0:8081", "{ dns: \"http://localhost:8081\" }"), [looped]);
+        for (listener, url) in [
+            ("127.0.0.1:8081", "http://127.0.0.1:8082"),
+            ("127.0.0.1:8081", "http://127.0.0.2:8081"),
+            ("127.0.0.1:8081", "http://[::1]:8081"),
+            ("0.0.0.0:8081", "http://[::1]:8081"),
+            ("0.0.0.0:8081", "http://10.0.0.5:8081"),
+            ("0.0.0.0:8081", "http://vllm:8081"),
+            ("127.0.0.1:0", "http://127.0.0.1:1"),
+        ] {
+            assert_eq!(said(listener, &format!("{{ url: \"{url}\" }}")), [""; 0], "{listener} {url}");
+        }
     }
 
     #[test]
@@ -533,7 +577,7 @@ admin: { address: 0.0.0.0:9090 }
   |
 2 |   - { name: openai, adress: 0.0.0.0:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, trust_headers
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
@@ -610,6 +654,30 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         assert!(one(same).contains("want the same address"));
         assert!(one("pool: pods, models: [{ modelName: m }]").contains("`pool` and `models` both say"));
         assert!(one("pool: elsewhere").contains("there is no pool called `elsewhere`"));
+    }
+
+    #[test]
+    fn a_pool_is_full_when_it_says_so_itself_or_else_all_do() {
+        let (config, _) = load("t.yaml", EVERYTHING).unwrap();
+        let waits: Vec<u64> = config.pools.iter().map(|pool| pool.saturation.wait.as_secs()).collect();
+        assert_eq!((waits, config.saturation), (vec![2, 1, 1, 1], defaults::SATURATION));
+        let (config, _) = load("t.yaml", &format!("{GOOD}saturation: {{ wait: 300ms }}\n")).unwrap();
+        assert_eq!(config.pools[0].saturation.wait, Duration::from_millis(300));
+        let told = told(&format!("{GOOD}saturation: {{ wait: 0s }}\n"));
+        assert!(told.join("\n").contains("cannot be zero"), "{told:?}");
+    }
+
+    #[test]
+    fn headers_are_trusted_where_envoy_asks_and_where_the_operator_says_so() {
+        let trusts = |keys: &str| {
+            let text = GOOD.replace("127.0.0.1:8081", &format!("127.0.0.1:8081{keys}"));
+            let (config, warnings) = load("t.yaml", &text).unwrap();
+            (config.listeners[0].trust_headers, warnings.len())
+        };
+        assert_eq!(trusts(""), (false, 0));
+        assert_eq!(trusts(", trust_headers: true"), (true, 0));
+        assert_eq!(trusts(", protocol: ext-proc"), (true, 0));
+        assert_eq!(trusts(", protocol: ext-proc, trust_headers: false"), (true, 1));
     }
 
     #[test]
@@ -769,7 +837,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "shceduler: { policy: weighted, scorers: [] }",
             &[
-                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, sessions, api, log",
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, saturation, sessions, api, log",
                 "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
             ],
         ),

@@ -1,28 +1,33 @@
 //! Pools: where the pods are, what engine they run and how their load is read.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
-use super::Sheet;
+use super::{Sheet, address, covers, settings};
 use crate::config::{
-    CustomMetrics, Endpoint, Engine, Metrics, Place, Pool, Target, defaults,
-    file::{CustomFile, EndpointFile, EngineFile, MetricsFile, PoolFile},
+    CustomMetrics, Endpoint, Engine, Metrics, Origin, Place, Pool, Saturation, Target, defaults,
+    file::{CustomFile, EndpointFile, EngineFile, File, MetricsFile, PoolFile},
     resources,
     target::{metrics_page, parse_target},
     tree::At,
 };
 
 /// Every pool of the file.
-pub(super) fn pools(pools: &At<Vec<PoolFile>>, sheet: &mut Sheet) -> Vec<Arc<Pool>> {
+pub(super) fn pools(pools: &At<Vec<PoolFile>>, full: Saturation, sheet: &mut Sheet) -> Vec<Arc<Pool>> {
     if pools.value.is_empty() && sheet.pools_known && !sheet.resources {
         let remedy = "add one: `- { name: vllm, endpoints: [ { url: \"http://10.0.0.1:8000\" } ] }`, or `kubernetes: {}` for \
                       the InferencePools of the cluster";
         sheet.error(pools.place, "there is no pool, so nobody could answer", remedy);
     }
     sheet.names("pool", &pools.value.iter().map(|pool| &pool.name).collect::<Vec<_>>());
-    pools.value.iter().map(|file| Arc::new(pool(file, sheet))).collect()
+    pools.value.iter().map(|file| Arc::new(pool(file, full, sheet))).collect()
 }
 
-fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
+fn pool(file: &PoolFile, full: Saturation, sheet: &mut Sheet) -> Pool {
     let engine = engine(file, sheet);
     let endpoints = endpoints(file, sheet);
     let forward_authorization = file.forward_authorization.as_ref().is_some_and(|forward| forward.value);
@@ -58,6 +63,7 @@ fn pool(file: &PoolFile, sheet: &mut Sheet) -> Pool {
         endpoints,
         forward_authorization,
         ca_file: file.ca_file.as_ref().map(|path| path.value.clone()),
+        saturation: settings::saturation(file.saturation.as_ref(), full, sheet),
     }
 }
 
@@ -175,6 +181,42 @@ fn resolved(dns: &At<String>, metrics_url: Option<&At<String>>, sheet: &mut Shee
         sheet.error(dns.place, "there is nothing to resolve in an IP address", "write `url:` instead of `dns:`");
     }
     Some(target)
+}
+
+/// Endpoints that are listeners of this gateway, as far as the text alone tells: what a name or a file leads to, and
+/// which addresses this machine has, it does not. What goes round all the same is refused when it comes.
+pub(super) fn loops(file: &File, sheet: &mut Sheet) {
+    // Others have said what is wrong with these texts.
+    let quiet = &mut Sheet::default();
+    let mut own = Vec::new();
+    for listener in &file.listeners.value {
+        own.extend(address(&listener.address, quiet).map(|address| (&listener.name.value, address)));
+    }
+    for entry in file.pools.value.iter().flat_map(|pool| &pool.endpoints.value) {
+        let Some(url) = entry.value.url.as_ref().or(entry.value.dns.as_ref()) else { continue };
+        let Some(target) = parse_target(quiet, url) else { continue };
+        if let Some((name, _)) = own.iter().find(|(_, listener)| leads_to(&target.origin, *listener)) {
+            let message =
+                format!("this endpoint is listener `{name}` of this gateway: requests would go round for ever");
+            let remedy = "name where the pod listens; if it is on this machine, give one of them another port";
+            sheet.error(url.place, message, remedy);
+        }
+    }
+}
+
+/// Whether who connects to `origin` meets whoever listens at `listener` on this machine.
+fn leads_to(origin: &Origin, listener: SocketAddr) -> bool {
+    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+    let meant = match origin.host.parse::<IpAddr>() {
+        // To connect to no address in particular is to connect to this machine.
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => vec![v4],
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => vec![v6],
+        Ok(ip) => vec![ip],
+        Err(_) if origin.host == "localhost" => vec![v4, v6],
+        Err(_) => Vec::new(),
+    };
+    let meets = |ip: IpAddr| listener.ip() == ip || (ip.is_loopback() && covers(listener, (ip, origin.port).into()));
+    listener.port() == origin.port && meant.into_iter().any(meets)
 }
 
 fn engine(pool: &PoolFile, sheet: &mut Sheet) -> Engine {

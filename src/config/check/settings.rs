@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use super::{Sheet, address};
 use crate::config::{
-    Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Sessions, Timeouts, Waiting, defaults,
-    file::{
-        ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile,
-        WaitingFile,
-    },
+    Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Saturation, Sessions, Timeouts, Waiting, defaults,
+    file::{ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
+    overload::{SaturationFile, WaitingFile},
     picker::ProtocolFile,
     report::suggestion,
     tree::At,
@@ -151,6 +149,21 @@ pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting 
         requests: given.requests.as_ref().map_or(default.requests, |at| sheet.count(Some(at), 1) as usize),
         bytes: sheet.bytes(given.bytes.as_ref(), default.bytes),
     }
+}
+
+/// When a pool is full, if that is said; else as `usual`.
+pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet: &mut Sheet) -> Saturation {
+    Saturation { wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait) }
+}
+
+/// Whether who comes in at `listener` is believed in what headers say of objectives and models.
+pub(super) fn trust_headers(listener: &ListenerFile, sheet: &mut Sheet) -> bool {
+    let envoy = listener.protocol.as_ref().is_some_and(|protocol| protocol.value == ProtocolFile::ExtProc);
+    if let Some(given) = listener.trust_headers.as_ref().filter(|given| envoy && !given.value) {
+        let message = "where Envoy asks, its headers are always believed: they are how it says what it wants";
+        sheet.warning(given.place, message, "take it out, and let Envoy's routes remove such headers of clients");
+    }
+    envoy || listener.trust_headers.as_ref().is_some_and(|given| given.value)
 }
 
 /// How sessions are named.

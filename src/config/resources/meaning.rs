@@ -160,9 +160,10 @@ impl<'a> Furnishing<'a> {
         !self.named_only || self.led.contains_key(name)
     }
 
-    /// Every value of the label on pods is a pool.
+    /// Every value of the label on pods is a pool, and so is every one that was there before.
     fn workloads(&mut self, label: &str) {
-        let workloads: BTreeSet<ObjectName> = addresses::workloads(self.world, label).collect();
+        let workloads: BTreeSet<ObjectName> =
+            addresses::workloads(self.world, label).chain(self.world.workloads.iter().cloned()).collect();
         for name in workloads {
             let selector = [(label.to_owned(), name.name.to_string())].into();
             let namespace = Some(name.namespace.to_string());
@@ -182,6 +183,7 @@ impl<'a> Furnishing<'a> {
                 metrics: defaults::metrics(),
                 forward_authorization: false,
                 ca_file: None,
+                saturation: self.config.saturation,
             }));
         }
         free
@@ -258,7 +260,7 @@ impl<'a> Furnishing<'a> {
                 let ours = |pool: &PoolRef| self.ours(&pool.beside(name));
                 match &object.body {
                     Body::Model(model) if ours(&model.pool) => {
-                        claims.push(Claim::of_model((kind, name), object, model))
+                        claims.push(Claim::of_model((kind, name), object, model));
                     }
                     Body::Rewrite(rewrite) if ours(&rewrite.pool) => {
                         self.claims_of_rewrite((kind, name), object, rewrite, &mut claims);

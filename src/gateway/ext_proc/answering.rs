@@ -16,6 +16,7 @@ use crate::{
         decide::Pick,
         reading::{self, Asking, Reading, note_status},
         receipt::{Outcome, Receipt},
+        rejection::STOPPING,
     },
     upstream::FailureKind,
 };
@@ -63,10 +64,10 @@ impl Dialog {
 
     /// Envoy answered for a pod that did not.
     fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
+        receipt.outcome = Outcome::Cut(if head.blames_the_pod() { "connection_died" } else { "not_sent" });
         if head.blames_the_pod() {
             self.story.house.pod_failed(&pick.verdict.pod);
         }
-        receipt.outcome = Outcome::Cut("connection_died");
     }
 
     fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, mut receipt: Receipt) -> Stage {
@@ -122,10 +123,26 @@ impl Dialog {
         }
     }
 
+    /// Envoy ends the conversation in the same way, frame by frame, when a client leaves and when a pod dies.
+    fn broke_off(&self, receipt: &mut Receipt) {
+        if receipt.outcome == Outcome::Open {
+            receipt.outcome = if self.is_our_doing() { Outcome::Cut(STOPPING) } else { Outcome::BrokeOff };
+        }
+    }
+
+    fn is_our_doing(&self) -> bool {
+        self.story.house.cut.is_cancelled()
+    }
+
     /// Envoy has said all.
     pub(super) fn left(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Reading(mut reading) => reading.settle(false),
+            Stage::Reading(mut reading) => {
+                reading.settle(false);
+                self.broke_off(&mut reading.receipt);
+            }
+            // A pod that fails before its answer is answered for: then it was the client, or we.
+            Stage::Sent(mut sent) if self.is_our_doing() => self.broke_off(&mut sent.2),
             Stage::Unread(unread) => {
                 let (pick, matter, mut receipt) = *unread;
                 let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();

@@ -21,27 +21,12 @@ use crate::{
         reading::Asking,
         receipt::{Receipt, Step},
         rejection::Rejection,
-        story::{Story, X_REQUEST_ID, request_id},
+        story::{Story, X_REQUEST_ID, request_id, shed},
         waiting,
     },
     openai::{Asked, Dialect, Endpoint},
     scheduler::{NoPod, Tried},
 };
-
-/// Headers by which a gateway tells a picker what it wants; no pod is to read them. The second of each pair is the name
-/// of before.
-const FOR_PICKERS: [&str; 10] = [
-    "x-llm-d-inference-objective",
-    "x-gateway-inference-objective",
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
-    "x-llm-d-model-name-rewrite",
-    "x-gateway-model-name-rewrite",
-    "x-llm-d-slo-ttft-ms",
-    "x-slo-ttft-ms",
-    "x-llm-d-slo-tpot-ms",
-    "x-slo-tpot-ms",
-];
 
 /// Says why a request got no pod, in the words of the reference.
 const DROPPED: &str = "x-llm-d-request-dropped-reason";
@@ -123,6 +108,7 @@ async fn send(
     if let Some(subset) = subset {
         matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
+    shed(&matter, receipt)?;
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter)?;
     let changed = body.as_ptr() != before;
@@ -200,7 +186,7 @@ fn decided(head: &Head, endpoints: &[Arc<str>], receipt: &Receipt, (body, change
     }
     let ours = |name: &&HeaderName| {
         let word = name.as_str();
-        word != DESTINATION && (steers(word) || FOR_PICKERS.contains(&word))
+        word != DESTINATION && steers(word)
     };
     mutation.remove_headers = head.headers.keys().filter(ours).map(ToString::to_string).collect();
     let metadata = Struct::of(BALANCER, Kind::Struct(Struct::of_text(DESTINATION, destination)));
@@ -253,7 +239,7 @@ fn immediate(status: u16, headers: HeaderMutation, body: Bytes, why: &str) -> Im
 fn dropped(rejection: &Rejection) -> Option<&'static str> {
     match rejection {
         Rejection::NoPod(_) | Rejection::NoPodInTime { .. } => Some("rejected-no-endpoints"),
-        Rejection::LineFull { .. } | Rejection::BuffersFull => Some("rejected-saturated"),
+        Rejection::Saturated { .. } | Rejection::LineFull { .. } | Rejection::BuffersFull => Some("rejected-saturated"),
         Rejection::Stopping => Some("rejected-shutting-down"),
         _ => None,
     }

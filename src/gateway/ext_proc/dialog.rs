@@ -7,15 +7,18 @@ use std::{
     collections::VecDeque,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
+    sync::atomic::Ordering::Relaxed,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
 use http::HeaderMap;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{
     choosing::{Sent, Told, answer, choose, refusal},
     following::Following,
+    inbound::SinceLast,
+    patience::Patience,
     session::{Heard, Replies, Session, Terms, Whole},
     wire::{BodySendMode, ProcessingRequest, ProcessingResponse},
 };
@@ -88,6 +91,8 @@ pub(super) struct Dialog {
     rules: Rules,
     peer: Peer,
     inbound: Streaming<ProcessingRequest>,
+    since_last: SinceLast,
+    patience: Patience,
     pub(super) following: Following,
     pub(super) session: Session,
     pub(super) stage: Stage,
@@ -102,13 +107,16 @@ pub(super) struct Dialog {
 impl Dialog {
     pub(super) fn new(
         (story, rules, peer): (Story, Rules, Peer),
-        inbound: Streaming<ProcessingRequest>,
+        (inbound, since_last): (Streaming<ProcessingRequest>, SinceLast),
         following: Following,
     ) -> Self {
         Self {
             rules,
             peer,
             inbound,
+            since_last,
+            // As for a head at the other door: Envoy has one when it begins.
+            patience: Patience::new(story.policy.config.timeouts.header_read),
             following,
             session: Session::new(rules.terms),
             stage: Stage::Begun,
@@ -156,10 +164,10 @@ impl Dialog {
                         self.left();
                         return None;
                     }
-                    Err(status) => {
-                        self.over = true;
-                        return Some(Err(status));
-                    }
+                    Err(status) => match self.misheard(status) {
+                        Some(status) => return Some(Err(status)),
+                        None => continue,
+                    },
                 },
             };
             if let Err(status) = self.hear(message) {
@@ -171,10 +179,44 @@ impl Dialog {
 
     /// The next message; none once Envoy, or the gateway at the end of its grace, has had enough.
     async fn heard(&mut self) -> Result<Option<ProcessingRequest>, Status> {
-        tokio::select! {
+        let came = tokio::select! {
             biased;
             came = self.inbound.message() => came,
             () = self.story.house.cut.cancelled() => Ok(None),
+            () = self.patience.is_over() => Err(Status::deadline_exceeded("nothing was said for too long")),
+        };
+        self.since_last.store(0, Relaxed);
+        came
+    }
+
+    /// What no message came of. A request that is being read is refused in its client's words; Envoy is told the rest.
+    fn misheard(&mut self, status: Status) -> Option<Status> {
+        let reading = matches!(self.stage, Stage::Open(_));
+        match status.code() {
+            Code::OutOfRange if reading => self.refuse(&Rejection::TooLarge { limit: self.rules.terms.body }),
+            Code::ResourceExhausted if reading => self.refuse(&Rejection::BuffersFull),
+            Code::DeadlineExceeded if reading => self.refuse(&Rejection::BodyTimeout),
+            // The request is on its way, and Envoy can go on without us.
+            Code::DeadlineExceeded if !matches!(self.stage, Stage::Begun) => {
+                self.over = true;
+                self.left();
+            }
+            _ => {
+                self.over = true;
+                return Some(status);
+            }
+        }
+        None
+    }
+
+    /// For how long nothing need be said, now that something was: as long as clients and pods may take at the other door.
+    fn waits_again(&mut self) {
+        let timeouts = &self.story.policy.config.timeouts;
+        match self.stage {
+            Stage::Sent(_) => self.patience.again(timeouts.first_byte),
+            Stage::Reading(_) | Stage::Unread(_) => self.patience.again(timeouts.first_token.max(timeouts.idle)),
+            // All of a body has so long, not each piece of it.
+            _ => {}
         }
     }
 
@@ -194,6 +236,7 @@ impl Dialog {
     fn hear(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         if matches!(self.stage, Stage::Begun) {
             self.stage = Stage::Open(Box::new(self.receipt()));
+            self.patience.again(self.story.policy.config.timeouts.body_read);
         }
         match self.session.hear(message) {
             Heard::Replies(replies) => {
@@ -210,6 +253,7 @@ impl Dialog {
             Heard::Unreadable(mode) => self.refuse(&Rejection::Unreadable(mode.name())),
             Heard::Broken(why) => return Err(Status::invalid_argument(why)),
         }
+        self.waits_again();
         Ok(())
     }
 
@@ -265,6 +309,7 @@ impl Dialog {
         let replies = self.session.decided(decided);
         if self.rules.observe {
             self.stage = Stage::Sent(Box::new((pick, asking, receipt)));
+            self.waits_again();
         } else {
             self.session.leave();
             receipt.status = Some(UNSEEN);

@@ -32,6 +32,9 @@ const VIA_UPSTREAM: &str = "via_upstream";
 /// How Envoy begins what it says of a pod that did not answer, as in `upstream_reset_before_response_started`.
 const FAILED: &str = "upstream_re";
 
+/// What it says if its own circuit breaker let nothing through to the pod.
+const OVERFLOW: &str = "{overflow";
+
 /// A request's head.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -127,7 +130,7 @@ impl AnswerHead {
 
     /// Whether that was the pod's doing: it refused, reset or kept silent. That there was no host is not.
     pub(super) fn blames_the_pod(&self) -> bool {
-        self.attribute(DETAILS).is_some_and(|details| details.starts_with(FAILED))
+        self.attribute(DETAILS).is_some_and(|details| details.starts_with(FAILED) && !details.contains(OVERFLOW))
     }
 
     fn attribute(&self, name: &str) -> Option<&str> {
@@ -234,6 +237,8 @@ mod tests {
         assert!(!told(VIA_UPSTREAM).is_envoys_own() && !read(Noted::default()).is_envoys_own());
         let reset = told("upstream_reset_before_response_started{connection_failure}");
         assert!(reset.is_envoys_own() && reset.blames_the_pod());
+        let full = told("upstream_reset_before_response_started{overflow}");
+        assert!(full.is_envoys_own() && !full.blames_the_pod());
         assert!(told("no_healthy_upstream").is_envoys_own() && !told("no_healthy_upstream").blames_the_pod());
     }
 }

@@ -25,7 +25,18 @@ const READINESS: [&str; 3] = ["", "readiness", "envoy.service.ext_proc.v3.Extern
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether this gateway may be asked for pods.
-pub type IsServing = Arc<dyn Fn() -> bool + Send + Sync>;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serving {
+    /// No pod was ready yet.
+    NotYet,
+    /// It may.
+    Now,
+    /// A stop has begun.
+    NoMore,
+}
+
+/// How to find out.
+pub type IsServing = Arc<dyn Fn() -> Serving + Send + Sync>;
 
 /// Whether this is a question for health.
 pub(super) fn is_asked(path: &str) -> bool {
@@ -56,7 +67,7 @@ pub async fn serve(request: Request<Incoming>, is_serving: IsServing) -> Respons
 fn status(service: &str, is_serving: &IsServing) -> Option<ServingStatus> {
     let serving = match service {
         LIVENESS => true,
-        service if READINESS.contains(&service) => is_serving(),
+        service if READINESS.contains(&service) => is_serving() == Serving::Now,
         _ => return None,
     };
     Some(if serving { ServingStatus::Serving } else { ServingStatus::NotServing })
@@ -66,7 +77,7 @@ fn answer(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
-/// How it is, and each time it becomes different.
+/// How it is, and each time it becomes different; up to a stop, which would wait for its watchers.
 fn changes(service: String, is_serving: IsServing) -> BoxStream<'static, Result<HealthCheckResponse, Status>> {
     let told = stream::unfold(None, move |last: Option<ServingStatus>| {
         let (service, is_serving) = (service.clone(), Arc::clone(&is_serving));
@@ -75,6 +86,9 @@ fn changes(service: String, is_serving: IsServing) -> BoxStream<'static, Result<
                 let now = status(&service, &is_serving).unwrap_or(ServingStatus::ServiceUnknown);
                 if last != Some(now) {
                     return Some((Ok(answer(now)), Some(now)));
+                }
+                if is_serving() == Serving::NoMore {
+                    return None;
                 }
                 sleep(LOOK_AGAIN).await;
             }

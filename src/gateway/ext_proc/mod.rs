@@ -10,6 +10,8 @@ mod dialog;
 mod following;
 mod head;
 mod health;
+mod inbound;
+mod patience;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -28,10 +30,11 @@ use tonic::{Status, Streaming, body::Body, server::Grpc};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-pub use self::health::{IsServing, serve as serve_health};
+pub use self::health::{IsServing, Serving, serve as serve_health};
 use self::{
     dialog::{Dialog, Rules},
     following::Following,
+    inbound::{Inbound, SinceLast},
     wire::{ProcessingRequest, ProcessingResponse},
 };
 use super::{CurrentPolicy, House, Peer, story::Story};
@@ -79,7 +82,10 @@ impl Picker {
         };
         let rules = Rules::new(&story, &how);
         let most = usize::try_from(rules.terms.body.saturating_add(BESIDE_THE_BODY)).unwrap_or(usize::MAX);
-        let talk = Talk { story, rules, peer, following: self.following };
+        let since_last = SinceLast::default();
+        let share = story.house.bodies.share();
+        let request = request.map(|bytes| Inbound::new(bytes, Arc::clone(&since_last), share));
+        let talk = Talk { story, rules, peer, following: self.following, since_last };
         let codec = ProstCodec::<ProcessingResponse, ProcessingRequest>::default();
         Ok(Grpc::new(codec).max_decoding_message_size(most).streaming(talk, request).await)
     }
@@ -98,6 +104,7 @@ struct Talk {
     rules: Rules,
     peer: Peer,
     following: Following,
+    since_last: SinceLast,
 }
 
 impl Service<tonic::Request<Streaming<ProcessingRequest>>> for Talk {
@@ -111,7 +118,8 @@ impl Service<tonic::Request<Streaming<ProcessingRequest>>> for Talk {
 
     fn call(&mut self, request: tonic::Request<Streaming<ProcessingRequest>>) -> Self::Future {
         let about = (self.story.clone(), self.rules, self.peer.clone());
-        let dialog = Dialog::new(about, request.into_inner(), self.following.clone());
+        let inbound = (request.into_inner(), Arc::clone(&self.since_last));
+        let dialog = Dialog::new(about, inbound, self.following.clone());
         ready(Ok(tonic::Response::new(dialog.replies())))
     }
 }

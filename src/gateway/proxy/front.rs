@@ -4,6 +4,7 @@
 
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request};
 
+use super::headers;
 use crate::gateway::rejection::Rejection;
 
 const ONE_HOST: Rejection = Rejection::Unclear("a request names its host once, in one Host header");
@@ -23,6 +24,9 @@ pub(super) fn check(head: &request::Parts, most_fields: usize) -> Result<(), Rej
     }
     if head.method == Method::CONNECT {
         return Err(NO_TUNNELS);
+    }
+    if headers::goes_round(&head.headers) {
+        return Err(Rejection::Loop);
     }
     check_host(&head.uri, headers, head.version)?;
     check_framing(headers)?;

@@ -38,6 +38,23 @@ const CONTROL: [&str; 14] = [
     "x-request-id",
 ];
 
+/// How a gateway names a request's objective to a picker: the name of now, which counts if both are there, and the one of
+/// before.
+pub(in crate::gateway) const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
+
+/// And how what its model shall be called at its pod.
+pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+
+/// What else a gateway tells a picker and no pod.
+const FOR_PICKERS: [&str; 6] = [
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+    "x-llm-d-slo-ttft-ms",
+    "x-slo-ttft-ms",
+    "x-llm-d-slo-tpot-ms",
+    "x-slo-tpot-ms",
+];
+
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
 
@@ -47,9 +64,20 @@ const REPLACED: [&str; 4] = ["host", "content-length", "expect", "accept-encodin
 /// Answer headers that tell of the pod, not of the answer.
 const OF_THE_POD: [&str; 3] = ["server", "endpoint-load-metrics", "x-request-id"];
 
+/// Through how many gateways a request has come, for a further one: a pod may be one, and even this one.
+const X_TIDEGATE_HOPS: HeaderName = HeaderName::from_static("x-tidegate-hops");
+
+/// What pods nearly always read there.
+const ONE_HOP: HeaderValue = HeaderValue::from_static("1");
+
+/// A company's gateway before a region's before a fleet's, and one to spare. Each turn of a loop holds a connection and a
+/// copy of the body, so few must be enough.
+const MOST_HOPS: u16 = 4;
+
 /// The client's headers as a pod shall see them. `authorization` stays only if the pool forwards it. Most go on, so that
 /// the few that do not are taken out of what came.
 pub(super) fn to_pod(mut headers: HeaderMap, request_id: &HeaderValue, forward_authorization: bool) -> HeaderMap {
+    let before = hops(&headers);
     let named = named_by_connection(&headers);
     let stays_here = |name: &&HeaderName| {
         if **name == header::ACCEPT_ENCODING || **name == X_REQUEST_ID {
@@ -70,7 +98,19 @@ pub(super) fn to_pod(mut headers: HeaderMap, request_id: &HeaderValue, forward_a
     // We read what pods answer, so they must not compress it.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(X_TIDEGATE_HOPS, if before == 0 { ONE_HOP } else { before.saturating_add(1).into() });
     headers
+}
+
+/// Whether it has come through so many gateways that it must be going round.
+pub(super) fn goes_round(headers: &HeaderMap) -> bool {
+    hops(headers) > MOST_HOPS
+}
+
+/// Through how many gateways such as this one it has come. What is no number was written by none.
+fn hops(headers: &HeaderMap) -> u16 {
+    let said = headers.get(X_TIDEGATE_HOPS).and_then(|value| value.to_str().ok());
+    said.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Whether no pod is to see this request header of a client's, or not the client's.
@@ -79,7 +119,7 @@ fn is_ours(word: &str) -> bool {
     // By the first byte and the length most are told to be none of these.
     match word.as_bytes().first() {
         Some(b'x') => {
-            (CONTROL_LENGTHS.has(word) && CONTROL.iter().any(is))
+            (X_LENGTHS.has(word) && (CONTROL.iter().any(is) || is_for_pickers(word)))
                 || CONTROL_PREFIXES.iter().any(|prefix| word.starts_with(prefix))
         }
         _ => OTHER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&REPLACED).chain(&CONTROL).any(is),
@@ -89,13 +129,18 @@ fn is_ours(word: &str) -> bool {
 /// Whether a client could steer routing or scheduling at the pod by this header. Where a client comes from is no part of
 /// it: that a proxy in front says.
 pub(in crate::gateway) fn steers(word: &str) -> bool {
-    CONTROL.contains(&word) && !matches!(word, "forwarded" | "x-real-ip" | "x-request-id")
+    (CONTROL.contains(&word) && !matches!(word, "forwarded" | "x-real-ip" | "x-request-id")) || is_for_pickers(word)
+}
+
+fn is_for_pickers(word: &str) -> bool {
+    OBJECTIVE.iter().chain(&SERVED_AS).chain(&FOR_PICKERS).any(|it| *it == word)
 }
 
 /// Which lengths the words of a table have, a bit each; none of them is longer than 63.
 struct Lengths(u64);
 
 const CONTROL_LENGTHS: Lengths = Lengths::of(&CONTROL, Lengths(0));
+const X_LENGTHS: Lengths = Lengths::of(&OBJECTIVE, Lengths::of(&SERVED_AS, Lengths::of(&FOR_PICKERS, CONTROL_LENGTHS)));
 const OTHER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&REPLACED, CONTROL_LENGTHS));
 const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths(0)));
 
@@ -169,6 +214,10 @@ mod tests {
             ("x_forwarded_for", "1.2.3.4"),
             ("transfer_encoding", "chunked"),
             ("x_vllm-priority", "-9"),
+            ("x-llm-d-inference-objective", "high"),
+            ("x-gateway-model-name-rewrite", "other"),
+            ("x_gateway_inference_fairness_id", "me"),
+            ("x-slo-tpot-ms", "1"),
             ("my_own", "1"),
             ("x-custom", "one"),
             ("x-custom", "two"),
@@ -186,10 +235,23 @@ mod tests {
                 "traceparent=00-a-b-01",
                 "x-custom=one",
                 "x-custom=two",
-                "x-request-id=id-1"
+                "x-request-id=id-1",
+                "x-tidegate-hops=1"
             ]
         );
         assert_eq!(to_pod(client, &id, true)["authorization"], "Bearer client");
+    }
+
+    #[test]
+    fn each_gateway_counts_itself_and_more_than_four_are_a_loop() {
+        let id = HeaderValue::from_static("id-1");
+        for (came, goes_on, round) in
+            [("0", "1", false), ("1", "2", false), ("4", "5", false), ("5", "6", true), ("many", "1", false)]
+        {
+            let client = map(&[("x-tidegate-hops", came)]);
+            assert_eq!(goes_round(&client), round, "{came}");
+            assert_eq!(to_pod(client, &id, false)["x-tidegate-hops"], goes_on, "{came}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::{
     reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
-    story::{Story, request_id},
+    story::{Story, request_id, shed},
 };
 use crate::{
     clock,
@@ -145,6 +145,7 @@ impl Story {
             return self.revisit(head, body, &id, receipt);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
+        shed(&matter, receipt)?;
         let forward = matter.pool.config().forward_authorization;
         let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use crate::{
-    fleet::{AdapterState, Moment, Pace},
+    fleet::{self, AdapterState, FULL_CACHE, Moment, Pace},
     scheduler::{
         Cost, Price,
         belief::{Belief, Beliefs},
@@ -34,15 +34,8 @@ const OVERLAP: f64 = 1.0 / 3.0;
 /// A pod is not taken to be busier with prefills than this: a burst would else look like the end of the world.
 const MOST_BUSY: f64 = 0.8;
 
-/// The length of others' prompts, of which no metric tells: the mean that SGLang's gateway takes for unknown ones.
-const OTHERS_PROMPT: f64 = 1_024.0;
-
-/// How many of our own waiting prompts outweigh that guess. Ours: a handful is a sample.
-const OTHERS_SAMPLES: f64 = 4.0;
-
-/// KV-cache usage from which waiting requests may be waiting for room, and at which they do. A pod whose next prompt does
-/// not fit shows less than a full cache by that prompt: 8,000 tokens of an 8B model's 422,000 are 2 %.
-const FULL: (f64, f64) = (0.90, 0.95);
+/// KV-cache usage from which waiting requests may be waiting for room, and at which they do.
+const FULL: (f64, f64) = (0.90, FULL_CACHE);
 
 /// Loading an adapter that fits: the low end of the 150 to 500 ms that loads from disk and host memory take.
 const ADAPTER_LOAD_MS: f64 = 150.0;
@@ -138,15 +131,11 @@ fn interference(itl_ms: f64) -> f64 {
     (INTERFERENCE * slow * slow).min(MOST_INTERFERENCE)
 }
 
-/// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours are like as they come.
+/// Prompt tokens of others' waiting requests.
 #[inline]
 fn others_tokens(belief: &Belief) -> f64 {
-    if belief.others_waiting <= 0.0 {
-        return 0.0;
-    }
-    let ours = f64::from(belief.prefill_tokens);
-    let each = (ours + OTHERS_PROMPT * OTHERS_SAMPLES) / (f64::from(belief.unstarted) + OTHERS_SAMPLES);
-    f64::from(belief.others_waiting) * each
+    let [waiting, tokens, unstarted] = [belief.others_waiting, belief.prefill_tokens, belief.unstarted].map(f64::from);
+    fleet::others_tokens(waiting, tokens, unstarted)
 }
 
 /// What does not fit is recomputed once, by us or by whom we push out. Where the cache is full, those who wait start as

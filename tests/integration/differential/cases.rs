@@ -327,8 +327,17 @@ fn fixed(name: &'static str, value: &'static str) -> Just<Field> {
 
 /// Requests' fields; those that mean something to HTTP itself come with values that they may have.
 fn request_fields(rows: &[Row]) -> impl Strategy<Value = Vec<Field>> + use<> {
-    let special =
-        ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "expect", "x-request-id"];
+    let special = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "expect",
+        "x-request-id",
+        "x-tidegate-hops",
+    ];
     let passing = [
         "user-agent",
         "accept",
@@ -348,6 +357,7 @@ fn request_fields(rows: &[Row]) -> impl Strategy<Value = Vec<Field>> + use<> {
         fixed("Expect", "100-continue"),
         fixed("Upgrade", "h2c"),
         fixed("X-Request-Id", "the-clients-own"),
+        fixed("X-Tidegate-Hops", "4"),
         fixed("Connection", "keep-alive, X-Hop"),
         fixed("x-hop", "1"),
     ];

@@ -94,7 +94,28 @@ impl Envoy {
     }
 }
 
+impl Envoy {
+    /// How `service` is, and how it becomes; until the other side has no more to say.
+    pub(crate) async fn watch(&self, service: &str) -> Streaming<HealthCheckResponse> {
+        let sender = Arc::new(Mutex::new(self.sender.clone()));
+        let call = service_fn(move |request: http::Request<tonic::body::Body>| {
+            let sender = Arc::clone(&sender);
+            async move { sender.lock().await.send_request(request).await }
+        });
+        let mut grpc = Grpc::with_origin(call, format!("http://{}", self.to).parse().unwrap());
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let asked = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
+        let path = "/grpc.health.v1.Health/Watch".parse().unwrap();
+        within("a watch", grpc.server_streaming(asked, path, codec)).await.unwrap().into_inner()
+    }
+}
+
 impl Talk {
+    /// Why the conversation fails.
+    pub(crate) async fn fails(&mut self) -> tonic::Code {
+        within("a failure", self.hear.message()).await.unwrap_err().code()
+    }
+
     pub(crate) fn say(&self, message: ProcessingRequest) {
         self.say.as_ref().unwrap().send(message).unwrap();
     }
@@ -245,6 +266,13 @@ pub(crate) fn among(mut message: ProcessingRequest, pods: &[&str]) -> Processing
 /// The same message, with the pod that answered.
 pub(crate) fn served_by(mut message: ProcessingRequest, pod: &str) -> ProcessingRequest {
     noted(&mut message, "envoy.lb", "x-gateway-destination-endpoint-served", Kind::String(pod.to_owned()));
+    message
+}
+
+/// The same message, of an answer that Envoy made itself.
+pub(crate) fn envoys_own(mut message: ProcessingRequest, details: &str) -> ProcessingRequest {
+    let told = Struct::of_text("response.code_details", details.to_owned());
+    message.attributes.insert("envoy.filters.http.ext_proc".to_owned(), told);
     message
 }
 

@@ -1,0 +1,304 @@
+//! How full a pool is: how long a request would wait at the best of its pods before its own prefill begins, over how long
+//! the operator finds that too much. From 1 on, what is sheddable is refused.
+//!
+//! What we sent and saw is exact and never stale: prompts that wait for their first token, requests there, each ended one
+//! gone at once. A page tells the rest: others' requests, how full the cache is, whether a batch is at its end. What it
+//! tells of others fades with its age, and what it tells of ours is carried forward by what we sent and what ended since. So
+//! an old page says neither "full" nor "free" for ever. Nobody is refused here, and no pod is chosen.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Admission, Glance, Moment, Pace, Pod, PoolState};
+
+/// The length of others' prompts, of which no metric tells: the mean that SGLang's gateway takes for unknown ones.
+const OTHERS_PROMPT: f64 = 1_024.0;
+
+/// How many of our own waiting prompts outweigh that guess. Ours: a handful is a sample.
+const OTHERS_SAMPLES: f64 = 4.0;
+
+/// KV-cache usage at which no further prompt fits, as a rule: a pod whose next prompt does not fit shows less than a full
+/// cache by that prompt, and 8,000 tokens of an 8B model's 422,000 are 2 %.
+pub const FULL_CACHE: f64 = 0.95;
+
+/// The first and last pause that a refused client is told, in seconds: the header counts whole ones, and the OpenAI SDKs
+/// follow it up to a minute and ignore a longer one.
+const PAUSES: (f64, f64) = (1.0, 60.0);
+
+/// How full a pool is for one model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Saturation {
+    /// Milliseconds before its own prefill that a request would wait at the best pod.
+    pub wait_ms: f64,
+    /// That over what the operator finds too much.
+    pub level: f64,
+}
+
+impl Saturation {
+    /// How full `pods` of `pool` are, of which those count that are in use and may serve `model` (all, if it has no name);
+    /// `None` if there are none.
+    pub fn of(pool: &PoolState, pods: &[Arc<Pod>], model: &str, now: Instant) -> Option<Self> {
+        let sights =
+            Sights { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() };
+        let usable = |pod: &&Arc<Pod>| {
+            matches!(pod.admits(now), Admission::Yes | Admission::Warming(_)) && pod.serves(model) != Some(false)
+        };
+        let pause = |pod: &Pod| pod.health.pushback(now).as_secs_f64() * 1e3;
+        // A pod that said no is as good as full for as long as it looks so.
+        let wait = |pod: &Arc<Pod>| sights.of_pod(pod).wait_ms().max(pause(pod));
+        let wait_ms = pods.iter().filter(usable).map(wait).reduce(f64::min)?;
+        let too_long = pool.config().saturation.wait.as_secs_f64() * 1e3;
+        Some(Self { wait_ms, level: wait_ms / too_long })
+    }
+
+    /// Whether what is sheddable is refused.
+    pub fn is_full(&self) -> bool {
+        self.level >= 1.0
+    }
+
+    /// When to come again: once those who wait now are served.
+    pub fn pause(&self) -> Duration {
+        let (least, most) = PAUSES;
+        Duration::from_secs_f64((self.wait_ms / 1e3).ceil().clamp(least, most))
+    }
+}
+
+/// What is the same for all pods of a pool.
+struct Sights {
+    pace: Pace,
+    moment: Moment,
+    /// Tokens that an answer is expected to have.
+    answer: f64,
+}
+
+impl Sights {
+    fn of_pod(&self, pod: &Pod) -> Backlog {
+        let ledger = &pod.ledger;
+        let (streams, kv_tokens) = (ledger.in_flight() as f64, ledger.kv_tokens() as f64);
+        let mut backlog = Backlog {
+            prefill_tokens: ledger.prefill_tokens() as f64,
+            ms_per_token: 0.0,
+            lifetime_ms: 0.0,
+            demand: 0.0,
+        };
+        let mut all = streams;
+        if let Some(glance) = pod.glance(&self.moment) {
+            let theirs = f64::from(glance.trust * glance.others_waiting);
+            backlog.prefill_tokens += others_tokens(theirs, backlog.prefill_tokens, ledger.unstarted() as f64);
+            all += f64::from(glance.trust * glance.others);
+            backlog.demand = demand(&glance, (streams, kv_tokens));
+        }
+        let pace = pod.speed.pace(self.pace);
+        backlog.ms_per_token = pace.ms_per_token;
+        backlog.lifetime_ms = self.answer * pace.itl_ms(all);
+        backlog
+    }
+}
+
+/// What stands before a request at one pod.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Backlog {
+    /// Prompt tokens to be computed first.
+    prefill_tokens: f64,
+    ms_per_token: f64,
+    /// How long an answer takes from its first token to its last.
+    lifetime_ms: f64,
+    /// What is there and wants to be, in times of what fits.
+    demand: f64,
+}
+
+impl Backlog {
+    /// Prompts are computed one after the other. Where more is wanted than fits, those who wait begin as those who run
+    /// end: as much as fits in an answer's time.
+    fn wait_ms(&self) -> f64 {
+        self.prefill_tokens * self.ms_per_token + (self.demand - 1.0).max(0.0) * self.lifetime_ms
+    }
+}
+
+/// Prompt tokens of others' waiting requests: each the guess, outweighed by what ours, `unstarted` with `prefill_tokens`, are
+/// like as they come.
+#[inline]
+pub fn others_tokens(others_waiting: f64, prefill_tokens: f64, unstarted: f64) -> f64 {
+    if others_waiting <= 0.0 {
+        return 0.0;
+    }
+    others_waiting * (prefill_tokens + OTHERS_PROMPT * OTHERS_SAMPLES) / (unstarted + OTHERS_SAMPLES)
+}
+
+/// What the requests at a pod want of its cache and of its batch, in times of what there is, whichever is more; `streams`
+/// are ours there now, with `kv_tokens`.
+fn demand(glance: &Glance, (streams, kv_tokens): (f64, f64)) -> f64 {
+    let (ours, others) = (f64::from(glance.ours), f64::from(glance.others));
+    // Those that the page knew and that are there yet, as far as others' are believed to be, and those sent since.
+    let known = streams.min(ours) + f64::from(glance.trust) * others;
+    let since = (streams - ours).max(0.0);
+    let running = f64::from(glance.running);
+    let usage = f64::from(glance.kv_usage).min(FULL_CACHE) / FULL_CACHE;
+    // Who waits will want as much of the cache as who runs has. An engine that runs nothing has not said how much.
+    let each = usage / if running >= 1.0 { running } else { (ours + others).max(1.0) };
+    let of_new = match glance.kv_capacity {
+        Some(capacity) => kv_tokens / streams.max(1.0) / f64::from(capacity),
+        None => each,
+    };
+    let cache = known * each + since * of_new;
+    let batch = glance.batch.map_or(0.0, |slots| (known + since) / f64::from(slots));
+    cache.max(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{
+        Evidence, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send,
+        for_test::{self, target},
+    };
+
+    /// A pool of as many pods that has shown nothing: 0.05 ms a prompt token, 15 ms a step and 0.15 ms more for each stream,
+    /// 250 tokens an answer. Full from a wait of a second on.
+    fn pool(pods: usize, now: Instant) -> Arc<PoolState> {
+        let fleet = Fleet::new(&[for_test::pool("pool")], now);
+        let targets: Vec<_> = (0..pods).map(|n| target(&format!("pod-{n}"))).collect();
+        fleet.set("pool", &targets, now);
+        fleet.pool("pool").unwrap()
+    }
+
+    fn sent(pod: &Arc<Pod>, prompt_tokens: u32, uncached_tokens: u32) -> Reservation {
+        Reservation::new(Arc::clone(pod), Send { prompt_tokens, uncached_tokens })
+    }
+
+    fn streams(pod: &Arc<Pod>, many: usize) -> Vec<Reservation> {
+        (0..many).map(|_| sent(pod, 100, 0)).collect()
+    }
+
+    /// A page of `pod` that says so much.
+    fn page(pod: &Pod, (running, waiting): (u32, u32), kv_usage: f64, began: Instant) {
+        let reading =
+            Reading { running: Some(running), waiting: Some(waiting), kv_usage: Some(kv_usage), ..Reading::default() };
+        let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
+        pod.store_load(PodLoad { began, sent_mark, ended_mark, reading });
+    }
+
+    /// In whole microseconds, to be compared with.
+    fn wait_us(pool: &PoolState, now: Instant) -> u128 {
+        let wait_ms = Saturation::of(pool, &pool.pods(), "m", now).unwrap().wait_ms;
+        Duration::from_secs_f64((wait_ms * 1e3).round() / 1e6).as_micros()
+    }
+
+    #[test]
+    fn prompts_of_ours_that_wait_are_the_wait_and_the_best_pod_counts() {
+        let now = crate::clock::now();
+        let pool = pool(2, now);
+        let pods = pool.pods();
+        let mut first = sent(&pods[0], 20_000, 20_000);
+        assert_eq!(wait_us(&pool, now), 0, "the other one is free");
+        let _second = sent(&pods[1], 40_000, 30_000);
+        let full = Saturation::of(&pool, &pods, "m", now).unwrap();
+        assert!(full.is_full() && (full.level - 1.0).abs() < 1e-6, "20,000 tokens at 0.05 ms: {full:?}");
+        assert_eq!(full.pause(), Duration::from_secs(2), "up to a whole second");
+        first.first_token();
+        assert_eq!(wait_us(&pool, now), 0);
+    }
+
+    #[test]
+    fn a_full_cache_keeps_those_waiting_until_others_end_and_needs_no_new_page_to_see_it() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let mut held = streams(&pod, 15);
+        page(&pod, (10, 5), 0.97, now);
+        // Half as many wait as run: half an answer's time, of 250 tokens at 15 + 15 * 0.15 ms: 2,156.25 ms.
+        assert_eq!(wait_us(&pool, now), 2_156_250);
+        let long_after = now + Duration::from_secs(3_600);
+        assert_eq!(wait_us(&pool, long_after), 2_156_250, "ours are there yet, however old the page");
+        held.truncate(12);
+        assert_eq!(wait_us(&pool, long_after), 840_000);
+        held.truncate(10);
+        assert_eq!(wait_us(&pool, long_after), 0, "those that are left fit");
+    }
+
+    #[test]
+    fn a_cache_that_is_full_while_nobody_waits_is_well_used() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let _held = streams(&pod, 10);
+        page(&pod, (10, 0), 1.0, now);
+        assert_eq!(wait_us(&pool, now), 0);
+    }
+
+    #[test]
+    fn what_was_sent_since_fills_a_pod_whose_page_says_that_it_is_free() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let reading = Reading {
+            running: Some(0),
+            waiting: Some(0),
+            kv_usage: Some(0.0),
+            block_size: Some(16),
+            blocks: Some(1_000),
+            ..Reading::default()
+        };
+        pod.store_load(PodLoad { began: now, sent_mark: 0, ended_mark: 0, reading });
+        let mut held: Vec<_> = (0..4).map(|_| sent(&pod, 8_000, 0)).collect();
+        // 32,000 tokens where 16,000 fit: an answer's time at 4 streams.
+        assert_eq!(wait_us(&pool, now), 3_900_000);
+        held.truncate(2);
+        assert_eq!(wait_us(&pool, now), 0);
+    }
+
+    #[test]
+    fn who_waits_on_two_pages_while_no_more_run_waits_for_a_place_in_the_batch() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let mut held = streams(&pod, 8);
+        page(&pod, (4, 4), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 0, "they may only have come together");
+        page(&pod, (5, 3), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 0, "more run than did");
+        page(&pod, (5, 3), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 2_430_000, "3 of them stand behind 5");
+        held.truncate(5);
+        assert_eq!(wait_us(&pool, now), 0);
+        page(&pod, (5, 0), 0.1, now);
+        held.extend(streams(&pod, 3));
+        assert_eq!(wait_us(&pool, now), 0, "nobody waited: there may be room");
+    }
+
+    #[test]
+    fn what_a_page_says_of_others_fades() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        page(&pool.pods()[0], (10, 5), 1.0, now);
+        // 5 prompts of 1,024 tokens, and half an answer's time.
+        assert_eq!(wait_us(&pool, now), 256_000 + 2_156_250);
+        let half = now + Duration::from_millis(2_500);
+        assert_eq!(wait_us(&pool, half), 128_000);
+        assert_eq!(wait_us(&pool, now + Duration::from_secs(6)), 0);
+    }
+
+    #[test]
+    fn only_pods_in_use_that_may_serve_the_model_count() {
+        let now = crate::clock::now();
+        let pool = pool(3, now);
+        let pods = pool.pods();
+        let _held = sent(&pods[0], 30_000, 30_000);
+        let other = ReportedModel { name: "other".into(), parent: None };
+        pods[1].store_models(vec![other]);
+        pods[2].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(wait_us(&pool, now), 1_500_000);
+        pods[0].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(Saturation::of(&pool, &pods, "m", now), None);
+        assert!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms < 1e-9);
+        assert_eq!(Saturation::of(&pool, &[], "", now), None);
+    }
+
+    #[test]
+    fn pauses_are_whole_seconds_up_to_a_minute() {
+        let pause = |wait_ms| Saturation { wait_ms, level: 1.0 }.pause().as_secs();
+        assert_eq!([0.0, 400.0, 1_001.0, 59_000.5, 1e9, f64::INFINITY].map(pause), [1, 1, 2, 60, 60, 60]);
+    }
+}
