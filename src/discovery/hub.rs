@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use super::resources::Heard;
-use crate::config::resources::{Kind, Object, ObjectName, Objects, World};
+use crate::config::resources::{Kind, Object, ObjectName, Objects, World, workloads};
 
 /// How long after a change others are waited for: less than a pod's last request takes, more than a burst's gaps.
 const GATHER: Duration = Duration::from_millis(50);
@@ -20,6 +20,9 @@ const GATHER: Duration = Duration::from_millis(50);
 /// The most objects kept of one kind: twenty times the pods of the largest clusters that are supported for one namespace
 /// (5,000), at about a KiB each.
 const MOST_OBJECTS: usize = 100_000;
+
+/// The most workloads remembered whose pods are gone: a pool of none costs some KiB, and nobody has so many models.
+const MOST_WORKLOADS: usize = 1_000;
 
 /// One watch: a kind in a namespace, or everywhere.
 pub(super) type Watched = (Kind, Option<String>);
@@ -45,7 +48,8 @@ pub(super) struct Hub {
     news: Notify,
     worlds: watch::Sender<Arc<Heard>>,
     waits_for: watch::Sender<Option<String>>,
-    by_workload: bool,
+    /// The label of pods whose values name pools.
+    workload_label: Option<String>,
 }
 
 struct State {
@@ -53,19 +57,23 @@ struct State {
     kinds: BTreeMap<Kind, Arc<Objects>>,
     standing: BTreeMap<Watched, Standing>,
     failing: BTreeSet<Watched>,
+    /// Workloads that were ever seen.
+    workloads: BTreeSet<ObjectName>,
 }
 
 impl Hub {
     /// Nothing is known of what `watched` are to say.
     pub(super) fn new(
-        (home, by_workload): (&str, bool),
+        (home, workload_label): (&str, Option<&str>),
         watched: &[Watched],
         worlds: watch::Sender<Arc<Heard>>,
         waits_for: watch::Sender<Option<String>>,
     ) -> Arc<Self> {
         let standing = watched.iter().map(|it| (it.clone(), Standing::Unheard)).collect();
-        let state = State { home: home.into(), kinds: BTreeMap::new(), standing, failing: BTreeSet::new() };
-        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, waits_for, by_workload };
+        let (home, workload_label) = (home.into(), workload_label.map(ToOwned::to_owned));
+        let (kinds, failing, workloads) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let state = State { home, kinds, standing, failing, workloads };
+        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, waits_for, workload_label };
         hub.tell_standing(&hub.state());
         Arc::new(hub)
     }
@@ -75,10 +83,17 @@ impl Hub {
         loop {
             self.news.notified().await;
             tokio::time::sleep(GATHER).await;
-            let state = self.state();
+            let mut state = self.state();
             let complete = !state.standing.values().any(|standing| *standing == Standing::Unheard);
-            let (home, by_workload) = (Arc::clone(&state.home), self.by_workload);
-            let world = World { home, complete, by_workload, kinds: state.kinds.clone() };
+            let (home, by_workload) = (Arc::clone(&state.home), self.workload_label.is_some());
+            let mut world =
+                World { home, complete, by_workload, workloads: BTreeSet::new(), kinds: state.kinds.clone() };
+            if let Some(label) = &self.workload_label {
+                let room = MOST_WORKLOADS.saturating_sub(state.workloads.len());
+                let new: Vec<_> = workloads(&world, label).filter(|it| !state.workloads.contains(it)).collect();
+                state.workloads.extend(new.into_iter().collect::<BTreeSet<_>>().into_iter().take(room));
+                world.workloads.clone_from(&state.workloads);
+            }
             drop(state);
             self.worlds.send_replace(Arc::new(Heard::Cluster(world)));
         }

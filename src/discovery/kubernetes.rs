@@ -78,7 +78,7 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
     let watched: Vec<Watched> =
         Kind::ALL.into_iter().flat_map(|kind| namespaces.iter().map(move |it| (kind, it.clone()))).collect();
     let Outlets { worlds, waits_for, slices, verdicts } = outlets;
-    let hub = Hub::new((&home, kubernetes.workload_label.is_some()), &watched, worlds, waits_for);
+    let hub = Hub::new((&home, kubernetes.workload_label.as_deref()), &watched, worlds, waits_for);
     for watched in watched {
         let follower = Follower { client: client.clone(), hub: Arc::clone(&hub), watched, slices: slices.clone() };
         tasks.spawn_until_stop(async move { follower.follow().await });

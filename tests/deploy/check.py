@@ -2,6 +2,7 @@
 every configuration that comes out against `tidegate check`. Kinds that are defined by others (InferencePool,
 ServiceMonitor) have no schema here and are counted as such."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -23,6 +24,7 @@ FLAVOURS = {
     "autoscaled, with a secret": {"autoscaling": {"enabled": True}, "secretName": "tokens"},
     "a picker": {"flavour": "epp", "epp": {"poolName": "vllm", "flags": ["--secure-serving=false"]}},
     "a picker with certificates": {"flavour": "epp", "epp": {"poolName": "vllm"}, "secretName": "certificates"},
+    "an edge": {"flavour": "edge", "edge": {"annotations": {"a": "b"}}, "serviceMonitor": {"enabled": True}},
     "bare": {"podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}},
 }
 
@@ -97,6 +99,56 @@ for flavour, rules in roles.items():
     text = (DEPLOY / "kubernetes" / folder / "rbac.yaml").read_text()
     given = next(it["rules"] for it in documents(text) if it["kind"] == "Role")
     note(f"helm, {flavour}: the rights of {folder}", None if rules == given else rules)
+
+try:
+    Chart.load(CHART).render({"flavour": "egde"}, name="gw", namespace="inference")
+    note("helm: a flavour that is none is refused", "it was not")
+except Exception:
+    note("helm: a flavour that is none is refused")
+
+
+def kustomized(what, folder):
+    """What kubectl makes of a folder: valid, all in one namespace, every selector meeting the pods that are meant."""
+    told = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
+    note(f"kubectl kustomize {what}", told.stderr if told.returncode else None)
+    objects = documents(told.stdout)
+    for document in objects:
+        fits(f"kustomize, {what}", document)
+        cluster_wide = document["kind"] in ("ClusterRole", "ClusterRoleBinding")
+        place = document["metadata"].get("namespace")
+        note(f"kustomize, {what}: {document['kind']} has its place", None if cluster_wide or place == "inference" else place)
+    pods = [it["spec"]["template"]["metadata"]["labels"] for it in objects if it["kind"] == "Deployment"]
+    for document in objects:
+        if document["kind"] in ("Service", "PodDisruptionBudget", "NetworkPolicy"):
+            spec = document["spec"]
+            selector = spec.get("podSelector", spec.get("selector"))
+            selector = selector.get("matchLabels", selector)
+            meets = [labels for labels in pods if selector and selector.items() <= labels.items()]
+            note(f"kustomize, {what}: {document['kind']} meets the pods", None if len(meets) == 1 else selector)
+    return objects
+
+
+def knows_components():
+    try:
+        told = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True)
+        return int(json.loads(told.stdout)["clientVersion"]["minor"].rstrip("+")) >= 21
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+if knows_components():
+    for folder in ("base", "endpoint-picker"):
+        kustomized(folder, DEPLOY / "kubernetes" / folder)
+    with tempfile.TemporaryDirectory(dir=DEPLOY / "kubernetes") as overlay:
+        components = sorted(it.name for it in (DEPLOY / "kubernetes" / "components").iterdir())
+        # Both monitors are called the same: one at a time.
+        for monitor in ("azure-monitor", "prometheus-operator"):
+            names = [it for it in components if it == monitor or not it.startswith(("azure", "prometheus"))]
+            whole = {"namespace": "inference", "resources": ["../base"], "components": [f"../components/{it}" for it in names]}
+            (pathlib.Path(overlay) / "kustomization.yaml").write_text(yaml.safe_dump(whole))
+            kustomized(f"base with {', '.join(names)}", overlay)
+else:
+    print("skipped: no kubectl here that knows kustomize's components (1.21 and later do)")
 
 print(f"no schema here: {', '.join(sorted(without_schema))}")
 print(f"{passed} passed, {failed} failed")

@@ -437,3 +437,32 @@ async fn one_process_picks_for_two_pools_that_both_have_a_model_of_one_name() {
     let accepted = || cluster.get(MODELS, "of-qwen")["status"]["conditions"][0]["status"] == "True";
     eventually("both to be in force", accepted).await;
 }
+
+#[tokio::test]
+async fn a_workload_without_pods_is_still_a_pool_so_that_whoever_asks_waits_for_it() {
+    let cluster = Cluster::start(&[POOLS, MODELS]).await;
+    let one = SimPod::start().await;
+    let mut labelled = pod("a", "127.0.0.1", true);
+    labelled["metadata"]["labels"]["kaito.sh/workspace"] = json!("qwen");
+    labelled["spec"]["containers"][0]["ports"][0]["containerPort"] = json!(port_of(&one));
+    cluster.put(PODS, labelled.clone());
+    let kubeconfig = cluster.kubeconfig();
+    let rest = format!("kubernetes: {{ kubeconfig: {}, workload_label: kaito.sh/workspace }}", kubeconfig.display());
+    let it = Following::start(&rest).await;
+    it.until_answered("m", 200).await;
+    let id = format!("default/qwen/127.0.0.1:{}", port_of(&one));
+    // A job that is over is no pod, whatever it said last.
+    labelled["status"]["phase"] = json!("Failed");
+    cluster.put(PODS, labelled.clone());
+    it.until_pods(&[]).await;
+    cluster.delete(PODS, "a");
+    labelled["metadata"]["name"] = json!("b");
+    labelled["status"]["phase"] = json!("Running");
+    cluster.put(PODS, labelled);
+    it.until_pods(&[&id]).await;
+    cluster.delete(PODS, "b");
+    it.until_pods(&[]).await;
+    cluster.put(PODS, pod("unrelated", "127.0.0.9", true));
+    cluster.told(PODS).await;
+    assert_eq!(it.pools(), ["default/qwen"]);
+}

@@ -49,6 +49,7 @@ struct ContainerPort {
 struct PodStatus {
     #[serde(rename = "podIP")]
     ip: Option<String>,
+    phase: Option<String>,
     conditions: Option<Vec<Condition>>,
 }
 
@@ -65,9 +66,11 @@ impl PodObject {
         let containers = self.spec.unwrap_or_default().containers.unwrap_or_default();
         let ports = containers.into_iter().flat_map(|it| it.ports.unwrap_or_default());
         let ready = |it: &Condition| it.what == "Ready" && it.status == "True";
+        // A node that went away may have left the condition as it was.
+        let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let pod = PodBody {
             ip: status.ip.filter(|ip| !ip.is_empty()),
-            ready: status.conditions.unwrap_or_default().iter().any(ready),
+            ready: !over && status.conditions.unwrap_or_default().iter().any(ready),
             ports: ports.map(|port| (port.name, port.container_port)).collect(),
         };
         (self.metadata, Body::Pod(pod))
@@ -221,7 +224,7 @@ fn slice_port(slice: &SliceBody, port: &PortRef) -> Option<u16> {
 }
 
 /// The values of `label` on the pods of `namespace`, ready or not: each is a workload.
-pub(super) fn workloads<'a>(world: &'a World, label: &'a str) -> impl Iterator<Item = ObjectName> {
+pub fn workloads<'a>(world: &'a World, label: &'a str) -> impl Iterator<Item = ObjectName> {
     world.all(Kind::Pod).filter_map(move |(name, object)| {
         let value = object.head.labels.get(label)?;
         Some(ObjectName::new(&name.namespace, value))

@@ -4,7 +4,10 @@
 //! kind that it says to be is an error with its line, as the API server would refuse it too; what objects mean together
 //! is judged elsewhere, and its notes are shown here at the lines that they are about.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::de::DeserializeOwned;
 
@@ -62,7 +65,7 @@ impl Manifests {
             return Err(Report { problems });
         }
         let kinds = reading.kinds.into_iter().map(|(kind, objects)| (kind, Arc::new(objects))).collect();
-        let world = World { home: home.into(), complete: true, by_workload: true, kinds };
+        let world = World { home: home.into(), complete: true, by_workload: true, workloads: BTreeSet::new(), kinds };
         Ok(Self { world, passed_over: reading.passed_over, places: reading.places, files })
     }
 

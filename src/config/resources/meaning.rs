@@ -160,9 +160,10 @@ impl<'a> Furnishing<'a> {
         !self.named_only || self.led.contains_key(name)
     }
 
-    /// Every value of the label on pods is a pool.
+    /// Every value of the label on pods is a pool, and so is every one that was there before.
     fn workloads(&mut self, label: &str) {
-        let workloads: BTreeSet<ObjectName> = addresses::workloads(self.world, label).collect();
+        let workloads: BTreeSet<ObjectName> =
+            addresses::workloads(self.world, label).chain(self.world.workloads.iter().cloned()).collect();
         for name in workloads {
             let selector = [(label.to_owned(), name.name.to_string())].into();
             let namespace = Some(name.namespace.to_string());

@@ -16,9 +16,12 @@ mod picker_config;
 mod section;
 mod verdicts;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-pub use addresses::targets;
+pub use addresses::{targets, workloads};
 pub use difference::differences;
 pub use kinds::Kind;
 pub use manifests::{Manifests, is_manifest};
@@ -135,6 +138,8 @@ pub struct World {
     pub complete: bool,
     /// Whether a label of pods names pools, so that pods are more than addresses.
     pub by_workload: bool,
+    /// Workloads that had pods once: their pools stay while they have none.
+    pub workloads: BTreeSet<ObjectName>,
     /// The objects.
     pub kinds: BTreeMap<Kind, Arc<Objects>>,
 }
