@@ -73,6 +73,8 @@ pub(super) struct ListenerFile {
     pub(super) scheduler: Option<SchedulerFile>,
     /// The models served here. Default: all of them.
     pub(super) models: Option<At<Vec<ListenerModelFile>>>,
+    /// The one pool that serves everything here, by its own names for models. Default: every pool.
+    pub(super) pool: Option<At<String>>,
     /// Who comes in: clients for answers, or Envoy for pods. Default: http.
     pub(super) protocol: Option<At<ProtocolFile>>,
     /// How Envoy is served, where `protocol` is ext-proc.

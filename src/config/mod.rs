@@ -51,6 +51,8 @@ pub struct Config {
     pub pools: Vec<Arc<Pool>>,
     /// Names that clients ask for and what they mean.
     pub models: Vec<Model>,
+    /// Models whose names those of other pools have in `models`: they are served where a listener belongs to their pool.
+    pub pool_models: Vec<Model>,
     /// What every other name becomes that leads to a pool, at most one for each; the oldest rule first.
     pub other_models: Vec<Model>,
     /// What `InferenceObjective`s say.
@@ -95,6 +97,8 @@ pub struct Listener {
     /// The models served here, by client name, each with the pool to use instead of the model's own; `None` = all
     /// models as they are.
     pub models: Option<BTreeMap<Arc<str>, Option<Arc<str>>>>,
+    /// The one pool that serves everything here; `None` = every pool.
+    pub pool: Option<Arc<str>>,
     /// If it is asked by Envoy for pods, and not by clients for answers: how.
     pub ext_proc: Option<ExtProc>,
     /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.

@@ -127,11 +127,11 @@ impl Matter {
         let session = wishes.session.or(ask.session.as_deref());
         let opening = || opening_key(ask, body);
         let key = StickyKey { session, opening: &opening };
-        let reported = |name: &str| house.pool_reporting(name).or_else(|| policy.pool_for_any(house, name));
+        let reported = |name: &str| policy.pool_reporting(house, name).or_else(|| policy.pool_for_any(house, name));
         // What names no model has nowhere to write another.
         let forced = wishes.served_as.filter(|_| !ask.model.is_empty());
         let forced = forced.and_then(|served| {
-            let led = || house.pool_reporting(&ask.model).or_else(|| house.pool_reporting(served));
+            let led = || policy.pool_reporting(house, &ask.model).or_else(|| policy.pool_reporting(house, served));
             policy.table.forced(&ask.model, served, || led().or_else(|| policy.pool_for_any(house, served)))
         });
         let found = forced.map_or_else(|| policy.table.find(&ask.model, key, reported, &mut clock::rng()), Ok);

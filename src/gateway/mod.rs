@@ -101,13 +101,6 @@ impl House {
     fn pod_of_response(&self, id: &str) -> Option<Arc<Pod>> {
         self.fleet.pod(&self.homes.find(id)?)
     }
-
-    /// The pool in which a pod reports `model`; the first of all if no model is named.
-    fn pool_reporting(&self, model: &str) -> Option<Arc<str>> {
-        let reports = |pod: &Arc<Pod>| model.is_empty() || pod.serves(model) == Some(true);
-        let pool = self.fleet.pools().find(|pool| pool.pods().iter().any(reports))?;
-        Some(Arc::clone(pool.name()))
-    }
 }
 
 /// What one configuration says, ready to be used.
@@ -135,6 +128,8 @@ pub struct ListenerPolicy {
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
     /// came under this one.
     pools: Arc<Pools>,
+    /// The one pool that serves everything here.
+    pool_only: Option<Arc<str>>,
     /// Whether it picks for a gateway that has already chosen the pool: then a name that nobody knows is the pods' matter.
     takes_any_model: bool,
     /// Whether a model that is not known does not exist; else nobody has said yet what there is.
@@ -142,10 +137,22 @@ pub struct ListenerPolicy {
 }
 
 impl ListenerPolicy {
+    /// The pools that may be asked here.
+    fn pools_of<'a>(&'a self, house: &'a House) -> impl Iterator<Item = Arc<PoolState>> + 'a {
+        house.fleet.pools().filter(|pool| self.pool_only.as_ref().is_none_or(|only| only == pool.name()))
+    }
+
+    /// The pool in which a pod reports `model`; the first of all if no model is named.
+    fn pool_reporting(&self, house: &House, model: &str) -> Option<Arc<str>> {
+        let reports = |pod: &Arc<Pod>| model.is_empty() || pod.serves(model) == Some(true);
+        let pool = self.pools_of(house).find(|pool| pool.pods().iter().any(reports))?;
+        Some(Arc::clone(pool.name()))
+    }
+
     /// The pool for a model that neither the configuration nor any pod names, if there is one for such.
     fn pool_for_any(&self, house: &House, model: &str) -> Option<Arc<str>> {
         let may = |pods: &[Arc<Pod>]| pods.is_empty() || pods.iter().any(|pod| pod.serves(model) != Some(false));
-        let mut pools = house.fleet.pools().filter(|_| self.takes_any_model);
+        let mut pools = self.pools_of(house).filter(|_| self.takes_any_model);
         pools.find(|pool| may(&pool.pods())).map(|pool| Arc::clone(pool.name()))
     }
 
@@ -167,6 +174,7 @@ impl Policy {
             objectives: Arc::clone(&objectives),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
+            pool_only: listener.pool.clone(),
             takes_any_model: listener.ext_proc.is_some() && config.whole,
             knows_all: config.whole,
         };

@@ -12,14 +12,14 @@ const OWNER: &str = "tidegate";
 
 impl House {
     /// What pods report, by name, with an adapter's base.
-    pub(super) fn reported_models(&self) -> BTreeMap<Arc<str>, Option<Arc<str>>> {
-        let pods = self.fleet.pools().flat_map(|pool| pool.pods().to_vec());
+    pub(super) fn reported_models(&self, policy: &ListenerPolicy) -> BTreeMap<Arc<str>, Option<Arc<str>>> {
+        let pods = policy.pools_of(self).flat_map(|pool| pool.pods().to_vec());
         let models = pods.filter_map(|pod| pod.models()).flat_map(|models| models.to_vec());
         models.map(|model| (model.name, model.parent)).collect()
     }
 
     fn cards(&self, policy: &ListenerPolicy) -> Vec<ModelCard> {
-        let reported = self.reported_models();
+        let reported = self.reported_models(policy);
         let mut cards: Vec<ModelCard> =
             policy.table.names().map(|name| card(name, reported.get(name).and_then(Option::as_deref))).collect();
         if policy.table.serves_reported() {

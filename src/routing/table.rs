@@ -67,9 +67,14 @@ impl Table {
         Self::build(config, None)
     }
 
-    /// The table of `listener`: only the models that it names, if it names any, each on the pool that it says.
+    /// The table of `listener`: all that its pool has, if it belongs to one; only the models that it names, if it names
+    /// any, each on the pool that it says.
     pub fn for_listener(config: &Config, listener: &Listener) -> Self {
-        Self::build(config, listener.models.as_ref())
+        let Some(pool) = &listener.pool else { return Self::build(config, listener.models.as_ref()) };
+        let theirs = |models: &[Model]| models.iter().filter(|model| model.pool == *pool).cloned().collect();
+        let models: Vec<Model> = theirs(&[&config.models[..], &config.pool_models].concat());
+        let other_models = theirs(&config.other_models);
+        Self::build(&Config { models, other_models, ..config.clone() }, None)
     }
 
     fn build(config: &Config, only: Option<&BTreeMap<Arc<str>, Option<Arc<str>>>>) -> Self {
@@ -263,6 +268,7 @@ mod tests {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             scheduler: None,
             models: models.map(named),
+            pool: None,
             ext_proc: None,
             trust_headers: false,
         }
@@ -275,6 +281,7 @@ mod tests {
             reuse_port: false,
             pools: Vec::new(),
             models,
+            pool_models: Vec::new(),
             other_models: Vec::new(),
             objectives: Vec::new(),
             whole: true,

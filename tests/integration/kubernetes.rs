@@ -391,3 +391,49 @@ async fn a_picker_that_is_given_the_references_configuration_starts_and_is_healt
         assert!(log.contains(told), "{told}: {log}");
     }
 }
+
+#[tokio::test]
+async fn one_process_picks_for_two_pools_that_both_have_a_model_of_one_name() {
+    let cluster = Cluster::start(&[POOLS, MODELS]).await;
+    let (one, two) = (SimPod::start().await, SimPod::start().await);
+    cluster.put(POOLS, pool("llama", port_of(&one)));
+    cluster.put(POOLS, pool("qwen", port_of(&two)));
+    cluster.put(PODS, pod("a", "127.0.0.1", true));
+    cluster.put(MODELS, model("of-llama", "2025-01-01T00:00:00Z", "m"));
+    let mut other = model("of-qwen", "2025-01-02T00:00:00Z", "a");
+    other["spec"]["poolRef"]["name"] = json!("qwen");
+    cluster.put(MODELS, other);
+    let door = |pool: &str| {
+        let how = "protocol: ext-proc, ext_proc: { secure: false }";
+        format!("{{ name: {pool}, address: \"127.0.0.1:0\", pool: default/{pool}, {how} }}")
+    };
+    let kubeconfig = cluster.kubeconfig();
+    let text = format!(
+        "listeners: [{}, {}]\nadmin: {{ address: \"127.0.0.1:0\" }}\nwaiting: {{ timeout: 0s }}\nkubernetes: {{ kubeconfig: {} }}",
+        door("llama"),
+        door("qwen"),
+        kubeconfig.display()
+    );
+    let gateway = Gateway::from(&text).await;
+    let reloader = gateway.running.reloader(&kubeconfig, &text, None);
+    gateway.running.follow_resources(&reloader);
+    for ((name, door), (pod, served)) in gateway.running.listeners.iter().zip([(&one, "m"), (&two, "a")]) {
+        let envoy = Envoy::connect(*door).await;
+        let turns = async {
+            loop {
+                let (choice, sent) = chosen(&envoy, "asked").await;
+                if choice.status == 0 {
+                    return (choice, sent);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let (choice, sent) = within("a pod", turns).await;
+        assert_eq!(choice.pod(), format!("127.0.0.1:{}", port_of(pod)), "{name}");
+        assert!(sent.contains(&format!("\"model\":\"{served}\"")), "{name}: {sent}");
+        // What nobody names is this pool's matter, too.
+        assert_eq!(chosen(&envoy, "m").await.0.pod(), format!("127.0.0.1:{}", port_of(pod)), "{name}");
+    }
+    let accepted = || cluster.get(MODELS, "of-qwen")["status"]["conditions"][0]["status"] == "True";
+    eventually("both to be in force", accepted).await;
+}

@@ -245,6 +245,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         reuse_port: file.reuse_port.unwrap_or(false),
         pools,
         models,
+        pool_models: Vec::new(),
         other_models: Vec::new(),
         objectives: Vec::new(),
         whole: true,
@@ -502,8 +503,9 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn what_is_given_arrives() {
         let (config, _) = load("t.yaml", EVERYTHING).unwrap();
-        let [openai, classic, picker] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
+        let [openai, classic, homemade, picker] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
         assert_eq!((openai.ext_proc.as_ref(), picker.ext_proc.is_some()), (None, true));
+        assert_eq!((openai.pool.as_deref(), homemade.pool.as_deref()), (None, Some("homemade")));
         assert_eq!((openai.scheduler.as_ref(), openai.models.as_ref()), (None, None));
         assert_eq!(classic.scheduler, Some(Scheduler::RoundRobin));
         assert_eq!(classic.models.as_ref().unwrap()["llama2"].as_deref(), Some("triton"));
@@ -575,7 +577,7 @@ admin: { address: 0.0.0.0:9090 }
   |
 2 |   - { name: openai, adress: 0.0.0.0:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models, protocol, ext_proc, trust_headers
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, trust_headers
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
@@ -629,7 +631,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
     #[test]
     fn what_is_said_of_envoy_arrives() {
         let (config, _) = load("t.yaml", EVERYTHING).unwrap();
-        let how = config.listeners[2].ext_proc.as_ref().unwrap();
+        let how = config.listeners[3].ext_proc.as_ref().unwrap();
         assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
         assert_eq!(how.health.unwrap().port(), 9003);
         let rest = crate::config::ExtProc { cert_path: None, health: None, ..how.clone() };
@@ -650,6 +652,8 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         assert!(one("protocol: ext-proc, ext_proc: { secure: false, cert_path: /x }").contains("no certificate"));
         let same = "protocol: ext-proc, ext_proc: { health: { address: 127.0.0.1:9002 } }";
         assert!(one(same).contains("want the same address"));
+        assert!(one("pool: pods, models: [{ modelName: m }]").contains("`pool` and `models` both say"));
+        assert!(one("pool: elsewhere").contains("there is no pool called `elsewhere`"));
     }
 
     #[test]

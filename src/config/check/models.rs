@@ -131,10 +131,18 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
         let name = |at: &At<String>| Arc::from(at.value.as_str());
         models.value.iter().map(|model| (name(&model.model_name), model.pool_ref.as_ref().map(name))).collect()
     });
+    if let Some(pool) = &listener.pool {
+        known_pool(pool, file, sheet);
+        if listener.models.is_some() {
+            let remedy = "keep `pool` to serve all that the pool has, or `models` to serve some models";
+            sheet.error(pool.place, "`pool` and `models` both say what is served here", remedy);
+        }
+    }
+    let pool = listener.pool.as_ref().map(|pool| pool.value.as_str().into());
     let ext_proc = settings::ext_proc(listener, sheet);
     let trust_headers = settings::trust_headers(listener, sheet);
     let name = listener.name.value.as_str().into();
-    Some(Listener { name, address: address?, scheduler, models, ext_proc, trust_headers })
+    Some(Listener { name, address: address?, scheduler, models, pool, ext_proc, trust_headers })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.
@@ -152,8 +160,9 @@ pub(super) fn unused(file: &File, serve_reported: bool, sheet: &mut Sheet) {
             sheet.warning(model_name.place, format!("no listener serves model `{}`", model_name.value), remedy);
         }
     }
-    let references =
-        given(file).iter().map(|model| &model.pool_ref).chain(listed().filter_map(|model| model.pool_ref.as_ref()));
+    let bound = file.listeners.value.iter().filter_map(|listener| listener.pool.as_ref());
+    let references = given(file).iter().map(|model| &model.pool_ref);
+    let references = references.chain(listed().filter_map(|model| model.pool_ref.as_ref())).chain(bound);
     let referred: BTreeSet<&str> = references.map(|reference| reference.value.as_str()).collect();
     for pool in &file.pools.value {
         if !serve_reported && !referred.contains(pool.name.value.as_str()) {

@@ -40,16 +40,28 @@ impl Claim<'_> {
 /// What only one can have.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claimed {
-    /// A name that clients ask for.
+    /// A pool's name for a model, the pool first.
+    NameInPool(Arc<str>, Arc<str>),
+    /// A name that clients ask for where they do not say which pool.
     Name(Arc<str>),
     /// All other names that lead to a pool.
     Rest(Arc<str>),
 }
 
+impl Claimed {
+    /// What somebody claims who names `model` of `pool`; all others if it names none.
+    pub(super) fn all(model: Option<&str>, pool: &Arc<str>) -> impl Iterator<Item = Self> + use<> {
+        let name = model.map(Arc::<str>::from);
+        let of_name = name.map(|name| [Self::NameInPool(Arc::clone(pool), Arc::clone(&name)), Self::Name(name)]);
+        let rest = of_name.is_none().then(|| Self::Rest(Arc::clone(pool)));
+        of_name.into_iter().flatten().chain(rest)
+    }
+}
+
 impl fmt::Display for Claimed {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name(name) => write!(out, "the model name `{name}` is"),
+            Self::Name(name) | Self::NameInPool(_, name) => write!(out, "the model name `{name}` is"),
             Self::Rest(pool) => write!(out, "all other names of pool `{pool}` are"),
         }
     }

@@ -22,8 +22,13 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
         let one = |it: &Model| (format!("other models of pool {}", it.pool), (it.clone(), said(it)));
         config.other_models.iter().map(one).collect()
     };
+    let of_pools = |config: &Config| -> BTreeMap<String, _> {
+        let one = |it: &Model| (format!("model {} of pool {}", it.name, it.pool), (it.clone(), said(it)));
+        config.pool_models.iter().map(one).collect()
+    };
     let mut told = compared(&pools(old), &pools(new));
     told.extend(compared(&models(old), &models(new)));
+    told.extend(compared(&of_pools(old), &of_pools(new)));
     told.extend(compared(&others(old), &others(new)));
     told.extend(compared(&objectives(old), &objectives(new)));
     told

@@ -80,6 +80,15 @@ pub fn furnish(config: Config, world: &World) -> Furnished {
     Furnished { config: furnishing.config, notes: furnishing.notes }
 }
 
+/// Where a model is served.
+enum Served {
+    Everywhere,
+    /// Only where a listener belongs to its pool.
+    AtItsPool,
+    /// For all names of its pool that are no model's.
+    ForOthers,
+}
+
 struct Furnishing<'a> {
     world: &'a World,
     config: Config,
@@ -183,8 +192,9 @@ impl<'a> Furnishing<'a> {
         let mut claims = self.claims();
         claims.sort_by_key(|claim| (claim.object.head.created.is_none(), &claim.object.head.created, claim.name));
         let mut taken: BTreeMap<Claimed, String> = BTreeMap::new();
-        for model in &self.config.models {
-            taken.insert(Claimed::Name(Arc::clone(&model.name)), "the configuration".to_owned());
+        for Model { name, pool, .. } in &self.config.models {
+            taken.insert(Claimed::Name(Arc::clone(name)), "the configuration".to_owned());
+            taken.insert(Claimed::NameInPool(Arc::clone(pool), Arc::clone(name)), "the configuration".to_owned());
         }
         for claim in claims {
             let of = (claim.kind, claim.name);
@@ -193,18 +203,18 @@ impl<'a> Furnishing<'a> {
                 continue;
             }
             let Some(pool) = self.pool_of(of, claim.pool) else { continue };
-            let claimed =
-                claim.model.map_or_else(|| Claimed::Rest(Arc::clone(&pool)), |name| Claimed::Name(name.into()));
-            if let Some(owner) = taken.get(&claimed) {
-                let message = format!("{claimed} already in use by {owner}");
-                let remedy = "the older one stays in force; delete one of them, or give it another name";
-                self.note(of, claim.field, Weight::NameInUse, (message, remedy));
-                continue;
+            let Some(place) = self.place(&claim, &pool, &taken) else { continue };
+            let owner = format!("{} {}", claim.kind.word(), claim.name);
+            for claimed in Claimed::all(claim.model, &pool) {
+                taken.entry(claimed).or_insert_with(|| owner.clone());
             }
-            taken.insert(claimed, format!("{} {}", claim.kind.word(), claim.name));
             let targets = self.targets(&claim);
             let config = &mut self.config;
-            let models = if claim.model.is_some() { &mut config.models } else { &mut config.other_models };
+            let models = match place {
+                Served::Everywhere => &mut config.models,
+                Served::AtItsPool => &mut config.pool_models,
+                Served::ForOthers => &mut config.other_models,
+            };
             models.push(Model {
                 name: claim.model.unwrap_or_default().into(),
                 criticality: claim.criticality,
@@ -215,6 +225,30 @@ impl<'a> Furnishing<'a> {
                 timeouts: ModelTimeouts::default(),
             });
         }
+    }
+
+    /// Where a claim is in force, if it is: a name is one pool's only, but where a listener belongs to a pool it is asked
+    /// for that pool's.
+    fn place(&mut self, claim: &Claim<'_>, pool: &Arc<str>, taken: &BTreeMap<Claimed, String>) -> Option<Served> {
+        let of = (claim.kind, claim.name);
+        let taken_by = Claimed::all(claim.model, pool).find_map(|claimed| Some((taken.get(&claimed)?, claimed)));
+        let Some((owner, claimed)) = taken_by else {
+            return Some(if claim.model.is_some() { Served::Everywhere } else { Served::ForOthers });
+        };
+        let listeners = &self.config.listeners;
+        let has_door = listeners.iter().any(|listener| listener.pool.as_ref() == Some(pool));
+        if matches!(claimed, Claimed::Name(_)) && has_door {
+            if listeners.iter().any(|listener| listener.pool.is_none()) {
+                let message =
+                    format!("{claimed} already in use by {owner}: this one is served at the pool's own listener");
+                self.note(of, claim.field.clone(), Weight::Doubt, (message, "give one of them another name"));
+            }
+            return Some(Served::AtItsPool);
+        }
+        let message = format!("{claimed} already in use by {owner}");
+        let remedy = "the older one stays in force; delete one of them, or give it another name";
+        self.note(of, claim.field.clone(), Weight::NameInUse, (message, remedy));
+        None
     }
 
     fn claims(&mut self) -> Vec<Claim<'a>> {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::config::{Config, Criticality, Given, load_given};
+use crate::config::{Config, Criticality, Given, Model, load_given};
 
 const LISTENER: &str = "listeners: [{ name: a, address: 127.0.0.1:8081 }]\n";
 
@@ -450,4 +450,41 @@ fn what_another_world_changes_is_told_by_name() {
     );
     assert_eq!(differences(&split(1), &split(1)), [] as [&str; 0]);
     assert_eq!(differences(&split(1), &nothing).len(), 2);
+}
+
+#[test]
+fn a_name_is_a_pools_own_where_a_listener_belongs_to_the_pool() {
+    let two = POOL.to_owned() + &POOL.replace("llama", "qwen");
+    let old =
+        model("old", "2025-01-01T00:00:00Z", "modelName: m, poolRef: { name: llama }, targetModels: [{ name: a }]");
+    let new =
+        model("new", "2025-01-02T00:00:00Z", "modelName: m, poolRef: { name: qwen }, targetModels: [{ name: b }]");
+    let third = model("third", "2025-01-03T00:00:00Z", "modelName: m, poolRef: { name: qwen }");
+    let manifests = read(&(two + &old + &new + &third));
+    let listeners = |texts: &str| {
+        let given = Given { manifests: Some("manifests".into()) };
+        let text = format!("listeners: [{texts}]");
+        load_given("t.yaml", text.as_bytes(), &given).unwrap_or_else(|it| panic!("{it}")).0
+    };
+    let door = |pool: &str, port: u16| format!("{{ name: {pool}, address: 127.0.0.1:{port}, pool: default/{pool} }}");
+    let both = format!("{}, {}", door("llama", 1), door("qwen", 2));
+    let meant = |listeners: Config| {
+        let Furnished { config, notes } = furnish(listeners, &manifests.world);
+        let names =
+            |models: &[Model]| models.iter().map(|it| format!("{} of {}", it.name, it.pool)).collect::<Vec<_>>();
+        let notes = notes.iter().map(|note| (note.name.name.to_string(), note.weight)).collect::<Vec<_>>();
+        (names(&config.models), names(&config.pool_models), notes)
+    };
+    let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    // In one pool, a name has one owner all the same.
+    let third = ("third".to_owned(), Weight::NameInUse);
+    let (m, other) = (owned(&["m of default/llama"]), owned(&["m of default/qwen"]));
+    assert_eq!(meant(listeners(&both)), (m.clone(), other.clone(), vec![third.clone()]));
+    // Whoever asks at a listener of all pools gets the older one's, and the other's owner is told of it.
+    let and_all = format!("{both}, {{ name: all, address: 127.0.0.1:3 }}");
+    let doubt = ("new".to_owned(), Weight::Doubt);
+    assert_eq!(meant(listeners(&and_all)), (m.clone(), other, vec![doubt, third.clone()]));
+    let one = format!("{}, {{ name: all, address: 127.0.0.1:3 }}", door("llama", 1));
+    let new = ("new".to_owned(), Weight::NameInUse);
+    assert_eq!(meant(listeners(&one)), (m, Vec::new(), vec![new, third]));
 }
