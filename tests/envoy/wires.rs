@@ -144,7 +144,7 @@ async fn five_megabytes_arrive_byte_for_byte_in_pieces_or_whole() {
         let config = deployed(name, gateway.addr, &[pod]);
         let config = config.replace("{ http_protocol_options: {} }", "{ http2_protocol_options: {} }");
         let envoy = Envoy::start(&program, &config).await;
-        let prompt: String = (0..700_000_u32).map(|n| format!("{n:07} ")).collect();
+        let prompt = (0..700_000_u32).map(|n| format!("{n:07} ")).collect::<Vec<_>>().concat();
         let told = chat(&prompt, 1).send(envoy.addr).await.json().await;
         let asked: serde_json::Value = serde_json::from_str(told["asked"].as_str().unwrap()).unwrap();
         assert_eq!(asked["model"], "other", "{name}");

@@ -24,8 +24,7 @@ const SPEED_UP: f64 = 0.1;
 
 /// A simulated pod.
 pub(crate) struct SimPod {
-    /// There until it is killed.
-    pod: Option<RunningPod>,
+    pod: RunningPod,
     tasks: Tasks,
 }
 
@@ -45,13 +44,7 @@ impl SimPod {
     pub(crate) async fn like(config: PodConfig) -> Self {
         let tasks = Tasks::new();
         let pod = Pod::start(config, (Ipv4Addr::LOCALHOST, 0).into(), &tasks).await.unwrap();
-        Self { pod: Some(pod), tasks }
-    }
-
-    /// Kills it as a crash does: every connection breaks.
-    #[allow(dead_code, reason = "the tests beside Envoy kill pods")]
-    pub(crate) async fn kill(mut self) {
-        self.pod.take().unwrap().stop().await;
+        Self { pod, tasks }
     }
 
     /// How a pool names it.
@@ -69,7 +62,7 @@ impl Deref for SimPod {
     type Target = RunningPod;
 
     fn deref(&self) -> &RunningPod {
-        self.pod.as_ref().unwrap()
+        &self.pod
     }
 }
 
