@@ -247,7 +247,12 @@ impl<'a> Furnishing<'a> {
             return Some(Served::AtItsPool);
         }
         let message = format!("{claimed} already in use by {owner}");
-        let remedy = "the older one stays in force; delete one of them, or give it another name";
+        let remedy = match claim.object.head.created {
+            Some(_) => "the older one stays in force; delete one of them, or give it another name",
+            None => {
+                "what has no creationTimestamp comes last, by NAMESPACE/NAME; delete one of them, or give it another name"
+            }
+        };
         self.note(of, claim.field.clone(), Weight::NameInUse, (message, remedy));
         None
     }
