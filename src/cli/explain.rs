@@ -37,6 +37,7 @@ use crate::{
 
 Examples:
   tidegate explain --config gateway.yaml --request body.json
+  tidegate explain --admin localhost:9091 --request body.json    (a picker that has only flags)
   curl -s localhost:9090/debug/fleet > state.json
   tidegate explain --config gateway.yaml --request body.json --state state.json")]
 pub(super) struct Args {

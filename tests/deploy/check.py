@@ -139,6 +139,10 @@ def knows_components():
 if knows_components():
     for folder in ("base", "endpoint-picker"):
         kustomized(folder, DEPLOY / "kubernetes" / folder)
+    for example in ("ack", "kaito"):
+        maps = [it for it in kustomized(example, DEPLOY / "examples" / example) if it["kind"] == "ConfigMap"]
+        own = (DEPLOY / "examples" / example / "gateway.yaml").read_text()
+        note(f"kustomize, {example}: its own configuration", None if [it["data"]["gateway.yaml"] for it in maps] == [own] else maps)
     with tempfile.TemporaryDirectory(dir=DEPLOY / "kubernetes") as overlay:
         components = sorted(it.name for it in (DEPLOY / "kubernetes" / "components").iterdir())
         # Both monitors are called the same: one at a time.

@@ -102,6 +102,10 @@ const MISSED_SWITCHES: [Missed; 4] = [
     },
 ];
 
+/// A cluster does not say that its pods speak TLS.
+const OVER_TLS: &str = "warning: --model-server-metrics-scheme https is not supported for the pods of a cluster, which are \
+                        read over http; where they speak TLS name them: --endpoints https://IP:PORT,..";
+
 fn is_switch(name: &str) -> bool {
     USED_SWITCHES.contains(&name)
         || NOTHING_SWITCHES.contains(&name)
@@ -193,6 +197,10 @@ impl Flags {
                 }
             }
         }
+        let over_tls = self.value("model-server-metrics-scheme") == Some("https");
+        if over_tls && own.is_none() && self.value("endpoints").is_none() {
+            notes.push(OVER_TLS.to_owned());
+        }
         for word in &self.stray {
             notes.push(format!("warning: `{word}` belongs to no flag and is passed over"));
         }
@@ -279,6 +287,13 @@ mod tests {
                 "warning: --endpoints, --grpc-port are ignored, because own.yaml says everything itself"
             ]
         );
+    }
+
+    #[test]
+    fn a_clusters_pods_are_read_over_http_and_that_is_said() {
+        let scheme = "--model-server-metrics-scheme https";
+        assert_eq!(flags(&format!("--pool-name p {scheme}")).notes(None), [OVER_TLS]);
+        assert_eq!(flags(&format!("--endpoints 10.0.0.1:1 {scheme}")).notes(None), [""; 0]);
     }
 
     #[test]

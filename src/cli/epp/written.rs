@@ -97,8 +97,12 @@ struct Pods {
 fn pods(flags: &Flags) -> anyhow::Result<Pods> {
     let name = flags.value("pool-name");
     let pool = name.unwrap_or("pods").to_owned();
+    let scheme = match flags.value("model-server-metrics-scheme") {
+        None | Some("http") => "http",
+        Some("https") => "https",
+        Some(other) => bail!("--model-server-metrics-scheme: `{other}` is neither http nor https"),
+    };
     if let Some(urls) = flags.value("endpoints") {
-        let scheme = flags.value("model-server-metrics-scheme").unwrap_or("http");
         let urls: anyhow::Result<BTreeSet<String>> = parts(urls).map(|url| endpoint(url, scheme)).collect();
         let endpoints = urls?.iter().map(|url| format!("{{ url: {} }}", quoted(url))).collect();
         return Ok(Pods { pool, endpoints, cluster: String::new() });
@@ -156,18 +160,6 @@ fn label(pair: &str) -> anyhow::Result<String> {
 
 /// Where the pods' metrics are.
 fn pages(flags: &Flags) -> anyhow::Result<String> {
-    if let Some(scheme) = flags.value("model-server-metrics-scheme") {
-        let https = scheme.eq_ignore_ascii_case("https");
-        if !https && !scheme.eq_ignore_ascii_case("http") {
-            bail!("--model-server-metrics-scheme: `{scheme}` is neither http nor https");
-        }
-        if https && flags.value("endpoints").is_none() {
-            super::say(
-                "warning: --model-server-metrics-scheme https is not supported for a cluster's pods, which are read over \
-                 http; where all speak TLS, name them: --endpoints https://IP:PORT,..",
-            );
-        }
-    }
     let mut keys = Vec::new();
     if let Some(path) = flags.value("model-server-metrics-path") {
         if !path.starts_with('/') || path.contains(char::is_whitespace) {
