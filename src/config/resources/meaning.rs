@@ -232,8 +232,8 @@ impl<'a> Furnishing<'a> {
     /// for that pool's.
     fn place(&mut self, claim: &Claim<'_>, pool: &Arc<str>, taken: &BTreeMap<Claimed, String>) -> Option<Served> {
         let of = (claim.kind, claim.name);
-        let owned = Claimed::all(claim.model, pool).find_map(|claimed| Some((taken.get(&claimed)?, claimed)));
-        let Some((owner, claimed)) = owned else {
+        let before = Claimed::all(claim.model, pool).find_map(|claimed| Some((taken.get(&claimed)?, claimed)));
+        let Some((owner, claimed)) = before else {
             return Some(if claim.model.is_some() { Served::Everywhere } else { Served::ForOthers });
         };
         let listeners = &self.config.listeners;
