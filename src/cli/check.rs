@@ -12,7 +12,10 @@ use anyhow::Context;
 
 use super::{OK, PROBLEMS, colour};
 use crate::{
-    config::{self, Config, Given, Problem, Report, resources::furnish},
+    config::{
+        self, Config, Given, Problem, Report,
+        resources::{Furnished, furnish},
+    },
     discovery,
 };
 
@@ -155,8 +158,10 @@ fn with_manifests(config: Config) -> Result<(Config, Vec<Problem>), Report> {
         .build()
         .map_err(|error| Report::whole_file("tidegate", error.to_string(), "free some memory or file descriptors"))?
         .block_on(discovery::read_manifests(kubernetes, path))?;
-    let furnished = furnish(config, &manifests.world);
-    Ok((furnished.config, manifests.problems(&furnished.notes)))
+    let Furnished { config, mut notes } = furnish(config, &manifests.world);
+    notes.extend(manifests.without_pods(&config));
+    let problems = manifests.problems(&notes);
+    Ok((config, problems))
 }
 
 fn summary(config: &Config) -> String {

@@ -64,7 +64,7 @@ pub(super) struct Outlets {
 /// # Errors
 /// If it cannot be told where the cluster is.
 pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tasks) -> Result<(), Report> {
-    let client = client(kubernetes).await.map_err(|error| {
+    let (client, server) = client(kubernetes).await.map_err(|error| {
         let remedy =
             "run it in a cluster, set `kubernetes.kubeconfig` or KUBECONFIG, or read files with `--manifests DIR`";
         Report::whole_file("kubernetes", format!("there is no way to reach a cluster: {error}"), remedy)
@@ -80,7 +80,8 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
     let Outlets { worlds, waits_for, slices, verdicts } = outlets;
     let hub = Hub::new((&home, kubernetes.workload_label.as_deref()), &watched, worlds, waits_for);
     for watched in watched {
-        let follower = Follower { client: client.clone(), hub: Arc::clone(&hub), watched, slices: slices.clone() };
+        let (client, server) = (client.clone(), Arc::clone(&server));
+        let follower = Follower { client, server, hub: Arc::clone(&hub), watched, slices: slices.clone() };
         tasks.spawn_until_stop(async move { follower.follow().await });
     }
     tasks.spawn_until_stop(async move { hub.give_out().await });
@@ -97,8 +98,8 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
     Ok(())
 }
 
-/// As a pod in the cluster has it; else as kubectl does.
-async fn client(kubernetes: &Kubernetes) -> Result<Client, Box<dyn std::error::Error>> {
+/// As a pod in the cluster has it; else as kubectl does. With where the API server is.
+async fn client(kubernetes: &Kubernetes) -> Result<(Client, Arc<str>), Box<dyn std::error::Error>> {
     let mut config = match &kubernetes.kubeconfig {
         Some(path) => {
             let options = KubeConfigOptions::default();
@@ -112,7 +113,8 @@ async fn client(kubernetes: &Kubernetes) -> Result<Client, Box<dyn std::error::E
     // Tries are counted and spaced in one place, the watcher, so that an outage is noticed and said at once.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT);
-    Ok(Client::try_from(config)?)
+    let server = config.cluster_url.to_string().into();
+    Ok((Client::try_from(config)?, server))
 }
 
 async fn pause() {
@@ -141,6 +143,8 @@ async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube
 /// Whoever follows one kind in one namespace.
 struct Follower {
     client: Client,
+    /// Where it asks.
+    server: Arc<str>,
     hub: Arc<Hub>,
     watched: Watched,
     slices: watch::Receiver<bool>,
@@ -248,8 +252,22 @@ impl Follower {
     }
 
     fn failed(&self, error: &dyn std::error::Error) {
-        self.hub.fails(&self.watched, Some(&error.to_string()));
+        self.hub.fails(&self.watched, Some(&format!("{}: {}", self.server, causes(error))));
     }
+}
+
+/// An error with all that led to it, each said once: the last of them is what can be mended.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut told = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !told.contains(&said) {
+            told = format!("{told}: {said}");
+        }
+        next = cause.source();
+    }
+    told
 }
 
 /// The status with which the API server refused.

@@ -88,7 +88,9 @@ impl Resources {
         let Some(path) = kubernetes.manifests.clone() else { return Self::of_cluster(kubernetes, tasks).await };
         let files = read_files(&path).await.map_err(|error| unreadable(&path, &error))?;
         let mark = mark_of(&files);
-        let (sender, heard) = watch::channel(Arc::new(Heard::Files(Manifests::read(files, &home)?)));
+        let manifests = Manifests::read(files, &home)?;
+        tell_read(&manifests);
+        let (sender, heard) = watch::channel(Arc::new(Heard::Files(manifests)));
         tasks.spawn_until_stop(follow(Files { path, home, handled: Some(mark) }, sender));
         Ok(Self::of(heard, watch::channel(None).1))
     }
@@ -132,7 +134,10 @@ impl Resources {
             differs
         });
         let said: BTreeSet<String> = match &*heard {
-            Heard::Files(manifests) => manifests.problems(&notes).iter().map(ToString::to_string).collect(),
+            Heard::Files(manifests) => {
+                let notes = [notes, manifests.without_pods(&config)].concat();
+                manifests.problems(&notes).iter().map(ToString::to_string).collect()
+            }
             Heard::Cluster(_) => notes.iter().map(Note::to_string).collect(),
         };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,12 +233,16 @@ async fn follow(mut files: Files, sender: watch::Sender<Arc<Heard>>) {
         let read = found.map_err(|error| unreadable(&files.path, &error));
         match read.and_then(|found| Manifests::read(found, &files.home)) {
             Ok(manifests) => {
-                tracing::info!(objects = manifests.objects(), "manifests read");
+                tell_read(&manifests);
                 sender.send_replace(Arc::new(Heard::Files(manifests)));
             }
             Err(report) => tell(&report),
         }
     }
+}
+
+fn tell_read(manifests: &Manifests) {
+    tracing::info!(objects = manifests.objects(), passed_over = manifests.passed_over, "manifests read");
 }
 
 fn tell(report: &Report) {
@@ -244,8 +253,11 @@ fn tell(report: &Report) {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Report {
-    let remedy = "give --manifests a directory of YAML or JSON files, or one such file";
-    Report::whole_file(&path.display().to_string(), format!("manifests cannot be read: {error}"), remedy)
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let message = format!("manifests cannot be read from {}: {error}", whole.display());
+    let remedy = "name a directory of YAML or JSON files, or one such file, by `kubernetes.manifests` or --manifests; a \
+                  path that does not begin with `/` begins where the gateway was started";
+    Report::whole_file(&path.display().to_string(), message, remedy)
 }
 
 fn mark_of(files: &[(String, String)]) -> u64 {

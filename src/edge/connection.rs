@@ -25,6 +25,7 @@ use super::{
     Phase, Rejected,
     accept::KEEPALIVE_AFTER,
     drain,
+    gather::Gather,
     pulse::{Pulse, Why},
     stall::{Streams, Watched},
     wire::Wire,
@@ -161,11 +162,13 @@ impl Host {
                 }
             };
             let Some(speaks_http2) = greeted else { return };
-            let (wire, service) = (TokioIo::new(wire), service_fn(serve));
+            let service = service_fn(serve);
             // Boxed, so that neither has to make room for the other.
             if speaks_http2 {
+                let wire = TokioIo::new(Gather::new(wire));
                 visit.drive(Box::pin(builders.1.serve_connection(wire, service)).as_mut()).await;
             } else {
+                let wire = TokioIo::new(wire);
                 visit.drive(Box::pin(builders.0.serve_connection(wire, service)).as_mut()).await;
             }
         }

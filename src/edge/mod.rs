@@ -6,6 +6,7 @@
 mod accept;
 mod connection;
 mod drain;
+mod gather;
 mod head;
 mod pulse;
 mod stall;

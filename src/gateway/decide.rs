@@ -130,7 +130,10 @@ impl Matter {
         let reported = |name: &str| policy.pool_reporting(house, name).or_else(|| policy.pool_for_any(house, name));
         // What names no model has nowhere to write another.
         let forced = wishes.served_as.filter(|_| !ask.model.is_empty());
-        let forced = forced.and_then(|served| policy.table.forced(&ask.model, served, reported));
+        let forced = forced.and_then(|served| {
+            let led = || policy.pool_reporting(house, &ask.model).or_else(|| policy.pool_reporting(house, served));
+            policy.table.forced(&ask.model, served, || led().or_else(|| policy.pool_for_any(house, served)))
+        });
         let found = forced.map_or_else(|| policy.table.find(&ask.model, key, reported, &mut clock::rng()), Ok);
         let route = found.map_err(|mut unknown| {
             if !policy.knows_all {

@@ -120,12 +120,12 @@ impl Table {
         })
     }
 
-    /// The route of a request for `model` of which somebody else has said what it is `served` as: to the model's pool, or
-    /// where the name leads if nobody knows the model. No split is drawn, and the answer carries the client's name.
-    pub fn forced(&self, model: &str, served: &str, reported: impl Fn(&str) -> Option<Arc<str>>) -> Option<Route> {
+    /// The route of a request for `model` of which somebody else has said what it is `served` as: to the model's pool, or,
+    /// if the configuration has no such model, where pods lead, which `reported` says. No split is drawn, and the answer
+    /// carries the client's name.
+    pub fn forced(&self, model: &str, served: &str, reported: impl FnOnce() -> Option<Arc<str>>) -> Option<Route> {
         let known = self.entries.get(model);
-        let told = || reported(model).or_else(|| reported(served));
-        let told = if known.is_none() && self.serves_reported() { told() } else { None };
+        let told = if known.is_none() && self.serves_reported() { reported() } else { None };
         let entry = known.or_else(|| self.rule(told.as_ref()));
         Some(Route {
             client_model: model.into(),
@@ -357,23 +357,21 @@ mod tests {
     #[test]
     fn a_forced_name_takes_the_models_pool_and_draws_no_split() {
         let mut config = config(vec![model("llama", Sticky::None, &SPLIT)]);
-        let elsewhere = |name: &str| (name == "reported").then(|| Arc::from("elsewhere"));
-        let forced = |config: &Config, model: &str, served: &str| {
-            let route = Table::new(config).forced(model, served, elsewhere)?;
+        let forced = |config: &Config, model: &str, served: &str, reported: Option<&str>| {
+            let route = Table::new(config).forced(model, served, || reported.map(Arc::from))?;
             assert_eq!((&*route.client_model, &*route.served_model, route.arm), (model, served, 0));
             Some((route.pool.to_string(), route.criticality, route.rewrite_response_model))
         };
         let main = |rewrites| Some(("main".to_owned(), Criticality::Critical, rewrites));
-        assert_eq!(forced(&config, "llama", "anything"), main(true));
-        assert_eq!(forced(&config, "llama", "llama"), main(false), "there is nothing to hide");
+        assert_eq!(forced(&config, "llama", "anything", Some("elsewhere")), main(true));
+        assert_eq!(forced(&config, "llama", "llama", None), main(false), "there is nothing to hide");
         let other = Some(("elsewhere".to_owned(), Criticality::Standard, true));
-        assert_eq!(forced(&config, "reported", "anything"), other);
-        assert_eq!(forced(&config, "unheard-of", "reported"), other, "nobody knows the model");
-        assert_eq!(forced(&config, "unheard-of", "anything"), None);
+        assert_eq!(forced(&config, "unheard-of", "anything", Some("elsewhere")), other);
+        assert_eq!(forced(&config, "unheard-of", "anything", None), None);
         config.api.serve_reported_models = false;
-        assert_eq!(forced(&config, "reported", "reported"), None);
+        assert_eq!(forced(&config, "unheard-of", "anything", Some("elsewhere")), None);
         config.other_models = vec![model("", Sticky::None, &[("base", 1)])];
-        assert_eq!(forced(&config, "unheard-of", "anything"), main(true), "by the rule for other names");
+        assert_eq!(forced(&config, "unheard-of", "anything", None), main(true), "by the rule for other names");
     }
 
     #[test]

@@ -32,6 +32,9 @@ const FILTER_VARIABLE: &str = "TIDEGATE_LOG";
 /// The target of request lines, one a request. Their message sums the fields up for a person; JSON has the fields alone.
 pub const REQUEST: &str = "tidegate::request";
 
+/// A library that logs each error which it also returns: whoever gets it says it, once and in our words.
+const QUIET: &str = "kube_client=off";
+
 /// The level of a process that logs, to be changed while it does.
 #[derive(Clone, Debug)]
 pub struct Level(reload::Handle<EnvFilter, Registry>);
@@ -68,7 +71,8 @@ fn filter(log: &Log) -> Result<EnvFilter, WrongFilter> {
 /// What the environment says, checked as strictly as `log.level` was; an empty variable is one that is not set.
 fn chosen(variable: Option<&str>, log: &Log) -> Result<EnvFilter, WrongFilter> {
     let Some(filter) = variable.filter(|it| !it.trim().is_empty()) else {
-        return EnvFilter::try_new(&log.level).map_err(|error| WrongFilter::Unreadable("log.level", error));
+        let level = format!("{QUIET},{}", log.level);
+        return EnvFilter::try_new(level).map_err(|error| WrongFilter::Unreadable("log.level", error));
     };
     match wrong_levels(filter).next() {
         Some((problem, remedy)) => Err(WrongFilter::NoLevel(problem, remedy)),

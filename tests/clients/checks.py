@@ -2,13 +2,17 @@
 
 import asyncio
 import inspect
+import os
 import traceback
 
 
 def run(checks):
-    failed = 0
+    failed, left_out = 0, os.environ.get("LEFT_OUT", "").split()
     for check in checks:
         name = check.__name__
+        if name in left_out:
+            print(f"left out: {name}", flush=True)
+            continue
         try:
             outcome = check()
             if inspect.iscoroutine(outcome):

@@ -10,10 +10,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
 MODEL = "llama2"
+
+# A picker leaves a model that nobody named to the pods; and Envoy, whose one cluster here holds the pods of every pool,
+# goes to any of them when those of the list are gone.
+NOT_THROUGH_ENVOY = ["unknown_model_is_not_found", "no_pod_at_all_is_an_internal_server_error_with_a_pause",
+                     "no_pod_at_all_is_an_error_in_its_own_shape"]
 
 
 class Faulty:
@@ -86,9 +93,13 @@ class Run:
         assert found, f"sim said: {line}{child.stderr.read()}"
         return found[1]
 
-    def serve(self, folder, pods):
-        """A gateway with a pool for each of `pods` (name -> urls); the model of pool `sim` is MODEL, others' their own."""
+    def serve(self, folder, pods, envoy=None):
+        """A gateway with a pool for each of `pods` (name -> urls); the model of pool `sim` is MODEL, others' their own.
+
+        With `envoy`, a program, clients talk to that, and the gateway is its endpoint picker."""
         lines = ["listeners:", '  - { name: main, address: "127.0.0.1:0" }', "pools:"]
+        if envoy:
+            lines[1] = '  - { name: main, address: "127.0.0.1:0", protocol: ext-proc, ext_proc: { fallbacks: 1 } }'
         for name, urls in pods.items():
             lines += [f"  - name: {name}", "    engine: vllm", "    endpoints:"]
             lines += [f'      - {{ url: "{url}" }}' for url in urls]
@@ -113,7 +124,39 @@ class Run:
         import threading
 
         threading.Thread(target=child.stderr.read, daemon=True).start()
-        return f"http://{found[1]}"
+        return self.envoy(envoy, folder, found[1], pods) if envoy else f"http://{found[1]}"
+
+    def envoy(self, program, folder, picker, pods):
+        """An Envoy as deploy/envoy recommends it, before these pods."""
+        text = (HERE.parent.parent / "deploy/envoy/override-host.yaml").read_text()
+        text = text.replace("address: 127.0.0.1, port_value: 19000", "address: 127.0.0.1, port_value: 0")
+        text = text.replace("address: 0.0.0.0, port_value: 8080", "address: 127.0.0.1, port_value: 0")
+        text = text.replace("port_value: 9002", f"port_value: {picker.rsplit(':', 1)[1]}")
+        lines = []
+        for line in text.splitlines():
+            if "10.0.0.1" in line:
+                ports = {url.rsplit(":", 1)[1] for urls in pods.values() for url in urls}
+                lines += [line.replace("10.0.0.1, port_value: 8000", f"127.0.0.1, port_value: {port}") for port in ports]
+            elif "10.0.0.2" not in line:
+                lines.append(line)
+        file, told = Path(folder) / "envoy.yaml", Path(folder) / "envoy-admin"
+        file.write_text("\n".join(lines) + "\n")
+        command = [program, "--use-dynamic-base-id", "-l", "warning", "-c", str(file), "--admin-address-path", str(told)]
+        child = subprocess.Popen(command, stderr=open(Path(folder) / "envoy-log", "wb"))
+        self.children.append(child)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and child.poll() is None:
+            time.sleep(0.05)
+            try:
+                admin = told.read_text().strip()
+                with urllib.request.urlopen(f"http://{admin}/listeners", timeout=5) as page:
+                    found = re.search(r"openai::(127\.0\.0\.1:\d+)", page.read().decode())
+                urllib.request.urlopen(f"http://{admin}/ready", timeout=5).close()
+                if found:
+                    return f"http://{found[1]}"
+            except (OSError, ValueError):
+                pass
+        raise AssertionError("envoy did not come up: " + (Path(folder) / "envoy-log").read_text())
 
     def end(self):
         for child in self.children:
@@ -139,6 +182,7 @@ def results(name, child):
 
 def main():
     tidegate, cache = os.path.abspath(sys.argv[1]), sys.argv[2]
+    envoy = sys.argv[3] if len(sys.argv) > 3 else None
     run = Run(tidegate)
     # Whoever is asked first says 503, and a retry must come; one closes the connection; one is not there at all.
     suites = {
@@ -154,9 +198,9 @@ def main():
             pods = {"sim": sims, "busy": [busy.url], "dying": [dying.url],
                     "half-gone": ["http://127.0.0.1:1", fine.url], "gone": ["http://127.0.0.1:1"]}
             with tempfile.TemporaryDirectory() as folder:
-                url = run.serve(folder, pods)
+                url = run.serve(folder, pods, envoy)
                 env = {**os.environ, "TIDEGATE_URL": url, "MODEL": MODEL, "NO_PROXY": "127.0.0.1",
-                       "CLIENTS_CACHE": cache}
+                       "CLIENTS_CACHE": cache, "LEFT_OUT": " ".join(NOT_THROUGH_ENVOY) if envoy else ""}
                 child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
                 its = results(name, child)
             passed, failed = passed + its[0], failed + its[1]

@@ -106,7 +106,12 @@ const checks = {
 };
 
 let failed = 0;
+const leftOut = (process.env.LEFT_OUT ?? "").split(" ");
 for (const [name, check] of Object.entries(checks)) {
+  if (leftOut.includes(name)) {
+    console.log(`left out: ${name}`);
+    continue;
+  }
   try {
     await check();
     console.log(`ok ${name}`);

@@ -43,9 +43,24 @@ pub(crate) fn deployed(name: &str, picker: SocketAddr, pods: &[SocketAddr]) -> S
             _ => vec![line.to_owned()],
         }
     });
-    let text = lines.collect::<Vec<_>>().join("\n");
+    let text = lines.map(|line| line + "\n").collect::<String>();
     assert!(!text.contains("9002 ") && !text.contains("10.0.0."), "everything is replaced");
     text
+}
+
+/// The same configuration in a gateway that allows only these pods.
+pub(crate) fn only_among(config: &str, pods: &str) -> String {
+    let filter = "                  - name: envoy.filters.http.ext_proc\n";
+    let subset = format!(
+        "                  - name: envoy.filters.http.set_metadata
+                    typed_config:
+                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
+                      metadata:
+                        - metadata_namespace: envoy.lb.subset_hint
+                          value: {{ x-gateway-destination-endpoint-subset: [\"{pods}\"] }}
+{filter}"
+    );
+    config.replace(filter, &subset)
 }
 
 /// A running Envoy.

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
-use tidegate::tasks::Tasks;
+use tidegate::{clock, fleet::Saturation, sim::PodConfig, tasks::Tasks};
 
 use super::{
     harness::{Call, Gateway, RawPod, SimPod, chat, chat_stream, events, eventually, refusing_endpoint, within},
-    process::{Envoy, deployed, program},
+    process::{Envoy, deployed, only_among, program},
     scene::{Different, PLAIN, Scene, picker},
 };
 
@@ -118,6 +118,38 @@ async fn what_is_refused_is_told_in_openais_words() {
 }
 
 #[tokio::test]
+async fn a_full_pool_sheds_what_may_be_shed_and_serves_the_rest() {
+    let Some(program) = program() else { return };
+    let mut like = PodConfig::new("m").time_scale(0.1);
+    like.engine.max_num_seqs = 2;
+    let pod = SimPod::like(like).await;
+    pod.faults().change(|faults| faults.slow = 50.0);
+    let rest = "models: [{ modelName: m, poolRef: pods }, { modelName: batch, poolRef: pods, criticality: Sheddable, \
+                targetModels: [{ name: m }] }]";
+    let gateway = picker(vec![pod.endpoint()], "secure: true", rest).await;
+    gateway.sees_all_pods().await;
+    let envoy = Envoy::start(&program, &deployed("original-dst", gateway.addr, &[])).await;
+    let there: Vec<_> = (0..6).map(|_| chat_stream("x", 2_000).begin(envoy.addr)).collect();
+    let is_full = || {
+        let pool = gateway.running.house.fleet.pool("pods").unwrap();
+        Saturation::of(&pool, &pool.pods(), "m", clock::now()).is_some_and(|it| it.level >= 1.0)
+    };
+    eventually("a full pool", is_full).await;
+    let batch = r#"{"model":"batch","messages":[],"max_tokens":1}"#;
+    let refused = Call::post("/v1/chat/completions", batch).send(envoy.addr).await;
+    assert_eq!(refused.header("x-llm-d-request-dropped-reason"), Some("rejected-saturated"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(refused.error(429).await["type"], "rate_limit_error");
+    let asked = pod.asked();
+    let who_may_not = chat_stream("y", 1).begin(envoy.addr);
+    eventually("whose request may not be shed at the pod", || pod.asked() > asked).await;
+    who_may_not.abort();
+    there.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(there);
+    gateway.quiet().await;
+}
+
+#[tokio::test]
 async fn large_bodies_and_many_at_once() {
     let rest = "limits: { body: 2MiB }";
     let Some(scene) = Scene::with(4, Different { rest, ..PLAIN }).await else { return };
@@ -149,19 +181,8 @@ async fn a_subset_that_the_gateway_names_is_kept_to() {
     let pods = [SimPod::start().await, SimPod::start().await];
     let gateway = picker(pods.iter().map(SimPod::endpoint).collect(), "secure: true", "").await;
     gateway.sees_all_pods().await;
-    let config = deployed("original-dst", gateway.addr, &[]);
-    let filter = "                  - name: envoy.filters.http.ext_proc\n";
-    let subset = format!(
-        "                  - name: envoy.filters.http.set_metadata
-                    typed_config:
-                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
-                      metadata:
-                        - metadata_namespace: envoy.lb.subset_hint
-                          value: {{ x-gateway-destination-endpoint-subset: [\"{}\"] }}
-{filter}",
-        pods[1].addr()
-    );
-    let envoy = Envoy::start(&program, &config.replace(filter, &subset)).await;
+    let config = only_among(&deployed("original-dst", gateway.addr, &[]), &pods[1].addr().to_string());
+    let envoy = Envoy::start(&program, &config).await;
     for _ in 0..6 {
         assert_eq!(chat("x", 1).send(envoy.addr).await.status(), 200);
     }

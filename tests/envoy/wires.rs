@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     harness::{Client, RawPod, SimPod, chat, chat_stream, whole_json, within},
-    process::{Envoy, deployed, program},
+    process::{Envoy, deployed, only_among, program},
     scene::{Different, PLAIN, Scene, picker},
 };
 
@@ -130,21 +130,6 @@ async fn pods_may_have_ipv6_addresses_and_subsets_name_them() {
     tasks.stop();
 }
 
-/// The same configuration in a gateway that allows only these pods.
-pub(crate) fn only_among(config: &str, pods: &str) -> String {
-    let filter = "                  - name: envoy.filters.http.ext_proc\n";
-    let subset = format!(
-        "                  - name: envoy.filters.http.set_metadata
-                    typed_config:
-                      \"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config
-                      metadata:
-                        - metadata_namespace: envoy.lb.subset_hint
-                          value: {{ x-gateway-destination-endpoint-subset: [\"{pods}\"] }}
-{filter}"
-    );
-    config.replace(filter, &subset)
-}
-
 #[tokio::test]
 async fn five_megabytes_arrive_byte_for_byte_in_pieces_or_whole() {
     let Some(program) = program() else { return };
@@ -159,7 +144,7 @@ async fn five_megabytes_arrive_byte_for_byte_in_pieces_or_whole() {
         let config = deployed(name, gateway.addr, &[pod]);
         let config = config.replace("{ http_protocol_options: {} }", "{ http2_protocol_options: {} }");
         let envoy = Envoy::start(&program, &config).await;
-        let prompt: String = (0..700_000_u32).map(|n| format!("{n:07} ")).collect();
+        let prompt = (0..700_000_u32).map(|n| format!("{n:07} ")).collect::<Vec<_>>().concat();
         let told = chat(&prompt, 1).send(envoy.addr).await.json().await;
         let asked: serde_json::Value = serde_json::from_str(told["asked"].as_str().unwrap()).unwrap();
         assert_eq!(asked["model"], "other", "{name}");

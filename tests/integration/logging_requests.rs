@@ -89,6 +89,28 @@ async fn a_refusal_before_any_pod_names_path_endpoint_and_code() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_shed_says_how_full_its_pool_is_and_how_little_it_matters() {
+    let (lines, _guard) = Lines::kept();
+    let mut pod = RawPod::start().await;
+    let plan = Gateway::over([pod.endpoint()]).models(&["{ modelName: m, poolRef: pods, criticality: Sheddable }"]);
+    let gateway = plan.yaml("saturation: { wait: 10ms }").start().await;
+    // A thousand tokens and more, at 0.05 ms each, are more than 10 ms.
+    let first = chat_stream(&"x".repeat(4_000), 5).begin(gateway.addr);
+    let held = pod.asked().await;
+    assert_eq!(chat("hi", 5).send(gateway.addr).await.status(), 429);
+    first.abort();
+    gateway.quiet().await;
+    drop(held);
+    let lines = mem::take(&mut *lines.0.lock().unwrap());
+    let line = lines.iter().find(|line| line["status"] == "429").unwrap();
+    let fields = ["pool", "pod", "reason", "code", "priority", "outcome"];
+    assert_eq!(told(line, fields), ["pods", "", "saturated", "overloaded", "-1", "refused"]);
+    let level: f64 = line["saturation"].parse().unwrap();
+    assert!((5.0..6.0).contains(&level), "50 ms and a little: {level}");
+    assert!(line["message"].contains("refused: saturated"), "{}", line["message"]);
+}
+
+#[tokio::test]
 async fn a_retry_says_which_status_it_was_for() {
     let (lines, _guard) = Lines::kept();
     let pods = [SimPod::start().await, SimPod::start().await];

@@ -190,9 +190,9 @@ async fn an_objective_counts_where_its_header_is_trusted_and_outranks_the_model(
         ("batch", &[(OBJECTIVE, "nobody")], true),
     ] {
         let call = headers.iter().fold(chat_of(model), |call, (name, value)| call.header(name, value));
-        let (choice, _talk) = house.asked(model, headers).await;
+        let (choice, talk) = house.asked(model, headers).await;
         assert_eq!(choice.status == 429, refused, "{model} {headers:?}: {choice:?}");
-        drop((choice, _talk));
+        drop(talk);
         if refused {
             assert_eq!(call.send(trusted).await.status(), 429, "{model} {headers:?}");
         } else {

@@ -84,7 +84,7 @@ struct Script {
 impl Script {
     fn new(args: &Args) -> anyhow::Result<Self> {
         const LINE: &str = "The gate keeps the harbour while ferries and cranes wait for the tide.\\n";
-        let mut answer = ProcessingRequest::decode(ANSWER)?;
+        let mut answer = recorded(ANSWER)?;
         if let Some(Said::ResponseHeaders(head)) = &mut answer.said
             && args.events > 0
         {
@@ -100,13 +100,10 @@ impl Script {
                 "data: {\"id\":\"chatcmpl-00000000000000000001\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"tiny\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" tide\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n"
             }
         };
-        let mut head = ProcessingRequest::decode(HEAD)?;
-        // The recorded one names the only pods to choose from, which are not ours.
-        head.metadata_context = None;
         Ok(Self {
-            head,
-            body: ProcessingRequest::decode(BODY)?,
-            end: ProcessingRequest::decode(END)?,
+            head: recorded(HEAD)?,
+            body: recorded(BODY)?,
+            end: recorded(END)?,
             answer,
             event: Bytes::from_static(event.as_bytes()),
             half: LINE.repeat(args.bytes / 2 / LINE.len()),
@@ -125,6 +122,11 @@ impl Script {
     fn piece(&self, of: fn(HttpBody) -> Said, body: Bytes, end_of_stream: bool) -> ProcessingRequest {
         ProcessingRequest { said: Some(of(HttpBody { body, end_of_stream })), ..self.body.clone() }
     }
+}
+
+/// A recorded message, without what names the only pods to choose from: those are not ours.
+fn recorded(bytes: &[u8]) -> Result<ProcessingRequest, prost::DecodeError> {
+    Ok(ProcessingRequest { metadata_context: None, ..ProcessingRequest::decode(bytes)? })
 }
 
 /// Holds all conversations, and prints what came of them.

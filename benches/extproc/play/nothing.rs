@@ -75,11 +75,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         tasks.spawn(async move {
             match tls {
                 None => serve(stream, turns).await,
-                Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => serve(stream, turns).await,
+                Some(tls) => {
                     // Whoever does not speak TLS goes.
-                    Err(_) => {}
-                },
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, turns).await;
+                    }
+                }
             }
         });
     }

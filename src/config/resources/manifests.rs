@@ -12,18 +12,21 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    Kind, Note, ObjectName, Objects, World,
+    Kind, Members, Note, ObjectName, Objects, Weight, World, addresses,
     objects::{Object, Readable},
 };
 use crate::config::{
-    Place, Problem, Report, Severity,
-    report::{Finding, Source},
+    Config, Endpoint, Place, Problem, Report, Severity,
+    report::{Finding, Source, nearest},
     shape,
     tree::{self, Kind as NodeKind, Node},
 };
 
 /// Files by these names are read, as `kubectl apply -f` does.
 const ENDINGS: [&str; 3] = [".yaml", ".yml", ".json"];
+
+/// Kinds of our groups that are no slip of ours: what they say is others' business.
+const OTHERS: [&str; 2] = ["InferencePoolImport", "EndpointPickerConfig"];
 
 /// Whether a file of this name is read. Hidden ones are not: a mounted `ConfigMap` keeps its versions there.
 pub fn is_manifest(name: &str) -> bool {
@@ -37,6 +40,8 @@ pub struct Manifests {
     pub world: World,
     /// How many objects were of no kind that is read.
     pub passed_over: usize,
+    /// What may be meant otherwise than it was read.
+    doubts: Vec<Problem>,
     files: Vec<(String, String)>,
     places: BTreeMap<(Kind, ObjectName), Fields>,
 }
@@ -66,12 +71,40 @@ impl Manifests {
         }
         let kinds = reading.kinds.into_iter().map(|(kind, objects)| (kind, Arc::new(objects))).collect();
         let world = World { home: home.into(), complete: true, by_workload: true, workloads: BTreeSet::new(), kinds };
-        Ok(Self { world, passed_over: reading.passed_over, places: reading.places, files })
+        Ok(Self { world, passed_over: reading.passed_over, doubts: problems, places: reading.places, files })
     }
 
     /// How many objects were read.
     pub fn objects(&self) -> usize {
         self.places.len()
+    }
+
+    /// The `InferencePool`s to which no pod belongs: no cluster is asked, so none will come by itself.
+    pub fn without_pods(&self, config: &Config) -> Vec<Note> {
+        let members = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Cluster { members, .. } => Some(members.clone()),
+            _ => None,
+        };
+        let mut notes = Vec::new();
+        for pool in &config.pools {
+            let Some(all) = pool.endpoints.iter().map(members).collect::<Option<Vec<_>>>() else { continue };
+            let Some(Members::InferencePool(reference)) = all.first() else { continue };
+            let name = self.world.resolve(reference);
+            let Some((kind, _)) = self.world.pool(&name) else { continue };
+            if all.iter().all(|members| addresses::targets(&self.world, members).is_empty()) {
+                notes.push(Note {
+                    kind,
+                    name,
+                    field: "spec.selector".to_owned(),
+                    weight: Weight::Doubt,
+                    message: format!("no pod here is one of pool `{}`, and no cluster is asked for them", pool.name),
+                    remedy: "give the pool in the configuration more `endpoints` beside `inferencePool`, or put what \
+                             `kubectl get pods -o yaml` shows into the directory"
+                        .to_owned(),
+                });
+            }
+        }
+        notes
     }
 
     /// The notes at the lines that they are about.
@@ -91,7 +124,8 @@ impl Manifests {
             Some(Source::new(name, text).problems(findings))
         };
         let nowhere = Source::new("manifests", "").problems(nowhere);
-        nowhere.into_iter().chain(found.into_iter().filter_map(of_file).flatten()).collect()
+        let placed = found.into_iter().filter_map(of_file).flatten();
+        self.doubts.iter().cloned().chain(nowhere).chain(placed).collect()
     }
 }
 
@@ -146,7 +180,7 @@ impl Reading<'_> {
             Ok(Some(kind)) => kind,
             Ok(None) => {
                 self.passed_over += 1;
-                return;
+                return findings.extend(slip(node));
             }
             Err(finding) => return findings.push(finding),
         };
@@ -192,6 +226,19 @@ fn kind_of(node: &Node) -> Result<Option<Kind>, Finding> {
         return Err(Finding::error(api_place, message, remedy));
     }
     Ok(Some(kind))
+}
+
+/// What is of a group of ours, and of no kind that it has.
+fn slip(node: &Node) -> Option<Finding> {
+    let (word, place) = text_of(node, "kind")?;
+    let (group, _) = text_of(node, "apiVersion")?.0.split_once('/')?;
+    let known = || Kind::ALL.into_iter().filter(|kind| kind.is_custom());
+    if OTHERS.contains(&word) || !known().any(|kind| kind.group() == group) {
+        return None;
+    }
+    let near = nearest(word, known().map(Kind::word))?;
+    let remedy = format!("did you mean `{near}`?");
+    Some(Finding::warning(place, format!("`{group}` has no `{word}`: it is passed over"), remedy))
 }
 
 fn api_versions(kind: Kind) -> impl Iterator<Item = String> {

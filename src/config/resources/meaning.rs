@@ -232,8 +232,8 @@ impl<'a> Furnishing<'a> {
     /// for that pool's.
     fn place(&mut self, claim: &Claim<'_>, pool: &Arc<str>, taken: &BTreeMap<Claimed, String>) -> Option<Served> {
         let of = (claim.kind, claim.name);
-        let before = Claimed::all(claim.model, pool).find_map(|claimed| Some((taken.get(&claimed)?, claimed)));
-        let Some((owner, claimed)) = before else {
+        let taken_by = Claimed::all(claim.model, pool).find_map(|claimed| Some((taken.get(&claimed)?, claimed)));
+        let Some((owner, claimed)) = taken_by else {
             return Some(if claim.model.is_some() { Served::Everywhere } else { Served::ForOthers });
         };
         let listeners = &self.config.listeners;
@@ -247,7 +247,12 @@ impl<'a> Furnishing<'a> {
             return Some(Served::AtItsPool);
         }
         let message = format!("{claimed} already in use by {owner}");
-        let remedy = "the older one stays in force; delete one of them, or give it another name";
+        let remedy = match claim.object.head.created {
+            Some(_) => "the older one stays in force; delete one of them, or give it another name",
+            None => {
+                "what has no creationTimestamp comes last, by NAMESPACE/NAME; delete one of them, or give it another name"
+            }
+        };
         self.note(of, claim.field.clone(), Weight::NameInUse, (message, remedy));
         None
     }

@@ -405,6 +405,24 @@ fn a_list_and_json_and_kinds_of_others_are_read_and_passed_over() {
 }
 
 #[test]
+fn a_slip_in_a_kind_and_a_pool_that_no_pod_will_ever_have_are_told() {
+    let slip =
+        model("m", "null", "modelName: m, poolRef: { name: llama }").replace("InferenceModel", "InferenceModell");
+    let told = |more: &str| {
+        let manifests = read(&(POOL.to_owned() + &slip + more));
+        let Furnished { config, notes } = furnish(config(""), &manifests.world);
+        let notes = [notes, manifests.without_pods(&config)].concat();
+        manifests.problems(&notes).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let alone = told("");
+    assert!(alone.contains("has no `InferenceModell`") && alone.contains("did you mean `InferenceModel`?"), "{alone}");
+    assert!(alone.contains("no pod here is one of pool `default/llama`"), "{alone}");
+    let import = "\napiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: InferencePoolImport\n---";
+    let with_pod = told(&(pod("a", "10.0.0.1", "app: vllm", "") + import));
+    assert_eq!(with_pod.matches("warning").count(), 1, "{with_pod}");
+}
+
+#[test]
 fn what_cannot_be_read_is_told_with_its_line_and_what_to_do() {
     for (text, told) in [
         (POOL.replace("number: 8000", "number: http"), "m.yaml:7:27: error: the text `http` does not fit here"),
