@@ -71,7 +71,9 @@ note("helm lint", serious or report["errors"] or None)
 
 for flavour, values in FLAVOURS.items():
     rendered = Chart.load(CHART).render(values, name="gw", namespace="inference")
-    objects = [document for text in rendered.values() for document in documents(text)]
+    notes = " ".join(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
+    note(f"helm, {flavour}: the notes say whom to ask", None if "gw-tidegate" in notes else notes)
+    objects = [document for name, text in rendered.items() if not name.endswith("NOTES.txt") for document in documents(text)]
     names = [(it["kind"], it["metadata"]["name"]) for it in objects]
     note(f"helm, {flavour}: names are there once", None if len(set(names)) == len(names) else names)
     for document in objects:
@@ -92,8 +94,9 @@ for path in sorted(DEPLOY.rglob("*.yaml")):
 
 roles = {}
 for flavour in ("as it is", "all namespaces", "a picker"):
-    for text in Chart.load(CHART).render(FLAVOURS[flavour], name="gw", namespace="inference").values():
-        roles.update({flavour: it["rules"] for it in documents(text) if it["kind"] in ("Role", "ClusterRole")})
+    for name, text in Chart.load(CHART).render(FLAVOURS[flavour], name="gw", namespace="inference").items():
+        found = [] if name.endswith("NOTES.txt") else documents(text)
+        roles.update({flavour: it["rules"] for it in found if it["kind"] in ("Role", "ClusterRole")})
 for flavour, rules in roles.items():
     folder = "endpoint-picker" if flavour == "a picker" else "base"
     text = (DEPLOY / "kubernetes" / folder / "rbac.yaml").read_text()

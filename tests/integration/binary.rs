@@ -301,6 +301,24 @@ async fn explaining_at_a_listener_that_is_not_there_is_told_as_that() {
 }
 
 #[tokio::test]
+async fn a_gateway_that_has_only_flags_explains_itself_without_a_configuration() {
+    let pod = SimPod::start().await;
+    let gateway = Gateway::over([pod.endpoint()]).start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let body = folder.path().join("body.json");
+    fs::write(&body, r#"{"model":"m","messages":[]}"#).unwrap();
+    let admin = gateway.admin().to_string();
+    let told = tokio::task::spawn_blocking(move || {
+        let body = body.to_str().unwrap();
+        (run(&["explain", "--request", body, "--admin", &admin]), run(&["explain", "--request", body]).0)
+    });
+    let ((code, out, err), nowhere) = within("the explanation", told).await.unwrap();
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("verdict   "), "{out}");
+    assert_eq!(nowhere, 2, "one of the two is needed");
+}
+
+#[tokio::test]
 async fn sigterm_drains_and_the_exit_code_says_that_nothing_was_cut() {
     let pod = SimPod::start().await;
     let folder = tempfile::tempdir().unwrap();

@@ -17,29 +17,34 @@ use crate::{
 };
 use flags::Flags;
 
-const AFTER: &str = "Flags, as the reference picker has them (`--name value`, `--name=value`, also with one dash); a command
-line that begins with one of them means `epp`:
-  --pool-name NAME            the InferencePool whose pods to pick from
-  --pool-namespace NS         its namespace [default: default, or $NAMESPACE]
-  --endpoint-selector K=V,..  instead of a pool: the labels of its pods
-  --endpoint-target-ports N,..  and their ports
-  --endpoints IP:PORT,..      instead of both: these pods; with https:// their load is read over TLS (*)
-  --kubeconfig FILE           how to reach the cluster [default: a service account, KUBECONFIG, ~/.kube/config]
-  --grpc-port N               where Envoy asks [default: 9002]
-  --grpc-health-port N        where health is told [default: 9003]
-  --metrics-port N            metrics and probes over HTTP [default: 9090]
-  --admin-port N              all that changes or explains something, for this machine alone [default: --metrics-port + 1] (*)
-  --secure-serving BOOL       TLS [default: true]
-  --cert-path DIR             tls.crt and tls.key, read again when they change [default: a certificate of its own making]
-  --fallbacks N               further pods named behind the chosen one, for gateways that retry along the list [default: 0] (*)
+const AFTER: &str = "Flags, as the reference picker has them: `--name value` or `--name=value`, also with one dash. A
+command line that begins with one of them means `epp`. (*): not in the reference.
+  --pool-name NAME           the InferencePool whose pods to pick from
+  --pool-namespace NS        its namespace [default: $NAMESPACE, else default]
+  --endpoint-selector K=V,.. instead of a pool: the labels of its pods
+  --endpoint-target-ports N,..
+                             and their ports
+  --endpoints IP:PORT,..     instead of both: these pods; https://IP:PORT: metrics over TLS (*)
+  --kubeconfig FILE          how to reach the cluster
+                             [default: a service account, else KUBECONFIG, else ~/.kube/config]
+  --grpc-port N              where Envoy asks [default: 9002]
+  --grpc-health-port N       where health is told [default: 9003]
+  --metrics-port N           metrics and probes over HTTP [default: 9090]
+  --admin-port N             the operator's, on loopback [default: one above --metrics-port] (*)
+  --secure-serving BOOL      TLS [default: true]
+  --cert-path DIR            tls.crt and tls.key, read again when they change
+                             [default: a certificate of its own making]
+  --fallbacks N              further pods named behind the chosen one, for gateways that retry
+                             along the list [default: 0] (*)
   --model-server-metrics-port N, --model-server-metrics-path PATH
-                              where pods tell their load [default: their own port, /metrics]
-  --config-file FILE          a Tidegate configuration, which then says all of this itself; of an EndpointPickerConfig
-                              it is said what becomes of each plugin, and the flags count
-  --config-text TEXT          the same, at once
-  -v N                        4 logs at debug, 5 at trace; also --zap-log-level
-  --zap-encoder json|console  how log lines look [default: json, unless on a terminal]
-(*) not in the reference. A port of 0 is whichever is free; the log says which. Of any other flag it is said whether it
+                             where pods tell their load [default: their own port, /metrics]
+  --config-file FILE         a Tidegate configuration, which then says all of this itself; of an
+                             EndpointPickerConfig it is said what becomes of each plugin, and
+                             the flags count
+  --config-text TEXT         the same, at once
+  -v N, --zap-log-level N    4 logs at debug, 5 at trace
+  --zap-encoder json|console how log lines look [default: json, unless on a terminal]
+A port of 0 is whichever is free; the log says which. Of any other flag it is said whether it
 changes nothing here, is not supported or is not known.
 
 Exit codes:
