@@ -11,5 +11,5 @@ mod tally;
 
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
-pub use metrics::{Histograms, Metrics, PodRow, PoolRow, Rows};
+pub use metrics::{Histograms, KindRow, Metrics, PodRow, PoolRow, Rows};
 pub use tally::{Tallies, Tally};
