@@ -323,7 +323,7 @@ async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from
     cluster.put(PODS, pod("a", "127.0.0.1", true));
     cluster.put(MODELS, model("m", "2025-01-01T00:00:00Z", "m"));
     let flags = "--pool-name llama --pool-namespace default --grpc-port 0 --grpc-health-port 0 --metrics-port 0 \
-                 --secure-serving=false --zap-encoder json";
+                 --secure-serving=false --zap-encoder json --tracing";
     let served = Served::picker(&flags.split_whitespace().collect::<Vec<_>>(), &cluster.kubeconfig());
     let envoy = Envoy::connect(served.addr).await;
     let turns = async {
@@ -349,7 +349,7 @@ async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from
     drop(envoy);
     let (code, log) = served.ended().await;
     assert_eq!(code, 0, "{log}");
-    assert!(log.contains("--zap-encoder means nothing here"), "{log}");
+    assert!(log.contains("note: nothing here needs --tracing"), "{log}");
 }
 
 #[tokio::test]
@@ -402,7 +402,7 @@ async fn a_picker_that_is_given_the_references_configuration_starts_and_is_healt
     for told in [
         "without weights: queue-scorer (2)",
         "not known here and passed over: frobnicator",
-        "--ha-enable-leader-election means",
+        "nothing here needs --ha-enable-leader-election",
     ] {
         assert!(log.contains(told), "{told}: {log}");
     }
