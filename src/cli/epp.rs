@@ -18,7 +18,9 @@ const AFTER: &str = "Flags, as the reference picker has them (`--name value`, `-
   --endpoint-target-ports N,..  and their ports
   --endpoints URL,..          instead of both: these pods (not in the reference)
   --grpc-port N               where Envoy asks [default: 9002]
-  --grpc-health-port N        where health is told [default: 9003]
+  --grpc-health-port N        where health is told [default: 9003], under these names: liveness; inference-extension
+                              (until a stop begins); readiness, envoy.service.ext_proc.v3.ExternalProcessor and the
+                              empty one (once a pod was ready)
   --metrics-port N            metrics and probes over HTTP [default: 9090]
   --secure-serving BOOL       TLS [default: true]
   --cert-path DIR             tls.crt and tls.key, read again when they change [default: a certificate of its own making]
