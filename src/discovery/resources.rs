@@ -151,18 +151,22 @@ impl Resources {
             *last = Arc::new(verdicts);
             differs
         });
-        let said: BTreeSet<String> = match &*heard {
+        // By its text: a problem with where it stands, or a note on an object of a cluster.
+        let said: BTreeMap<String, Option<Problem>> = match &*heard {
             Heard::Files(manifests) => {
                 let notes = [notes, manifests.without_pods(&config)].concat();
-                manifests.problems(&notes).iter().map(ToString::to_string).collect()
+                manifests.problems(&notes).into_iter().map(|it| (it.to_string(), Some(it))).collect()
             }
-            Heard::Cluster(_) => notes.iter().map(Note::to_string).collect(),
+            Heard::Cluster(_) => notes.iter().map(|note| (note.to_string(), None)).collect(),
         };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for note in said.difference(&told) {
-            tracing::warn!("{note}");
+        for (text, problem) in said.iter().filter(|(text, _)| !told.contains(*text)) {
+            match problem {
+                Some(problem) => tell_problem(problem),
+                None => tracing::warn!("{text}"),
+            }
         }
-        *told = said;
+        *told = said.into_keys().collect();
         config
     }
 
@@ -264,9 +268,7 @@ fn tell_read(manifests: &Manifests) {
 }
 
 fn tell(report: &Report) {
-    for problem in &report.problems {
-        tracing::warn!("{problem}");
-    }
+    report.problems.iter().for_each(tell_problem);
     tracing::warn!(problems = report.errors(), "manifests not usable: those before them stay in force");
 }
 

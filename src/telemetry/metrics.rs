@@ -172,6 +172,8 @@ pub struct Metrics {
     pub refusals: Family<PoolReasonLabels, Counter>,
     /// Attempts that failed, by how.
     pub failures: Family<PoolReasonLabels, Counter>,
+    /// Requests that Envoy took elsewhere than to the pod chosen, by where that was.
+    pub elsewhere: Family<PoolReasonLabels, Counter>,
     /// Answers that broke off after they had begun, by how.
     pub cuts: Family<PoolReasonLabels, Counter>,
     /// Clients that left, by how far their request was.
@@ -239,6 +241,7 @@ impl Metrics {
             retries_denied: Family::default(),
             refusals: Family::default(),
             failures: Family::default(),
+            elsewhere: Family::default(),
             cuts: Family::default(),
             aborts: Family::default(),
             rejections: Family::default(),
@@ -312,6 +315,8 @@ impl Metrics {
         r.register("retries_denied", denied, self.retries_denied.clone());
         r.register("pod_refusals", "Requests that pods said no to, by what it meant", self.refusals.clone());
         r.register("attempt_failures", "Attempts that failed before any answer", self.failures.clone());
+        let elsewhere = "Requests that Envoy took to another pod than the one chosen, by whether it was named as well";
+        r.register("picker_elsewhere", elsewhere, self.elsewhere.clone());
         r.register("cuts", "Answers that broke off after they had begun", self.cuts.clone());
         r.register("scrapes", "Reads of pods' metrics, by outcome", self.scrapes.clone());
         r.register_with_unit("scrape_duration", "Reads of pods' metrics", Unit::Seconds, self.scrape_duration.clone());

@@ -26,7 +26,9 @@ line that begins with one of them means `epp`:
   --endpoints IP:PORT,..      instead of both: these pods; with https:// their load is read over TLS (*)
   --kubeconfig FILE           how to reach the cluster [default: a service account, KUBECONFIG, ~/.kube/config]
   --grpc-port N               where Envoy asks [default: 9002]
-  --grpc-health-port N        where health is told [default: 9003]
+  --grpc-health-port N        where health is told [default: 9003], under these names: liveness; inference-extension
+                              (until a stop begins); readiness, envoy.service.ext_proc.v3.ExternalProcessor and the
+                              empty one (once a pod was ready)
   --metrics-port N            metrics and probes over HTTP [default: 9090]
   --admin-port N              all that changes or explains something, for this machine alone [default: --metrics-port + 1] (*)
   --secure-serving BOOL       TLS [default: true]
