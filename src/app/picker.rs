@@ -89,6 +89,7 @@ pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepa
         clients.spawn(edge::run(health, serve, stage.watch(), clients.clone()));
     }
     door.tls = prepared.tls;
+    door.rejected = door.rejected.of_gateways();
     let picker = Picker::new(Arc::clone(house), Arc::clone(policy), at, background.clone(), is_serving);
     // Boxed: each conversation's task is moved some ten times until it runs, and this is 12 KiB of it.
     let serve = move |peer, request: Request<Incoming>| Box::pin(picker.clone().serve(peer, request));

@@ -256,9 +256,7 @@ impl Reloader {
     }
 
     fn tell(&self, changes: &[String], warnings: &[Problem], bytes: &[u8]) {
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
+        warnings.iter().for_each(tell_problem);
         tell_each(changes, "configuration changed");
         let hash = hash(bytes);
         let problems = warnings.iter().map(ToString::to_string).collect();
@@ -278,9 +276,7 @@ impl Reloader {
     }
 
     fn refuse(&self, outcome: &'static str, report: &Report) {
-        for problem in &report.problems {
-            tracing::warn!("{problem}");
-        }
+        report.problems.iter().for_each(tell_problem);
         tracing::warn!(problems = report.errors(), "configuration not reloaded: the one before it stays in force");
         self.record.refused(outcome, report.problems.iter().map(ToString::to_string).collect(), clock::wall());
         self.count(outcome);

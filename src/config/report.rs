@@ -15,6 +15,16 @@ pub enum Severity {
     Warning,
 }
 
+impl Severity {
+    /// As reports and logs have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
 /// A stretch of one line: line and column count from 1, the length counts characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Place {
@@ -95,9 +105,10 @@ impl Problem {
 
     fn render(&self, out: &mut impl fmt::Write, paint: &Paint) -> fmt::Result {
         let Paint { bold, hint, reset, .. } = paint;
-        let (word, loud) = match self.severity {
-            Severity::Error => ("error", paint.error),
-            Severity::Warning => ("warning", paint.warning),
+        let word = self.severity.word();
+        let loud = match self.severity {
+            Severity::Error => paint.error,
+            Severity::Warning => paint.warning,
         };
         let Place { line, column, length } = self.place;
         write!(out, "{bold}{}", printable(&self.file))?;

@@ -4,7 +4,7 @@
 //! that a start does not look like a cluster without pods; and when nothing can be heard any more, the last one stays.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -49,12 +49,21 @@ impl Heard {
     }
 }
 
+/// How it stands with the watches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outlook {
+    /// Why not all was heard yet, or nothing is now.
+    pub(super) waits_for: Option<String>,
+    /// The kinds that were heard once, and whether they are now.
+    pub(super) heard: BTreeMap<Kind, bool>,
+}
+
 /// The resources of one gateway.
 #[derive(Clone, Debug)]
 pub struct Resources {
     heard: watch::Receiver<Arc<Heard>>,
-    /// Why not all of it was heard yet.
-    waits_for: watch::Receiver<Option<String>>,
+    /// How it stands with hearing it.
+    outlook: watch::Receiver<Outlook>,
     /// Whether any pool stands for a service: only then slices are followed.
     slices: Arc<watch::Sender<bool>>,
     /// What pools and models were last made of; `None`: nothing yet.
@@ -68,13 +77,13 @@ pub struct Resources {
 impl Resources {
     /// Resources that never come.
     pub fn none() -> Self {
-        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1, watch::channel(None).1)
+        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1, watch::channel(Outlook::default()).1)
     }
 
-    fn of(heard: watch::Receiver<Arc<Heard>>, waits_for: watch::Receiver<Option<String>>) -> Self {
+    fn of(heard: watch::Receiver<Arc<Heard>>, outlook: watch::Receiver<Outlook>) -> Self {
         let (slices, verdicts) = (watch::channel(false).0, watch::channel(Arc::default()).0);
         let (slices, verdicts) = (Arc::new(slices), Arc::new(verdicts));
-        Self { heard, waits_for, slices, handled: Arc::default(), verdicts, told: Arc::default() }
+        Self { heard, outlook, slices, handled: Arc::default(), verdicts, told: Arc::default() }
     }
 
     /// Begins to follow what `kubernetes` says, for as long as `tasks` run. Files are read when this returns; a cluster
@@ -92,16 +101,16 @@ impl Resources {
         tell_read(&manifests);
         let (sender, heard) = watch::channel(Arc::new(Heard::Files(manifests)));
         tasks.spawn_until_stop(follow(Files { path, home, handled: Some(mark) }, sender));
-        Ok(Self::of(heard, watch::channel(None).1))
+        Ok(Self::of(heard, watch::channel(Outlook::default()).1))
     }
 
     #[cfg(feature = "kubernetes")]
     async fn of_cluster(kubernetes: &Kubernetes, tasks: &Tasks) -> Result<Self, Report> {
         let (worlds, heard) = watch::channel(Arc::new(Heard::Cluster(World::default())));
-        let (waits_for, waiting) = watch::channel(None);
-        let resources = Self::of(heard, waiting);
+        let (outlook, seen) = watch::channel(Outlook::default());
+        let resources = Self::of(heard, seen);
         let (slices, verdicts) = (resources.slices.subscribe(), resources.verdicts.subscribe());
-        let outlets = super::kubernetes::Outlets { worlds, waits_for, slices, verdicts };
+        let outlets = super::kubernetes::Outlets { worlds, outlook, slices, verdicts };
         super::kubernetes::start(kubernetes, outlets, tasks).await?;
         Ok(resources)
     }
@@ -115,7 +124,16 @@ impl Resources {
 
     /// What is still waited for, in words; `None` once all was heard.
     pub fn waits_for(&self) -> Option<String> {
-        self.waits_for.borrow().clone()
+        self.outlook.borrow().waits_for.clone()
+    }
+
+    /// How many objects there are of each kind, and whether its watches are heard; a kind that is read from files has
+    /// none.
+    pub fn kinds(&self) -> Vec<(Kind, usize, Option<bool>)> {
+        let (heard, outlook) = (Arc::clone(&self.heard.borrow()), self.outlook.borrow());
+        let kinds: BTreeSet<Kind> = heard.world().kinds.keys().chain(outlook.heard.keys()).copied().collect();
+        let of = |kind| heard.world().kinds.get(&kind).map_or(0, |objects| objects.len());
+        kinds.into_iter().map(|kind| (kind, of(kind), outlook.heard.get(&kind).copied())).collect()
     }
 
     /// `config`, as the file has it, with what was heard. What is to be said of objects is logged, once.
@@ -133,18 +151,22 @@ impl Resources {
             *last = Arc::new(verdicts);
             differs
         });
-        let said: BTreeSet<String> = match &*heard {
+        // By its text: a problem with where it stands, or a note on an object of a cluster.
+        let said: BTreeMap<String, Option<Problem>> = match &*heard {
             Heard::Files(manifests) => {
                 let notes = [notes, manifests.without_pods(&config)].concat();
-                manifests.problems(&notes).iter().map(ToString::to_string).collect()
+                manifests.problems(&notes).into_iter().map(|it| (it.to_string(), Some(it))).collect()
             }
-            Heard::Cluster(_) => notes.iter().map(Note::to_string).collect(),
+            Heard::Cluster(_) => notes.iter().map(|note| (note.to_string(), None)).collect(),
         };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for note in said.difference(&told) {
-            tracing::warn!("{note}");
+        for (text, problem) in said.iter().filter(|(text, _)| !told.contains(*text)) {
+            match problem {
+                Some(problem) => tell_problem(problem),
+                None => tracing::warn!("{text}"),
+            }
         }
-        *told = said;
+        *told = said.into_keys().collect();
         config
     }
 
@@ -246,9 +268,7 @@ fn tell_read(manifests: &Manifests) {
 }
 
 fn tell(report: &Report) {
-    for problem in &report.problems {
-        tracing::warn!("{problem}");
-    }
+    report.problems.iter().for_each(tell_problem);
     tracing::warn!(problems = report.errors(), "manifests not usable: those before them stay in force");
 }
 

@@ -89,10 +89,13 @@ where
         let peer = Peer::from(peer);
         if let Some(tls) = &door.tls {
             let (tls, host, service, phase) = (tls.clone(), host.clone(), service.clone(), phase.clone());
+            let rejected = door.rejected.clone();
             tasks.spawn(async move {
                 // Whoever does not speak it, or not in time, is not told anything it could read.
-                if let Ok(Ok(stream)) = timeout(door.limits.header_read, tls.greet(stream)).await {
-                    host.serve((stream, peer), service, phase).await;
+                match timeout(door.limits.header_read, tls.greet(stream)).await {
+                    Ok(Ok(stream)) => host.serve((stream, peer), service, phase).await,
+                    Ok(Err(error)) => rejected.no_handshake(Some(&error)),
+                    Err(_) => rejected.no_handshake(None),
                 }
                 drop(guest);
             });

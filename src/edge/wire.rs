@@ -18,7 +18,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{head::Head, pulse::Pulse, stall::WRITE_STALL};
+use super::{head::Head, pulse::Pulse, rejected::TLS_BEGINS, stall::WRITE_STALL};
 use crate::gateway::refuse_unparsed;
 
 /// hyper's own answers have 90 to 120 bytes.
@@ -82,6 +82,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             let new = piece.get(..read).unwrap_or_default();
             self.greeting.extend_from_slice(new);
             if new.is_empty() || !rest.starts_with(new) {
+                if self.greeting.starts_with(&TLS_BEGINS) {
+                    self.pulse.rejected.spoke_tls();
+                }
                 return Ok(false);
             }
         }

@@ -104,6 +104,7 @@ impl Pick {
         Chosen {
             pool: Name::from(&verdict.pod.pool),
             pod: Arc::clone(verdict.pod.address()),
+            asked_pod: None,
             served_model: Name::from(served_model),
             policy: verdict.policy,
             sight: verdict.sight.name(),

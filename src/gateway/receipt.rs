@@ -4,6 +4,7 @@
 //! that came to its end.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -53,7 +54,7 @@ pub(super) enum Outcome {
     Open,
     /// Its answer is complete.
     Complete,
-    /// We said no.
+    /// We said no, or Envoy for a pod that we chose.
     Refused(&'static str),
     /// The answer broke off.
     Cut(&'static str),
@@ -66,6 +67,8 @@ pub(super) enum Outcome {
 pub(super) struct Chosen {
     pub(super) pool: Name,
     pub(super) pod: Arc<str>,
+    /// The one that was, where Envoy went elsewhere.
+    pub(super) asked_pod: Option<Arc<str>>,
     pub(super) served_model: Name,
     pub(super) policy: &'static str,
     pub(super) sight: &'static str,
@@ -107,8 +110,8 @@ pub(super) struct Receipt {
     pub(super) culprit: Option<&'static str>,
     /// Whether the pod's head has to be there in the time that the first token has.
     pub(super) bound_by_token: bool,
-    /// The code of the error that we answered with.
-    pub(super) error_code: Option<&'static str>,
+    /// The code of the error that we answered with; what Envoy says of one that it answered with.
+    pub(super) error_code: Option<Cow<'static, str>>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
     /// Why it was refused that a pod could have had.
@@ -183,7 +186,7 @@ impl Receipt {
     pub(super) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
         self.exactly = rejection.missed_bound(self.bound_by_token);
-        self.error_code = Some(rejection.code());
+        self.error_code = Some(rejection.code().into());
         self.culprit = Some(rejection.fault().culprit());
         if let Rejection::Panicked(what) = rejection {
             tracing::error!(request_id = self.request_id.to_str().unwrap_or_default(), what, "a request panicked");
@@ -279,6 +282,7 @@ impl Receipt {
             served_model = chosen.map(|it| &*it.served_model.0),
             pool = chosen.map(|it| &*it.pool.0).or(shed.map(|it| &*it.pool.0)),
             pod = chosen.map(|it| &*it.pod),
+            asked_pod = chosen.and_then(|it| it.asked_pod.as_deref()),
             policy = chosen.map(|it| it.policy),
             sight = chosen.map(|it| it.sight),
             cost_ms = chosen.map(|it| rounded(it.cost_ms)),
@@ -287,7 +291,7 @@ impl Receipt {
             status = self.code(),
             outcome,
             reason,
-            code = self.error_code,
+            code = self.error_code.as_deref(),
             saturation = shed.map(|it| rounded(it.saturation.level)),
             priority = shed.map(|it| it.priority.0),
             culprit = self.culprit,

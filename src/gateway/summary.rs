@@ -20,7 +20,7 @@ impl fmt::Display for Summary<'_> {
         if let Some(asked) = &receipt.asked {
             write!(f, " {asked:?}")?;
         }
-        // Where we refused, no pod answered.
+        // Where it was refused, no pod answered.
         if let Some(chosen) = receipt.chosen.as_ref().filter(|_| receipt.error_code.is_none()) {
             write!(f, " -> {}", chosen.pod)?;
         }

@@ -17,7 +17,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use super::logs::REQUEST;
+use super::logs::for_people;
 use crate::clock;
 
 /// Writes such lines.
@@ -39,7 +39,7 @@ where
         line.push_str("\",\"level\":\"");
         line.push_str(metadata.level().as_str());
         line.push('"');
-        let mut fields = Fields { line, request: metadata.target() == REQUEST };
+        let mut fields = Fields { line, without: for_people(metadata.target()) };
         event.record(&mut fields);
         let mut line = fields.line;
         line.push_str(",\"target\":\"");
@@ -97,8 +97,8 @@ fn digit(number: u64) -> u8 {
 /// Writes fields as JSON's. Their names are Rust's, so that they need no escapes.
 struct Fields {
     line: String,
-    /// Of a request's line, whose message says nothing that the fields do not.
-    request: bool,
+    /// Says nothing that the others do not.
+    without: Option<&'static str>,
 }
 
 impl Fields {
@@ -177,7 +177,7 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if self.request && field.name() == "message" {
+        if self.without == Some(field.name()) {
             return;
         }
         self.name(field);
@@ -276,6 +276,25 @@ mod tests {
     }
 
     #[test]
+    fn a_problem_of_the_configuration_is_fields_for_machines_and_no_picture() {
+        let page = Page::default();
+        let shown = page.clone();
+        let layer = layer().with_writer(move || shown.clone()).event_format(ForMachines);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let report = crate::config::load("t.yaml", "listeners: []\nlisteners: []\n").unwrap_err();
+            super::super::logs::tell_problem(&report.problems[0]);
+            super::super::logs::tell_problem(&crate::config::Report::whole_file("gone.yaml", "gone", "look").problems[0]);
+        });
+        let page = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<Value> = page.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let fields = |line: &Value| ["severity", "file", "line", "column"].map(|name| line[name].clone());
+        assert_eq!(fields(&lines[0]), [json!("error"), json!("t.yaml"), json!(2), json!(1)]);
+        assert_eq!(fields(&lines[1]), [json!("error"), json!("gone.yaml"), json!(null), json!(null)]);
+        assert_eq!((&lines[1]["message"], &lines[1]["help"]), (&json!("gone"), &json!("look")));
+        assert!(!page.contains("^^") && !page.contains("error:") && lines[0].get("picture").is_none(), "{page}");
+    }
+
+    #[test]
     fn times_have_six_digits_behind_the_point_and_leap_days_are_where_they_belong() {
         // Of each, `date -u -d @SECONDS` says the same.
         for (seconds, micros, expected) in [
@@ -298,7 +317,7 @@ mod tests {
     fn thousandths_are_written_as_the_formatter_would() {
         for thousandths in 0..3_000 {
             let value = f64::from(thousandths) / 1e3;
-            let mut fields = Fields { line: String::new(), request: false };
+            let mut fields = Fields { line: String::new(), without: None };
             let (whole, rest) = in_thousandths(value).unwrap();
             fields.digits(u64::from(whole));
             fields.thousandths(rest);

@@ -23,7 +23,7 @@ use tracing_subscriber::{
 use super::line::ForMachines;
 use crate::{
     clock,
-    config::{Log, LogFormat, wrong_levels},
+    config::{Log, LogFormat, Place, Problem, wrong_levels},
 };
 
 /// The environment variable that overrides the configured level.
@@ -31,6 +31,34 @@ const FILTER_VARIABLE: &str = "TIDEGATE_LOG";
 
 /// The target of request lines, one a request. Their message sums the fields up for a person; JSON has the fields alone.
 pub const REQUEST: &str = "tidegate::request";
+
+/// The target of problems with what the operator wrote. A person sees where with a caret; JSON has fields alone.
+const PROBLEM: &str = "tidegate::problem";
+
+/// Tells of a problem with what the operator wrote.
+pub fn tell_problem(problem: &Problem) {
+    let Place { line, column, .. } = problem.place;
+    tracing::warn!(
+        target: PROBLEM,
+        severity = problem.severity.word(),
+        file = &*problem.file,
+        line = (line > 0).then_some(line),
+        column = (line > 0).then_some(column),
+        help = problem.remedy,
+        picture = %problem,
+        "{}",
+        problem.message
+    );
+}
+
+/// The field that sums the others up for a person, in lines of such a target.
+pub(super) fn for_people(target: &str) -> Option<&'static str> {
+    match target {
+        REQUEST => Some("message"),
+        PROBLEM => Some("picture"),
+        _ => None,
+    }
+}
 
 /// A library that logs each error which it also returns: whoever gets it says it, once and in our words.
 const QUIET: &str = "kube_client=off";
@@ -104,7 +132,7 @@ pub fn start(log: &Log) -> Result<Level, WrongFilter> {
     Ok(Level(level))
 }
 
-/// Time of day, level, message; the fields of anything but a request line.
+/// Time of day, level, message; the fields of anything that is not summed up.
 struct ForPeople;
 
 impl<S, N> FormatEvent<S, N> for ForPeople
@@ -121,8 +149,8 @@ where
         };
         let (colour, plain) = if writer.has_ansi_escapes() { (colour, plain) } else { ("", "") };
         write!(writer, "{colour}{} {level:>5}{plain} ", time_of_day())?;
-        if event.metadata().target() == REQUEST {
-            event.record(&mut MessageOnly(&mut writer));
+        if let Some(field) = for_people(event.metadata().target()) {
+            event.record(&mut Only(field, &mut writer));
         } else {
             context.format_fields(writer.by_ref(), event)?;
         }
@@ -130,13 +158,13 @@ where
     }
 }
 
-struct MessageOnly<'a, 'b>(&'a mut Writer<'b>);
+struct Only<'a, 'b>(&'static str, &'a mut Writer<'b>);
 
-impl Visit for MessageOnly<'_, '_> {
+impl Visit for Only<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
+        if field.name() == self.0 {
             // Nobody can be told that telling failed.
-            write!(self.0, "{value:?}").ok();
+            write!(self.1, "{value:?}").ok();
         }
     }
 }

@@ -69,6 +69,18 @@ impl Following {
         within(&format!("{status} for {model}"), turns).await
     }
 
+    async fn until_pods_heard(&self, heard: bool) {
+        let wanted = f64::from(u8::from(heard));
+        let turns = async {
+            while (self.gateway.counted("tidegate_kubernetes_watch_heard", &["kind=\"Pod\""]).await - wanted).abs()
+                > 0.1
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        within("the watch of pods to be told of", turns).await;
+    }
+
     async fn until_unready_for(&self, why: &str) {
         let turns = async {
             loop {
@@ -189,8 +201,12 @@ async fn a_cluster_that_is_not_heard_keeps_its_last_world_and_what_was_missed_is
     eventually("somebody to ask in vain", || cluster.asked(&["pods", "watch"]) > 1).await;
     it.until_pods(&[&a, &b, &c]).await;
     it.until_unready_for("not heard").await;
+    it.until_pods_heard(false).await;
+    let objects = it.gateway.counted("tidegate_kubernetes_objects", &["kind=\"Pod\""]).await;
+    assert!((objects - 3.0).abs() < 0.1, "{objects}");
     cluster.down(false);
     it.until_pods(&[&b, &c]).await;
+    it.until_pods_heard(true).await;
     // Somebody else's changes are forgotten, which a watch that was told of them need not mind.
     cluster.bookmark();
     cluster.told(PODS).await;

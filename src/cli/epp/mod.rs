@@ -28,7 +28,9 @@ command line that begins with one of them means `epp`. (*): not in the reference
   --kubeconfig FILE          how to reach the cluster
                              [default: a service account, else KUBECONFIG, else ~/.kube/config]
   --grpc-port N              where Envoy asks [default: 9002]
-  --grpc-health-port N       where health is told [default: 9003]
+  --grpc-health-port N       where health is told [default: 9003], by these names: liveness;
+                             inference-extension (until a stop begins); readiness, the empty one
+                             and envoy.service.ext_proc.v3.ExternalProcessor (once a pod was ready)
   --metrics-port N           metrics and probes over HTTP [default: 9090]
   --admin-port N             the operator's, on loopback [default: one above --metrics-port] (*)
   --secure-serving BOOL      TLS [default: true]

@@ -1,13 +1,13 @@
 //! A conversation's second half: the answer comes back by Envoy, is read along as at the other door, and goes on.
 
-use std::time::Duration;
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{StatusCode, header};
 
 use super::{
     dialog::{Dialog, Stage},
-    head::AnswerHead,
+    head::{AnswerHead, differ},
     session::{Noted, Session},
     wire::{HeaderMutation, HttpBody, HttpHeaders},
 };
@@ -16,9 +16,10 @@ use crate::{
         decide::Pick,
         reading::{self, Asking, Reading, note_status},
         receipt::{Outcome, Receipt},
-        rejection::STOPPING,
+        rejection::{Rejection, STOPPING, shortened},
     },
-    upstream::FailureKind,
+    telemetry::{Name, labels::PoolReasonLabels},
+    upstream::{Failure, FailureKind, Fault},
 };
 
 impl Dialog {
@@ -28,7 +29,7 @@ impl Dialog {
         let mut mutation = None;
         if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
             let (mut pick, asking, mut receipt) = *sent;
-            self.follow_to(&head, &mut pick, &asking);
+            self.follow_to(&head, &mut pick, &asking, &mut receipt);
             receipt.status = Some(head.status.as_u16());
             if head.is_envoys_own() {
                 self.not_reached(&head, &pick, &mut receipt);
@@ -51,22 +52,41 @@ impl Dialog {
         reading.rewrites().then(|| HeaderMutation { remove_headers, ..HeaderMutation::default() })
     }
 
-    /// Envoy may have gone to another pod than the first that we named.
-    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking) {
-        let (Some(served), Some(matter)) = (head.served(), &asking.matter) else { return };
-        if served == &**pick.verdict.pod.address() {
-            return;
+    /// Envoy may have gone to another pod than the first that we named: then the place is there, and the log says both.
+    /// That it went to none that we named, an operator should know.
+    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking, receipt: &mut Receipt) {
+        let chosen = Arc::clone(&pick.verdict.pod);
+        let Some(served) = head.served().filter(|served| differ(served, chosen.address())) else { return };
+        let is_named = self.fallbacks.iter().any(|it| !differ(it, served));
+        let labels =
+            PoolReasonLabels { pool: Name::from(&chosen.pool), reason: if is_named { "fallback" } else { "unnamed" } };
+        self.story.house.metrics.elsewhere.get_or_create(&labels).inc();
+        if !is_named {
+            self.mistakes.goes_elsewhere(&chosen, served);
         }
+        if let Some(told) = &mut receipt.chosen {
+            told.asked_pod = Some(mem::replace(&mut told.pod, served.into()));
+        }
+        let Some(matter) = &asking.matter else { return };
         if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
             matter.went_to(&self.story.house, pick, pod);
         }
     }
 
-    /// Envoy answered for a pod that did not.
+    /// Envoy answered for a pod that did not. Its words stand in the log as its client may have read them.
     fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
-        receipt.outcome = Outcome::Cut(if head.blames_the_pod() { "connection_died" } else { "not_sent" });
-        if head.blames_the_pod() {
-            self.story.house.pod_failed(&pick.verdict.pod);
+        let (house, pod) = (&self.story.house, &pick.verdict.pod);
+        if let Some(kind) = head.failure() {
+            receipt.refused(&Rejection::Failed(Failure::new(kind, head.details())));
+            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: kind.name() };
+            house.metrics.failures.get_or_create(&labels).inc();
+        } else {
+            receipt.outcome = Outcome::Refused("not_sent");
+            receipt.culprit = Some(Fault::Gateway.culprit());
+        }
+        receipt.error_code = Some(shortened(head.details()).into());
+        if head.failure().is_some() {
+            house.pod_failed(pod);
         }
     }
 

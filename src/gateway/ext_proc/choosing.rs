@@ -43,6 +43,8 @@ pub(super) enum Told {
 pub(super) struct Sent {
     pub(super) decided: Decided,
     pub(super) pick: Pick,
+    /// Named behind the chosen pod.
+    pub(super) fallbacks: Box<[Arc<str>]>,
     pub(super) asking: Asking,
 }
 
@@ -86,7 +88,7 @@ fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Rece
     receipt.chose(pick.chosen(&"".into()), pick.took);
     let decided = decided(head, &[Arc::clone(pod.address())], receipt, (body, false));
     let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
-    Ok(Told::ByPod(Box::new(Sent { decided, pick, asking })))
+    Ok(Told::ByPod(Box::new(Sent { decided, pick, fallbacks: Box::default(), asking })))
 }
 
 async fn send(
@@ -125,7 +127,8 @@ async fn send(
     let decided = decided(head, &endpoints, receipt, (body, changed));
     let inject_usage = story.policy.config.api.inject_usage && ask.lacks_usage();
     let asking = Asking { matter: Some(matter), endpoint, inject_usage };
-    Ok(Told::ByPod(Box::new(Sent { decided, pick, asking })))
+    let fallbacks = endpoints.into_iter().skip(1).collect();
+    Ok(Told::ByPod(Box::new(Sent { decided, pick, fallbacks, asking })))
 }
 
 /// A pod and a place there; and where none is ready or others already wait, once one may do. Who may have only few pods

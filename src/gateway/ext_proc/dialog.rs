@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream, stream::BoxStream};
@@ -15,6 +15,7 @@ use http::HeaderMap;
 use tonic::{Code, Status, Streaming};
 
 use super::{
+    Mistakes,
     choosing::{Sent, Told, answer, choose, refusal},
     following::Following,
     inbound::SinceLast,
@@ -94,8 +95,11 @@ pub(super) struct Dialog {
     since_last: SinceLast,
     patience: Patience,
     pub(super) following: Following,
+    pub(super) mistakes: Arc<Mistakes>,
     pub(super) session: Session,
     pub(super) stage: Stage,
+    /// The pods that Envoy may go to if it cannot to the one chosen.
+    pub(super) fallbacks: Box<[Arc<str>]>,
     /// What is held of the request's body, within the budget of all.
     share: Share,
     replies: VecDeque<ProcessingResponse>,
@@ -108,7 +112,7 @@ impl Dialog {
     pub(super) fn new(
         (story, rules, peer): (Story, Rules, Peer),
         (inbound, since_last): (Streaming<ProcessingRequest>, SinceLast),
-        following: Following,
+        (following, mistakes): (Following, Arc<Mistakes>),
     ) -> Self {
         Self {
             rules,
@@ -118,8 +122,10 @@ impl Dialog {
             // As for a head at the other door: Envoy has one when it begins.
             patience: Patience::new(story.policy.config.timeouts.header_read),
             following,
+            mistakes,
             session: Session::new(rules.terms),
             stage: Stage::Begun,
+            fallbacks: Box::default(),
             share: story.house.bodies.share(),
             replies: VecDeque::new(),
             next: None,
@@ -260,7 +266,7 @@ impl Dialog {
     fn receipt(&self) -> Receipt {
         let story = &self.story;
         let mut receipt = Receipt::open(
-            std::sync::Arc::clone(&story.house),
+            Arc::clone(&story.house),
             story.listener.name.clone(),
             request_id(&HeaderMap::new()),
         );
@@ -302,7 +308,8 @@ impl Dialog {
     }
 
     fn send(&mut self, sent: Sent, mut receipt: Receipt) {
-        let Sent { decided, mut pick, asking } = sent;
+        let Sent { decided, mut pick, fallbacks, asking } = sent;
+        self.fallbacks = fallbacks;
         let now = clock::now();
         pick.course.sent(now);
         receipt.sent = Some(now);
@@ -332,6 +339,7 @@ impl Dialog {
         self.share.hold(0);
         receipt.status = Some(rejection.status().as_u16());
         receipt.refused(rejection);
+        self.mistakes.is_set_so(rejection);
         let replies = self.session.refused(refusal(rejection, dialect, &receipt));
         self.say(replies);
     }

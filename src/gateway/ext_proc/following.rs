@@ -30,6 +30,15 @@ pub(super) struct Following {
     many: Arc<AtomicUsize>,
 }
 
+/// One that is followed.
+struct Followed(Arc<AtomicUsize>);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Following {
     pub(super) fn new(tasks: Tasks) -> Self {
         Self { tasks, many: Arc::default() }
@@ -37,19 +46,18 @@ impl Following {
 
     /// Keeps the place of `pick` for as long as `matter` should take.
     pub(super) fn follow(&self, mut pick: Pick, matter: &Matter) {
-        if self.many.fetch_add(1, Relaxed) >= MOST {
-            self.many.fetch_sub(1, Relaxed);
+        let before = self.many.fetch_add(1, Relaxed);
+        let followed = Followed(Arc::clone(&self.many));
+        if before >= MOST {
             return;
         }
         let first = pick.course.first_token_due().min(LONGEST);
         let rest = matter.generation_due(&pick.verdict.pod).min(LONGEST);
-        let many = Arc::clone(&self.many);
         self.tasks.spawn_until_stop(async move {
             sleep(first).await;
             pick.course.first_token();
             sleep(rest).await;
-            drop(pick);
-            many.fetch_sub(1, Relaxed);
+            drop((pick, followed));
         });
     }
 }

@@ -8,6 +8,7 @@ use super::{
     session::Noted,
     wire::{self, Kind, Struct},
 };
+use crate::upstream::FailureKind;
 
 /// Where the pod is named: in the request's head, and in the metadata of the balancer.
 pub(super) const DESTINATION: &str = "x-gateway-destination-endpoint";
@@ -34,6 +35,13 @@ const FAILED: &str = "upstream_re";
 
 /// What it says if its own circuit breaker let nothing through to the pod.
 const OVERFLOW: &str = "{overflow";
+
+/// What it says of a pod to which no connection could be made, with or without `remote_` or `local_` before it, in time or
+/// not...
+const UNCONNECTED: &str = "connection_failure";
+
+/// ... and of one that was silent for too long.
+const TIMEOUT: &str = "timeout";
 
 /// A request's head.
 #[derive(Debug)]
@@ -128,9 +136,23 @@ impl AnswerHead {
         self.attribute(DETAILS).is_some_and(|details| details != VIA_UPSTREAM)
     }
 
-    /// Whether that was the pod's doing: it refused, reset or kept silent. That there was no host is not.
-    pub(super) fn blames_the_pod(&self) -> bool {
-        self.attribute(DETAILS).is_some_and(|details| details.starts_with(FAILED) && !details.contains(OVERFLOW))
+    /// What Envoy says of how it came to the answer.
+    pub(super) fn details(&self) -> &str {
+        self.attribute(DETAILS).unwrap_or_default()
+    }
+
+    /// How the pod failed, if that is why Envoy made the answer: it was not reached, kept silent or hung up. That there
+    /// was no host is nobody's failure.
+    pub(super) fn failure(&self) -> Option<FailureKind> {
+        let details = self.details();
+        if !details.starts_with(FAILED) || details.contains(OVERFLOW) {
+            return None;
+        }
+        Some(match details {
+            it if it.contains(UNCONNECTED) => FailureKind::Connect,
+            it if it.contains(TIMEOUT) => FailureKind::FirstByteTimeout,
+            _ => FailureKind::Died,
+        })
     }
 
     fn attribute(&self, name: &str) -> Option<&str> {
@@ -143,6 +165,13 @@ fn text<'a>(of: &'a Struct, name: &str) -> Option<&'a str> {
         Kind::String(text) => Some(text),
         _ => None,
     }
+}
+
+/// Whether these are two pods. A name is none, and neither is what a mesh puts in place of an address: of those nobody can
+/// tell.
+pub(super) fn differ(one: &str, other: &str) -> bool {
+    let address = |text: &str| text.parse::<std::net::SocketAddr>().ok();
+    one != other && address(one).zip(address(other)).is_some_and(|(one, other)| one != other)
 }
 
 /// Whether `allowed`, as a gateway writes an endpoint, is this pod's address: with its port if it names one, and an IPv6
@@ -235,10 +264,33 @@ mod tests {
         };
         assert_eq!(told(VIA_UPSTREAM).served(), Some("1.2.3.4:6"));
         assert!(!told(VIA_UPSTREAM).is_envoys_own() && !read(Noted::default()).is_envoys_own());
-        let reset = told("upstream_reset_before_response_started{connection_failure}");
-        assert!(reset.is_envoys_own() && reset.blames_the_pod());
-        let full = told("upstream_reset_before_response_started{overflow}");
-        assert!(full.is_envoys_own() && !full.blames_the_pod());
-        assert!(told("no_healthy_upstream").is_envoys_own() && !told("no_healthy_upstream").blames_the_pod());
+        for (details, failure) in [
+            ("upstream_reset_before_response_started{connection_failure}", Some(FailureKind::Connect)),
+            (
+                "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}",
+                Some(FailureKind::Connect),
+            ),
+            ("upstream_reset_before_response_started{connection_termination}", Some(FailureKind::Died)),
+            ("upstream_response_timeout", Some(FailureKind::FirstByteTimeout)),
+            ("upstream_reset_before_response_started{overflow}", None),
+            ("no_healthy_upstream", None),
+        ] {
+            let read = told(details);
+            assert!(read.is_envoys_own(), "{details}");
+            assert_eq!((read.failure(), read.details()), (failure, details));
+        }
+    }
+
+    #[test]
+    fn a_pod_differs_from_another_only_where_both_are_addresses() {
+        for (one, other, do_differ) in [
+            ("10.0.0.1:8000", "10.0.0.1:8000", false),
+            ("10.0.0.1:8000", "10.0.0.2:8000", true),
+            ("[0:0::1]:8000", "[::1]:8000", false),
+            ("127.0.0.1:8000", "localhost:8000", false),
+            ("envoy://connect_originate/10.0.0.2:8000", "10.0.0.1:8000", false),
+        ] {
+            assert_eq!(differ(one, other), do_differ, "{one} {other}");
+        }
     }
 }

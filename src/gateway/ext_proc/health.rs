@@ -18,6 +18,11 @@ const WATCH: &str = "/grpc.health.v1.Health/Watch";
 /// Answered as long as the process does.
 const LIVENESS: &str = "liveness";
 
+/// The one name under which published manifests ask the reference picker for liveness and readiness both. It answers by
+/// whether it knows its pool, with pods or without, and so do we: whoever is up knows it. By whether a pod can be had, a
+/// picker would be restarted again and again while its first pods load their models.
+const BOTH: &str = "inference-extension";
+
 /// Answered by whether a pod can be had: all of it, as Kubernetes asks, as Envoy asks.
 const READINESS: [&str; 3] = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
 
@@ -67,6 +72,7 @@ pub async fn serve(request: Request<Incoming>, is_serving: IsServing) -> Respons
 fn status(service: &str, is_serving: &IsServing) -> Option<ServingStatus> {
     let serving = match service {
         LIVENESS => true,
+        BOTH => is_serving() != Serving::NoMore,
         service if READINESS.contains(&service) => is_serving() == Serving::Now,
         _ => return None,
     };

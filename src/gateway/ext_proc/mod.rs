@@ -18,9 +18,10 @@ mod tests;
 pub mod wire;
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     future::{Ready, ready},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::stream::BoxStream;
@@ -37,8 +38,14 @@ use self::{
     inbound::{Inbound, SinceLast},
     wire::{ProcessingRequest, ProcessingResponse},
 };
-use super::{CurrentPolicy, House, Peer, story::Story};
-use crate::{config::ExtProc, tasks::Tasks};
+use super::{CurrentPolicy, House, Peer, Rejection, story::Story};
+use crate::{
+    clock,
+    config::ExtProc,
+    fleet::{Pod, PodId},
+    tasks::Tasks,
+    telemetry::Seldom,
+};
 
 /// Where the filter asks.
 const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
@@ -53,6 +60,7 @@ pub struct Picker {
     policy: CurrentPolicy,
     listener: usize,
     following: Following,
+    mistakes: Arc<Mistakes>,
     is_serving: IsServing,
 }
 
@@ -65,7 +73,7 @@ impl std::fmt::Debug for Picker {
 impl Picker {
     /// The desk of the configuration's `listener`; what outlives its conversations runs on `tasks`.
     pub fn new(house: Arc<House>, policy: CurrentPolicy, listener: usize, tasks: Tasks, is_serving: IsServing) -> Self {
-        Self { house, policy, listener, following: Following::new(tasks), is_serving }
+        Self { house, policy, listener, following: Following::new(tasks), mistakes: Arc::default(), is_serving }
     }
 
     /// Serves one gRPC call.
@@ -85,7 +93,8 @@ impl Picker {
         let since_last = SinceLast::default();
         let share = story.house.bodies.share();
         let request = request.map(|bytes| Inbound::new(bytes, Arc::clone(&since_last), share));
-        let talk = Talk { story, rules, peer, following: self.following, since_last };
+        let beside = (self.following, self.mistakes);
+        let talk = Talk { story, rules, peer, beside, since_last };
         let codec = ProstCodec::<ProcessingResponse, ProcessingRequest>::default();
         Ok(Grpc::new(codec).max_decoding_message_size(most).streaming(talk, request).await)
     }
@@ -98,12 +107,48 @@ impl Picker {
     }
 }
 
+/// Of so many pods it is told that Envoy does not follow us to them: by then it is plain what they have in common.
+const PODS_TOLD: usize = 32;
+
+/// What is wrong with how Envoy is set, told to its operator, and not with every request.
+#[derive(Debug, Default)]
+struct Mistakes {
+    /// The pods of which it was told.
+    elsewhere: Mutex<HashSet<PodId>>,
+    unreadable: Seldom,
+}
+
+impl Mistakes {
+    /// Envoy went to `served`, which we had not named, and not to `chosen`.
+    fn goes_elsewhere(&self, chosen: &Pod, served: &str) {
+        let is_news = {
+            let mut told = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+            told.len() < PODS_TOLD && told.insert(chosen.id.clone())
+        };
+        if is_news {
+            let pod = chosen.address();
+            tracing::warn!(
+                pool = &*chosen.pool,
+                went_to = served,
+                "Envoy does not follow the choice of {pod}: is it among the endpoints of Envoy's cluster, and does it answer?"
+            );
+        }
+    }
+
+    /// A request was refused: it may be for how Envoy's filter is set, and then all are.
+    fn is_set_so(&self, rejection: &Rejection) {
+        if matches!(rejection, Rejection::Unreadable(_)) && self.unreadable.is_due(clock::now()) {
+            tracing::warn!("requests with a body are refused: {rejection}");
+        }
+    }
+}
+
 /// What one conversation begins with.
 struct Talk {
     story: Story,
     rules: Rules,
     peer: Peer,
-    following: Following,
+    beside: (Following, Arc<Mistakes>),
     since_last: SinceLast,
 }
 
@@ -119,7 +164,7 @@ impl Service<tonic::Request<Streaming<ProcessingRequest>>> for Talk {
     fn call(&mut self, request: tonic::Request<Streaming<ProcessingRequest>>) -> Self::Future {
         let about = (self.story.clone(), self.rules, self.peer.clone());
         let inbound = (request.into_inner(), Arc::clone(&self.since_last));
-        let dialog = Dialog::new(about, inbound, self.following.clone());
+        let dialog = Dialog::new(about, inbound, self.beside.clone());
         ready(Ok(tonic::Response::new(dialog.replies())))
     }
 }
