@@ -4,7 +4,7 @@
 //! that a start does not look like a cluster without pods; and when nothing can be heard any more, the last one stays.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,10 +17,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::sources::Slot;
 use crate::{
     config::{
-        Config, Endpoint, Kubernetes, Members, Report, Target,
-        resources::{Furnished, Kind, Manifests, Note, Verdict, World, furnish, is_manifest, targets, verdicts},
+        Config, Endpoint, Kubernetes, Members, Problem, Report, Target,
+        resources::{Furnished, Kind, Manifests, Verdict, World, furnish, is_manifest, targets, verdicts},
     },
     tasks::Tasks,
+    telemetry::logs::tell_problem,
 };
 
 /// How often the files are read: some KiB from the page cache. A change counts once it was seen twice.
