@@ -144,9 +144,10 @@ impl Resources {
         };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for (text, problem) in said.iter().filter(|(text, _)| !told.contains(*text)) {
-            match problem {
-                Some(problem) => tell_problem(problem),
-                None => tracing::warn!("{text}"),
+            if let Some(problem) = problem {
+                tell_problem(problem);
+            } else {
+                tracing::warn!("{text}");
             }
         }
         *told = said.into_keys().collect();
