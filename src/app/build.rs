@@ -42,7 +42,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
     let Opened { sockets, admin, probes } = bind_all(&config)?;
     let background = Tasks::new();
-    let resources = Resources::start(config.kubernetes.as_ref(), &background).await.map_err(StartError::Resources)?;
+    let from_files = config.kubernetes.as_ref().is_some_and(|it| it.manifests.is_some());
+    let resources = Resources::start(config.kubernetes.as_ref(), &background).await;
+    let resources = resources.map_err(if from_files { StartError::Resources } else { StartError::Cluster })?;
     let config = Arc::new(resources.furnish(config));
     let (house, instruments) = live_house(&config, decision_log, resources, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);

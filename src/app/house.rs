@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::Config,
+    config::{Config, resources::Kind},
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
@@ -26,7 +26,7 @@ use crate::{
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
-    telemetry::{DecisionLog, Metrics, Name, PodRow, PoolRow, Rows},
+    telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, Rows},
     upstream::{Connector, PoolTls, RetryBudget, Upstream},
 };
 
@@ -58,11 +58,13 @@ impl std::fmt::Debug for Instruments {
 }
 
 impl Known {
-    fn nothing(config: &Config) -> Self {
+    fn nothing(config: &Config, resources: &Resources) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
-        let metrics = Arc::new(Metrics::new(Arc::new(move || rows(&pods, &index))));
+        let resources = resources.clone();
+        let metrics =
+            Arc::new(Metrics::new(Arc::new(move || Rows { kinds: kinds(&resources), ..rows(&pods, &index) })));
         for pool in &config.pools {
             begin_counting(&metrics, &pool.name);
         }
@@ -79,7 +81,7 @@ pub(super) fn live_house(
     resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
-    let mut known = Known::nothing(config);
+    let mut known = Known::nothing(config, &resources);
     if let Some(path) = decision_log {
         let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
@@ -106,7 +108,7 @@ pub(super) fn live_house(
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config), Connector::new(PoolTls::new()), Box::new(|_| {}))
+    furnish(config, Known::nothing(config, &Resources::none()), Connector::new(PoolTls::new()), Box::new(|_| {}))
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
@@ -127,6 +129,16 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         doubt,
         metrics,
     }
+}
+
+fn kinds(resources: &Resources) -> Vec<KindRow> {
+    let row = |(kind, objects, heard): (Kind, usize, Option<bool>)| KindRow {
+        kind: kind.word(),
+        group: kind.group(),
+        objects,
+        heard,
+    };
+    resources.kinds().into_iter().map(row).collect()
 }
 
 fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
@@ -157,5 +169,9 @@ fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
         let pace = pool.pace();
         pool.pods().iter().map(|pod| row(pod, pace)).collect::<Vec<_>>()
     };
-    Rows { pools: fleet.pools().map(pool).collect(), pods: fleet.pools().flat_map(of_pool).collect() }
+    Rows {
+        kinds: Vec::new(),
+        pools: fleet.pools().map(pool).collect(),
+        pods: fleet.pools().flat_map(of_pool).collect(),
+    }
 }

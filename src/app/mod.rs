@@ -127,6 +127,9 @@ pub enum StartError {
     /// The manifests have problems.
     #[error("the manifests cannot be used:\n{0}")]
     Resources(config::Report),
+    /// There is no cluster whose resources could be followed.
+    #[error("the resources of a cluster cannot be followed:\n{0}")]
+    Cluster(config::Report),
     /// The certificates for https pods.
     #[error("cannot prepare TLS towards the pods")]
     Tls(#[from] io::Error),

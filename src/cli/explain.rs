@@ -37,12 +37,13 @@ use crate::{
 
 Examples:
   tidegate explain --config gateway.yaml --request body.json
+  tidegate explain --admin localhost:9091 --request body.json    (a picker that has only flags)
   curl -s localhost:9090/debug/fleet > state.json
   tidegate explain --config gateway.yaml --request body.json --state state.json")]
 pub(super) struct Args {
-    /// The gateway's configuration
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
+    /// The gateway's configuration; a gateway that is named by --admin needs none
+    #[arg(short, long, value_name = "FILE", required_unless_present = "admin")]
+    config: Option<PathBuf>,
     /// The request's body, JSON; `-` reads standard input
     #[arg(short, long, value_name = "BODY.json")]
     request: PathBuf,
@@ -70,14 +71,18 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(config) = load_config(&args.config)? else { return Ok(ExitCode::from(PROBLEMS)) };
+    let config = match args.config.as_deref().map(load_config).transpose()? {
+        Some(None) => return Ok(ExitCode::from(PROBLEMS)),
+        given => given.flatten(),
+    };
     let body = read(&args.request)?;
     let body = args.session.as_ref().and_then(|session| naming_session(&body, session)).unwrap_or(body);
-    let arms = Arms::of(&config, &body);
-    let (answer, source) = if let Some(state) = &args.state {
+    let arms = config.as_ref().map(|config| Arms::of(config, &body)).unwrap_or_default();
+    let (answer, source) = if let Some((state, config)) = args.state.as_ref().zip(config.clone()) {
         (from_state(config, args, &body, state)?, format!("state of {}", state.display()))
     } else {
-        let admin = args.admin.clone().unwrap_or_else(|| reachable(config.admin).to_string());
+        let configured = || config.as_ref().map(|config| reachable(config.admin).to_string());
+        let admin = args.admin.clone().or_else(configured).context("which gateway? Give --config or --admin")?;
         let admin = if admin.contains("://") { admin } else { format!("http://{admin}") };
         (from_gateway(&admin, args, body)?, format!("live, from {admin}"))
     };
@@ -108,6 +113,7 @@ fn naming_session(body: &[u8], session: &str) -> Option<Vec<u8>> {
 }
 
 /// What the configuration and the request say of splits, to tell why a request is on its arm.
+#[derive(Default)]
 struct Arms {
     /// Each split model's targets with their weights, and what keeps a request on one.
     splits: BTreeMap<String, (Vec<(String, u32)>, Sticky)>,

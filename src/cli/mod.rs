@@ -71,7 +71,7 @@ impl Verb {
 
 /// Reads the command line, does what it says, and tells how it went.
 pub fn main() -> ExitCode {
-    let error = match Cli::parse().verb.run() {
+    let error = match Cli::parse_from(epp::with_verb(std::env::args_os())).verb.run() {
         Ok(code) => return code,
         Err(error) => error,
     };

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use super::resources::Heard;
+use super::resources::{Heard, Outlook};
 use crate::config::resources::{Kind, Object, ObjectName, Objects, World, workloads};
 
 /// How long after a change others are waited for: less than a pod's last request takes, more than a burst's gaps.
@@ -47,7 +47,7 @@ pub(super) struct Hub {
     state: Mutex<State>,
     news: Notify,
     worlds: watch::Sender<Arc<Heard>>,
-    waits_for: watch::Sender<Option<String>>,
+    outlook: watch::Sender<Outlook>,
     /// The label of pods whose values name pools.
     workload_label: Option<String>,
 }
@@ -67,13 +67,13 @@ impl Hub {
         (home, workload_label): (&str, Option<&str>),
         watched: &[Watched],
         worlds: watch::Sender<Arc<Heard>>,
-        waits_for: watch::Sender<Option<String>>,
+        outlook: watch::Sender<Outlook>,
     ) -> Arc<Self> {
         let standing = watched.iter().map(|it| (it.clone(), Standing::Unheard)).collect();
         let (home, workload_label) = (home.into(), workload_label.map(ToOwned::to_owned));
         let (kinds, failing, workloads) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         let state = State { home, kinds, standing, failing, workloads };
-        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, waits_for, workload_label };
+        let hub = Self { state: Mutex::new(state), news: Notify::new(), worlds, outlook, workload_label };
         hub.tell_standing(&hub.state());
         Arc::new(hub)
     }
@@ -193,7 +193,12 @@ impl Hub {
             }
             () => None,
         };
-        self.waits_for.send_replace(waits_for);
+        let well = |watched: &Watched| !state.failing.contains(watched);
+        let mut heard = BTreeMap::new();
+        for watched in state.standing.iter().filter(|(_, it)| **it == Standing::Heard).map(|(watched, _)| watched) {
+            *heard.entry(watched.0).or_insert(true) &= well(watched);
+        }
+        self.outlook.send_replace(Outlook { waits_for, heard });
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

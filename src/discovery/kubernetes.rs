@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::{
     hub::{Hub, Standing, Watched},
-    resources::Heard,
+    resources::{Heard, Outlook},
     status,
 };
 use crate::{
@@ -52,7 +52,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Where what was heard goes.
 pub(super) struct Outlets {
     pub(super) worlds: watch::Sender<Arc<Heard>>,
-    pub(super) waits_for: watch::Sender<Option<String>>,
+    pub(super) outlook: watch::Sender<Outlook>,
     /// Whether anybody wants to hear of slices.
     pub(super) slices: watch::Receiver<bool>,
     /// What is to be said of models.
@@ -77,8 +77,8 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
     };
     let watched: Vec<Watched> =
         Kind::ALL.into_iter().flat_map(|kind| namespaces.iter().map(move |it| (kind, it.clone()))).collect();
-    let Outlets { worlds, waits_for, slices, verdicts } = outlets;
-    let hub = Hub::new((&home, kubernetes.workload_label.as_deref()), &watched, worlds, waits_for);
+    let Outlets { worlds, outlook, slices, verdicts } = outlets;
+    let hub = Hub::new((&home, kubernetes.workload_label.as_deref()), &watched, worlds, outlook);
     for watched in watched {
         let (client, server) = (client.clone(), Arc::clone(&server));
         let follower = Follower { client, server, hub: Arc::clone(&hub), watched, slices: slices.clone() };

@@ -50,12 +50,21 @@ impl Heard {
     }
 }
 
+/// How it stands with the watches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outlook {
+    /// Why not all was heard yet, or nothing is now.
+    pub(super) waits_for: Option<String>,
+    /// The kinds that were heard once, and whether they are now.
+    pub(super) heard: BTreeMap<Kind, bool>,
+}
+
 /// The resources of one gateway.
 #[derive(Clone, Debug)]
 pub struct Resources {
     heard: watch::Receiver<Arc<Heard>>,
-    /// Why not all of it was heard yet.
-    waits_for: watch::Receiver<Option<String>>,
+    /// How it stands with hearing it.
+    outlook: watch::Receiver<Outlook>,
     /// Whether any pool stands for a service: only then slices are followed.
     slices: Arc<watch::Sender<bool>>,
     /// What pools and models were last made of; `None`: nothing yet.
@@ -69,13 +78,13 @@ pub struct Resources {
 impl Resources {
     /// Resources that never come.
     pub fn none() -> Self {
-        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1, watch::channel(None).1)
+        Self::of(watch::channel(Arc::new(Heard::Cluster(World::default()))).1, watch::channel(Outlook::default()).1)
     }
 
-    fn of(heard: watch::Receiver<Arc<Heard>>, waits_for: watch::Receiver<Option<String>>) -> Self {
+    fn of(heard: watch::Receiver<Arc<Heard>>, outlook: watch::Receiver<Outlook>) -> Self {
         let (slices, verdicts) = (watch::channel(false).0, watch::channel(Arc::default()).0);
         let (slices, verdicts) = (Arc::new(slices), Arc::new(verdicts));
-        Self { heard, waits_for, slices, handled: Arc::default(), verdicts, told: Arc::default() }
+        Self { heard, outlook, slices, handled: Arc::default(), verdicts, told: Arc::default() }
     }
 
     /// Begins to follow what `kubernetes` says, for as long as `tasks` run. Files are read when this returns; a cluster
@@ -93,16 +102,16 @@ impl Resources {
         tell_read(&manifests);
         let (sender, heard) = watch::channel(Arc::new(Heard::Files(manifests)));
         tasks.spawn_until_stop(follow(Files { path, home, handled: Some(mark) }, sender));
-        Ok(Self::of(heard, watch::channel(None).1))
+        Ok(Self::of(heard, watch::channel(Outlook::default()).1))
     }
 
     #[cfg(feature = "kubernetes")]
     async fn of_cluster(kubernetes: &Kubernetes, tasks: &Tasks) -> Result<Self, Report> {
         let (worlds, heard) = watch::channel(Arc::new(Heard::Cluster(World::default())));
-        let (waits_for, waiting) = watch::channel(None);
-        let resources = Self::of(heard, waiting);
+        let (outlook, seen) = watch::channel(Outlook::default());
+        let resources = Self::of(heard, seen);
         let (slices, verdicts) = (resources.slices.subscribe(), resources.verdicts.subscribe());
-        let outlets = super::kubernetes::Outlets { worlds, waits_for, slices, verdicts };
+        let outlets = super::kubernetes::Outlets { worlds, outlook, slices, verdicts };
         super::kubernetes::start(kubernetes, outlets, tasks).await?;
         Ok(resources)
     }
@@ -116,7 +125,16 @@ impl Resources {
 
     /// What is still waited for, in words; `None` once all was heard.
     pub fn waits_for(&self) -> Option<String> {
-        self.waits_for.borrow().clone()
+        self.outlook.borrow().waits_for.clone()
+    }
+
+    /// How many objects there are of each kind, and whether its watches are heard; a kind that is read from files has
+    /// none.
+    pub fn kinds(&self) -> Vec<(Kind, usize, Option<bool>)> {
+        let (heard, outlook) = (Arc::clone(&self.heard.borrow()), self.outlook.borrow());
+        let kinds: BTreeSet<Kind> = heard.world().kinds.keys().chain(outlook.heard.keys()).copied().collect();
+        let of = |kind| heard.world().kinds.get(&kind).map_or(0, |objects| objects.len());
+        kinds.into_iter().map(|kind| (kind, of(kind), outlook.heard.get(&kind).copied())).collect()
     }
 
     /// `config`, as the file has it, with what was heard. What is to be said of objects is logged, once.

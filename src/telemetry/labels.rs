@@ -168,6 +168,13 @@ pub(super) struct PodLabels {
     pub(super) pod: Name,
 }
 
+/// A kind of Kubernetes objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KindLabels {
+    pub(super) kind: &'static str,
+    pub(super) group: &'static str,
+}
+
 /// A pod's labels and its condition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ConditionLabels {

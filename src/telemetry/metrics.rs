@@ -17,8 +17,8 @@ use prometheus_client::{
 use super::{
     Tallies,
     labels::{
-        ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, ListenerLabels, ModelLabels, Name,
-        OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+        ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
+        Name, OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
     },
 };
 
@@ -110,9 +110,24 @@ pub struct PoolRow {
     pub saturation: Option<f64>,
 }
 
+/// What is known of a kind of Kubernetes objects, for the same.
+#[derive(Clone, Debug)]
+pub struct KindRow {
+    /// The kind, such as `InferencePool`.
+    pub kind: &'static str,
+    /// Its API group.
+    pub group: &'static str,
+    /// How many there are.
+    pub objects: usize,
+    /// Whether its watches are heard; `None` where nothing is watched.
+    pub heard: Option<bool>,
+}
+
 /// The state of the fleet.
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
+    /// The kinds of objects that pools and models come from.
+    pub kinds: Vec<KindRow>,
     /// Its pools.
     pub pools: Vec<PoolRow>,
     /// Their pods.
@@ -349,9 +364,28 @@ impl fmt::Debug for FleetCollector {
 
 type Fractions<L> = Family<L, Gauge<f64, std::sync::atomic::AtomicU64>>;
 
+fn encode_kinds(
+    kinds: &[KindRow],
+    encoder: &mut prometheus_client::encoding::DescriptorEncoder<'_>,
+) -> Result<(), fmt::Error> {
+    let (objects, heard) = (Fractions::<KindLabels>::default(), Fractions::<KindLabels>::default());
+    for row in kinds {
+        let labels = KindLabels { kind: row.kind, group: row.group };
+        objects.get_or_create(&labels).set(row.objects as f64);
+        if let Some(well) = row.heard {
+            heard.get_or_create(&labels).set(f64::from(u8::from(well)));
+        }
+    }
+    let help = "Objects of a kind, as last heard";
+    objects.encode(encoder.encode_descriptor("kubernetes_objects", help, None, objects.metric_type())?)?;
+    let help = "1 while the API server tells of a kind; at 0 its last word stays";
+    heard.encode(encoder.encode_descriptor("kubernetes_watch_heard", help, None, heard.metric_type())?)
+}
+
 impl prometheus_client::collector::Collector for FleetCollector {
     fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Rows { pools, pods: rows } = (self.0)();
+        let Rows { kinds, pools, pods: rows } = (self.0)();
+        encode_kinds(&kinds, &mut encoder)?;
         let full = Fractions::<PoolLabels>::default();
         for PoolRow { pool, saturation } in pools {
             if let Some(saturation) = saturation {
@@ -416,11 +450,20 @@ mod tests {
         };
         let pools = [("pool", Some(0.5)), ("empty", None)];
         let pools = pools.map(|(pool, saturation)| PoolRow { pool: pool.into(), saturation }).to_vec();
-        let metrics = Metrics::new(Arc::new(move || Rows { pools: pools.clone(), pods: vec![row.clone()] }));
+        let kinds = [("Pod", "", 7, Some(false)), ("InferencePool", "inference.networking.k8s.io", 1, None)];
+        let kinds = kinds.map(|(kind, group, objects, heard)| KindRow { kind, group, objects, heard }).to_vec();
+        let metrics = Metrics::new(Arc::new(move || Rows {
+            kinds: kinds.clone(),
+            pools: pools.clone(),
+            pods: vec![row.clone()],
+        }));
         let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
         metrics.ttft.get_or_create(&labels).observe(0.2);
         let page = metrics.page();
         for line in [
+            r#"tidegate_kubernetes_objects{kind="Pod",group=""} 7.0"#,
+            r#"tidegate_kubernetes_objects{kind="InferencePool",group="inference.networking.k8s.io"} 1.0"#,
+            r#"tidegate_kubernetes_watch_heard{kind="Pod",group=""} 0.0"#,
             r#"tidegate_pool_saturation{pool="pool"} 0.5"#,
             r#"tidegate_pod_running_requests{pool="pool",pod="10.0.0.1:8000"} 3.0"#,
             r#"tidegate_pod_kv_cache_usage_ratio{pool="pool",pod="10.0.0.1:8000"} 0.25"#,

@@ -12,6 +12,6 @@ mod tally;
 
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
-pub use metrics::{Histograms, Metrics, PodRow, PoolRow, Rows};
+pub use metrics::{Histograms, KindRow, Metrics, PodRow, PoolRow, Rows};
 pub use seldom::Seldom;
 pub use tally::{Tallies, Tally};

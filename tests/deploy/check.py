@@ -139,7 +139,18 @@ def knows_components():
 if knows_components():
     for folder in ("base", "endpoint-picker"):
         kustomized(folder, DEPLOY / "kubernetes" / folder)
+    for example in ("ack", "kaito"):
+        maps = [it for it in kustomized(example, DEPLOY / "examples" / example) if it["kind"] == "ConfigMap"]
+        own = (DEPLOY / "examples" / example / "gateway.yaml").read_text()
+        note(f"kustomize, {example}: its own configuration", None if [it["data"]["gateway.yaml"] for it in maps] == [own] else maps)
     with tempfile.TemporaryDirectory(dir=DEPLOY / "kubernetes") as overlay:
+        # Another namespace, as one puts it into an overlay: whom the roles are bound to goes along.
+        for folder in ("base", "endpoint-picker"):
+            moved = {"namespace": "other", "resources": [f"../{folder}"]}
+            (pathlib.Path(overlay) / "kustomization.yaml").write_text(yaml.safe_dump(moved))
+            told = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True)
+            bound = [it["namespace"] for document in documents(told.stdout) for it in document.get("subjects", [])]
+            note(f"kustomize, {folder} in another namespace: whom the role is bound to", None if bound == ["other"] else bound)
         components = sorted(it.name for it in (DEPLOY / "kubernetes" / "components").iterdir())
         # Both monitors are called the same: one at a time.
         for monitor in ("azure-monitor", "prometheus-operator"):

@@ -371,3 +371,43 @@ async fn sim_prints_a_configuration_that_serve_takes() {
     sim.kill().unwrap();
     sim.wait().unwrap();
 }
+
+#[test]
+fn a_picker_without_a_cluster_or_with_a_slip_says_what_to_do_instead() {
+    let nowhere = |args: &[&str]| {
+        let mut command = tidegate(args);
+        let Output { status, stderr, .. } =
+            command.env("KUBECONFIG", "/no/such/config").env_remove("KUBERNETES_SERVICE_HOST").output().unwrap();
+        (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let ports = ["--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0"];
+    // As an image is swapped in a chart: no verb.
+    let (code, err) = nowhere(&[&["--pool-name", "p"], &ports[..]].concat());
+    assert_eq!(code, 1, "{err}");
+    if cfg!(feature = "kubernetes") {
+        assert!(err.contains("no cluster: --pool-name needs one"), "{err}");
+    }
+    assert!(!err.contains("manifests"), "{err}");
+    let (code, err) = nowhere(&["epp", "--pool-nam", "x"]);
+    assert_eq!(code, 1, "{err}");
+    let slip = err.find("did you mean --pool-name?").expect("the slip is told");
+    assert!(slip < err.find("which pods?").expect("the error too"), "first the likely reason: {err}");
+    let (code, err) = nowhere(&["epp", "--endpoints", "foo"]);
+    assert_eq!((code, err.contains("url:")), (1, false), "no YAML that nobody wrote: {err}");
+    let folder = tempfile::tempdir().unwrap();
+    let own = config(folder.path(), "{ url: \"http://127.0.0.1:1\" }", "");
+    let (code, err) = nowhere(&["epp", "--config-file", &own]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("no listener with `protocol: ext-proc`"), "{err}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_told_with_the_flag_that_gives_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let rest = ["--grpc-port=0", "--grpc-health-port=0", "--metrics-port=0", "--admin-port", &port];
+    let (code, _, err) = run(&[&["epp", "--endpoints", "127.0.0.1:1"], &rest[..]].concat());
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("tidegate: --admin-port"), "{err}");
+    assert!(err.contains(&format!("127.0.0.1:{port}")), "{err}");
+}

@@ -48,6 +48,8 @@ fn every_gateway_configuration_is_sound_and_every_inference_resource_means_somet
     let mut files = Vec::new();
     yaml_files(&deploy(), &mut files);
     let (mut gateways, mut pools) = (0, 0);
+    // What refers to a pool may stand in a file beside it.
+    let mut resources: BTreeMap<PathBuf, Vec<(String, String)>> = BTreeMap::new();
     for path in &files {
         let bytes = fs::read(path).unwrap();
         let text = String::from_utf8(bytes.clone()).unwrap();
@@ -56,18 +58,20 @@ fn every_gateway_configuration_is_sound_and_every_inference_resource_means_somet
             let (_, warnings) = loaded.unwrap_or_else(|report| panic!("{report}"));
             assert_eq!(warnings, [], "{}", path.display());
             gateways += 1;
-        } else if text.contains("kind: InferencePool") {
-            let name = path.display().to_string();
-            let manifests =
-                Manifests::read(vec![(name, text)], "inference").unwrap_or_else(|report| panic!("{report}"));
-            let given = Given { manifests: Some("here".into()) };
-            let listeners = b"listeners: [{ name: a, address: 127.0.0.1:1 }]";
-            let (config, _) = config::load_given("t.yaml", listeners, &given).unwrap_or_else(|it| panic!("{it}"));
-            let furnished = furnish(config, &manifests.world);
-            assert_eq!(furnished.notes, [], "{}", path.display());
-            assert!(!furnished.config.models.is_empty());
-            pools += furnished.config.pools.len();
+        } else if text.contains("kind: Inference") {
+            let folder = path.parent().unwrap().to_owned();
+            resources.entry(folder).or_default().push((path.display().to_string(), text));
         }
+    }
+    for (folder, files) in resources {
+        let manifests = Manifests::read(files, "inference").unwrap_or_else(|report| panic!("{report}"));
+        let given = Given { manifests: Some("here".into()) };
+        let listeners = b"listeners: [{ name: a, address: 127.0.0.1:1 }]";
+        let (config, _) = config::load_given("t.yaml", listeners, &given).unwrap_or_else(|it| panic!("{it}"));
+        let furnished = furnish(config, &manifests.world);
+        assert_eq!(furnished.notes, [], "{}", folder.display());
+        assert!(!furnished.config.models.is_empty());
+        pools += furnished.config.pools.len();
     }
     assert!(gateways >= 6 && pools >= 3, "{gateways} configurations, {pools} pools");
 }
@@ -105,6 +109,39 @@ fn the_roles_allow_exactly_what_is_read() {
         roles += 1;
     }
     assert!(roles >= 2);
+}
+
+#[test]
+fn every_service_monitor_keeps_our_labels() {
+    // `pod` is the model server in our families, and the gateway in the operator's own label.
+    let mut files = Vec::new();
+    yaml_files(&deploy(), &mut files);
+    let mut monitors = 0;
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        for endpoint in text.lines().filter(|line| line.contains("port: probes, path: /metrics")) {
+            assert!(endpoint.contains("honorLabels: true"), "{}: {endpoint}", path.display());
+            monitors += 1;
+        }
+    }
+    assert_eq!(monitors, 3, "the operator's, Azure's, Helm's");
+}
+
+#[test]
+fn a_picker_is_named_as_it_is_installed() {
+    let services: Vec<String> = documents(&deploy().join("kubernetes/endpoint-picker"))
+        .into_iter()
+        .filter(|(_, document)| document["kind"] == "Service")
+        .map(|(_, document)| document["metadata"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    let mut named = 0;
+    for (path, document) in documents(&deploy()) {
+        if let Some(name) = document["spec"]["endpointPickerRef"]["name"].as_str() {
+            assert!(services.iter().any(|service| service == name), "{}: {name}", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 0);
 }
 
 #[test]

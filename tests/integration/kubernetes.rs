@@ -69,6 +69,18 @@ impl Following {
         within(&format!("{status} for {model}"), turns).await
     }
 
+    async fn until_pods_heard(&self, heard: bool) {
+        let wanted = f64::from(u8::from(heard));
+        let turns = async {
+            while (self.gateway.counted("tidegate_kubernetes_watch_heard", &["kind=\"Pod\""]).await - wanted).abs()
+                > 0.1
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        within("the watch of pods to be told of", turns).await;
+    }
+
     async fn until_unready_for(&self, why: &str) {
         let turns = async {
             loop {
@@ -189,8 +201,12 @@ async fn a_cluster_that_is_not_heard_keeps_its_last_world_and_what_was_missed_is
     eventually("somebody to ask in vain", || cluster.asked(&["pods", "watch"]) > 1).await;
     it.until_pods(&[&a, &b, &c]).await;
     it.until_unready_for("not heard").await;
+    it.until_pods_heard(false).await;
+    let objects = it.gateway.counted("tidegate_kubernetes_objects", &["kind=\"Pod\""]).await;
+    assert!((objects - 3.0).abs() < 0.1, "{objects}");
     cluster.down(false);
     it.until_pods(&[&b, &c]).await;
+    it.until_pods_heard(true).await;
     // Somebody else's changes are forgotten, which a watch that was told of them need not mind.
     cluster.bookmark();
     cluster.told(PODS).await;
@@ -307,7 +323,7 @@ async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from
     cluster.put(PODS, pod("a", "127.0.0.1", true));
     cluster.put(MODELS, model("m", "2025-01-01T00:00:00Z", "m"));
     let flags = "--pool-name llama --pool-namespace default --grpc-port 0 --grpc-health-port 0 --metrics-port 0 \
-                 --secure-serving=false --zap-encoder json";
+                 --secure-serving=false --zap-encoder json --tracing";
     let served = Served::picker(&flags.split_whitespace().collect::<Vec<_>>(), &cluster.kubeconfig());
     let envoy = Envoy::connect(served.addr).await;
     let turns = async {
@@ -333,7 +349,7 @@ async fn a_picker_started_with_the_references_flags_picks_from_its_pool_and_from
     drop(envoy);
     let (code, log) = served.ended().await;
     assert_eq!(code, 0, "{log}");
-    assert!(log.contains("--zap-encoder means nothing here"), "{log}");
+    assert!(log.contains("note: nothing here needs --tracing"), "{log}");
 }
 
 #[tokio::test]
@@ -386,7 +402,7 @@ async fn a_picker_that_is_given_the_references_configuration_starts_and_is_healt
     for told in [
         "without weights: queue-scorer (2)",
         "not known here and passed over: frobnicator",
-        "--ha-enable-leader-election means",
+        "nothing here needs --ha-enable-leader-election",
     ] {
         assert!(log.contains(told), "{told}: {log}");
     }

@@ -161,6 +161,8 @@ fn as_it_came(piece: HttpBody) -> PieceResponse {
 
 #[cfg(test)]
 mod tests {
+    use tidegate::gateway::wire::HttpHeaders;
+
     use super::*;
 
     #[test]
@@ -169,7 +171,7 @@ mod tests {
         let turns = Turns { pods, next: Arc::default() };
         let say = |said| reply(ProcessingRequest { said: Some(said), ..ProcessingRequest::default() }, &turns).reply;
         for pod in ["1.1.1.1:1", "2.2.2.2:2", "1.1.1.1:1"] {
-            let Some(Reply::RequestHeaders(told)) = say(Said::RequestHeaders(Default::default())) else {
+            let Some(Reply::RequestHeaders(told)) = say(Said::RequestHeaders(HttpHeaders::default())) else {
                 panic!("a head")
             };
             let set = &told.response.unwrap().header_mutation.unwrap().set_headers[0];

@@ -4,6 +4,7 @@
 //! token file exists or a pod answers is for those who open them.
 
 mod models;
+mod pickers;
 mod pools;
 mod settings;
 
@@ -236,6 +237,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let listeners = models::listeners(file, sheet);
     models::unused(file, reported, sheet);
     pools::loops(file, sheet);
+    pickers::unnameable(file, &listeners, &models, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();
     let kubernetes = resources::kubernetes(file.kubernetes.as_ref(), manifests, sheet);
