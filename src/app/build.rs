@@ -54,7 +54,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
 
     let room = Arc::new(Semaphore::new(config.limits.connections));
-    let mut listeners = Vec::with_capacity(sockets.len());
+    let (mut listeners, mut health) = (Vec::with_capacity(sockets.len()), Vec::new());
     let hosts = Hosts { house: &house, policy: &policy, stage: &stage, clients: &clients, background: &background };
     for (at, ((socket, prepared), listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket.socket, listener.address)));
@@ -63,6 +63,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
         let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
         let told = Arc::clone(&stage);
         if let Some(prepared) = prepared {
+            health.extend(prepared.health_address().map(|address| (Arc::clone(&listener.name), address)));
             picker::open(&hosts, at, door, prepared);
             continue;
         }
@@ -87,6 +88,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     });
     Ok(Running {
         listeners,
+        health,
         admin: admin_address,
         probes: probes_address,
         house,

@@ -39,6 +39,8 @@ use house::Instruments;
 pub struct Running {
     /// Each listener's name and bound address, in the configuration's order.
     pub listeners: Vec<(Arc<str>, SocketAddr)>,
+    /// Where pickers tell of their health, by the same names.
+    pub health: Vec<(Arc<str>, SocketAddr)>,
     /// Where the operator looks.
     pub admin: SocketAddr,
     /// Where kubelet and Prometheus look, if apart.

@@ -1,6 +1,9 @@
 //! The doors at which Envoy asks: the picker's own, with TLS unless the operator says otherwise, and the one for health.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use http::Request;
 use hyper::body::Incoming;
@@ -29,6 +32,13 @@ const HEALTH_CONNECTIONS: usize = 256;
 pub(super) struct Prepared {
     tls: Option<Tls>,
     health: Option<Bound>,
+}
+
+impl Prepared {
+    /// Where health is told, if apart.
+    pub(super) fn health_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref().and_then(|health| health.socket.local_addr().ok())
+    }
 }
 
 /// Whose doors they are.

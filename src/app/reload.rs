@@ -27,7 +27,7 @@ use crate::{
     scrape::Kits,
     telemetry::{
         labels::{ConfigLabels, OutcomeLabels},
-        logs::Level,
+        logs::{Level, tell_problem},
     },
     upstream::{PoolTls, client_tls},
 };

@@ -149,10 +149,16 @@ fn tell_files(config: &Config, files: app::OpenFiles, raised: std::io::Result<ap
     }
 }
 
-/// Where it listens.
+/// Where it listens, and what is spoken there.
 fn tell_addresses(running: &app::Running) {
-    for (name, address) in &running.listeners {
-        tracing::info!(listener = %name, %address, "listening");
+    let policy = running.policy.load();
+    for ((name, address), listener) in running.listeners.iter().zip(&policy.config.listeners) {
+        let protocol = if listener.ext_proc.is_some() { "ext-proc" } else { "http" };
+        let tls = listener.ext_proc.as_ref().is_some_and(|how| how.secure);
+        tracing::info!(listener = %name, %address, protocol, tls, "listening");
+    }
+    for (name, address) in &running.health {
+        tracing::info!(listener = %name, %address, "health listening (gRPC)");
     }
     tell_other_addresses(running);
 }

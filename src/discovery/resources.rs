@@ -17,10 +17,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::sources::Slot;
 use crate::{
     config::{
-        Config, Endpoint, Kubernetes, Members, Report, Target,
-        resources::{Furnished, Kind, Manifests, Note, Verdict, World, furnish, is_manifest, targets, verdicts},
+        Config, Endpoint, Kubernetes, Members, Problem, Report, Target,
+        resources::{Furnished, Kind, Manifests, Verdict, World, furnish, is_manifest, targets, verdicts},
     },
     tasks::Tasks,
+    telemetry::logs::tell_problem,
 };
 
 /// How often the files are read: some KiB from the page cache. A change counts once it was seen twice.
@@ -161,9 +162,10 @@ impl Resources {
         };
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for (text, problem) in said.iter().filter(|(text, _)| !told.contains(*text)) {
-            match problem {
-                Some(problem) => tell_problem(problem),
-                None => tracing::warn!("{text}"),
+            if let Some(problem) = problem {
+                tell_problem(problem);
+            } else {
+                tracing::warn!("{text}");
             }
         }
         *told = said.into_keys().collect();

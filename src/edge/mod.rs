@@ -1,7 +1,7 @@
 //! The doors for clients: accept connections, bound what one client may do to us, and close in good order.
 //!
-//! HTTP/1.1 and HTTP/2 with prior knowledge, told apart by the first bytes; within TLS where the listener has it. What a request means is the
-//! desk's business.
+//! HTTP/1.1 and HTTP/2 with prior knowledge, told apart by the first bytes; within TLS where the listener has it. What a
+//! request means is the desk's business.
 
 mod accept;
 mod connection;

@@ -228,6 +228,9 @@ impl<'a> Top<'a> {
         }
         let text = str::from_utf8(body).map_err(|_| Malformed::NotUtf8)?;
         let not_json = |problem: serde_json::Error| Malformed::NotJson(problem.to_string());
+        if text.trim_ascii().is_empty() {
+            return Err(Malformed::Empty);
+        }
         if !text.trim_ascii_start().starts_with('{') {
             return match serde_json::from_str::<IgnoredAny>(text) {
                 Ok(_) => Err(Malformed::NotObject),
@@ -391,6 +394,14 @@ mod tests {
 
     fn prompts<'a>(body: &'a str, ask: &Ask) -> Vec<&'a str> {
         ask.prompt.iter().map(|part| &body[part.span.clone()]).collect()
+    }
+
+    #[test]
+    fn a_post_without_a_body_is_told_so_and_not_where_in_it_json_ends() {
+        for body in ["", " \n"] {
+            assert_eq!(refusal(body).to_string(), "the request body is empty");
+            assert_eq!(refusal(body).code(), "invalid_json");
+        }
     }
 
     #[test]

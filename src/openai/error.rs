@@ -163,6 +163,9 @@ pub enum Malformed {
     /// It is not UTF-8.
     #[error("the request body is not valid UTF-8")]
     NotUtf8,
+    /// There is none.
+    #[error("the request body is empty")]
+    Empty,
     /// It is not JSON.
     #[error("the request body is not valid JSON: {0}")]
     NotJson(String),
@@ -208,7 +211,7 @@ impl Malformed {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Bom | Self::NotUtf8 => "invalid_encoding",
-            Self::NotJson(_) | Self::NotObject => "invalid_json",
+            Self::Empty | Self::NotJson(_) | Self::NotObject => "invalid_json",
             Self::DuplicateKey(_) => "duplicate_parameter",
             Self::TooManyKeys => "too_many_parameters",
             Self::ModelMissing => "missing_required_parameter",

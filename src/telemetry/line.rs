@@ -283,7 +283,9 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let report = crate::config::load("t.yaml", "listeners: []\nlisteners: []\n").unwrap_err();
             super::super::logs::tell_problem(&report.problems[0]);
-            super::super::logs::tell_problem(&crate::config::Report::whole_file("gone.yaml", "gone", "look").problems[0]);
+            super::super::logs::tell_problem(
+                &crate::config::Report::whole_file("gone.yaml", "gone", "look").problems[0],
+            );
         });
         let page = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<Value> = page.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

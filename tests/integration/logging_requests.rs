@@ -1,68 +1,9 @@
 //! The one line of a request, where it says why something went wrong: exactly enough to act on.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    mem,
-    sync::{Arc, Mutex},
+use crate::harness::{
+    Call, Gateway, RawPod, SimPod, chat, chat_stream,
+    lines::{Lines, told},
 };
-
-use tracing::{
-    Event, Subscriber,
-    field::{Field, Visit},
-    subscriber::{DefaultGuard, set_default},
-};
-use tracing_subscriber::{Layer, layer::Context, prelude::*};
-
-use crate::harness::{Call, Gateway, RawPod, SimPod, chat, chat_stream};
-
-type Line = BTreeMap<&'static str, String>;
-
-/// The request lines of this test's thread, on which its gateway runs too.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<Line>>>);
-
-impl Lines {
-    fn kept() -> (Self, DefaultGuard) {
-        let lines = Self::default();
-        let guard = set_default(tracing_subscriber::registry().with(lines.clone()));
-        (lines, guard)
-    }
-
-    /// The one line since this was last asked.
-    async fn one(&self, gateway: &Gateway) -> Line {
-        gateway.quiet().await;
-        let mut lines = mem::take(&mut *self.0.lock().unwrap());
-        assert_eq!(lines.len(), 1, "{lines:?}");
-        lines.remove(0)
-    }
-}
-
-impl<S: Subscriber> Layer<S> for Lines {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target() == "tidegate::request" {
-            let mut fields = Fields(Line::new());
-            event.record(&mut fields);
-            self.0.lock().unwrap().push(fields.0);
-        }
-    }
-}
-
-struct Fields(Line);
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name(), value.to_owned());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.insert(field.name(), format!("{value:?}"));
-    }
-}
-
-fn told<const N: usize>(line: &Line, fields: [&str; N]) -> [String; N] {
-    fields.map(|field| line.get(field).cloned().unwrap_or_default())
-}
 
 #[tokio::test]
 async fn a_refusal_before_any_pod_names_path_endpoint_and_code() {
@@ -101,7 +42,7 @@ async fn a_request_that_is_shed_says_how_full_its_pool_is_and_how_little_it_matt
     first.abort();
     gateway.quiet().await;
     drop(held);
-    let lines = mem::take(&mut *lines.0.lock().unwrap());
+    let lines = lines.requests();
     let line = lines.iter().find(|line| line["status"] == "429").unwrap();
     let fields = ["pool", "pod", "reason", "code", "priority", "outcome"];
     assert_eq!(told(line, fields), ["pods", "", "saturated", "overloaded", "-1", "refused"]);

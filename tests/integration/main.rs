@@ -34,6 +34,7 @@ mod kubernetes;
 mod leaving;
 mod logging_decisions;
 mod logging_requests;
+mod mistaking;
 mod mixture;
 mod models;
 mod noticing;

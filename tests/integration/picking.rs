@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use super::harness::{
     envoy::{Choice, Envoy, Talk, among, answer_body, answer_head, body, chat_head, envoys_own, head, served_by},
     eventually,
+    lines::{Lines, told},
 };
 
 /// A pod's waiting requests, KV-cache usage and adapters; the n-th is at 192.168.1.n:8000.
@@ -389,9 +390,90 @@ async fn a_filter_that_sends_bodies_too_late_is_told_what_to_set() {
     let mut first = completion_head();
     first.protocol_config =
         Some(ProtocolConfiguration { request_body_mode: 1, response_body_mode: 1, ..ProtocolConfiguration::default() });
-    let (choice, _) = desk.asked([first]).await;
-    assert_eq!(choice.status, 500);
-    assert!(choice.error()["message"].as_str().unwrap().contains("FULL_DUPLEX_STREAMED or BUFFERED"));
+    let (lines, _guard) = Lines::kept();
+    for _ in 0..3 {
+        let (choice, _) = desk.asked([first.clone()]).await;
+        assert_eq!(choice.status, 500);
+        assert!(choice.error()["message"].as_str().unwrap().contains("FULL_DUPLEX_STREAMED or BUFFERED"));
+    }
+    let warnings = lines.warnings();
+    assert_eq!(warnings.len(), 1, "the operator, once: {warnings:?}");
+    assert!(warnings[0]["message"].contains("set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"));
+}
+
+/// Asks, and has this said of the answer.
+async fn answered(desk: &Desk, envoy: &Envoy, answer: ProcessingRequest) {
+    let mut talk = envoy.talk().await;
+    talk.say(completion_head());
+    talk.say(body(completion("my-model", "x"), true));
+    talk.choice().await;
+    talk.body().await;
+    talk.say(answer);
+    assert!(matches!(talk.hear().await.unwrap().reply, Some(Reply::ResponseHeaders(_))));
+    drop(talk);
+    eventually("the end", || desk.house.requests_open.load(Relaxed) == 0).await;
+}
+
+#[tokio::test]
+async fn where_envoy_goes_elsewhere_the_line_names_both_pods_and_it_is_told_once_a_pod() {
+    let (lines, _guard) = Lines::kept();
+    let desk = Desk::before(&[(3, 0.2, &[]), (0, 0.1, &[])]).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    for served in ["192.168.1.1:8000", "192.168.1.9:8000", "192.168.1.2:8000"] {
+        answered(&desk, &envoy, served_by(answer_head("200", "application/json", true), served)).await;
+    }
+    let told: Vec<_> = lines.requests().iter().map(|line| told(line, ["pod", "asked_pod", "status"])).collect();
+    let (first, chosen) = ("192.168.1.1:8000", "192.168.1.2:8000");
+    assert_eq!(told, [[first, chosen, "200"], ["192.168.1.9:8000", chosen, "200"], [chosen, "", "200"]]);
+    let warnings = lines.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let does_not_follow = "Envoy does not follow the choice of 192.168.1.2:8000: is it among the endpoints";
+    assert!(warnings[0]["message"].starts_with(does_not_follow), "{warnings:?}");
+    assert_eq!(warnings[0]["went_to"], first);
+    let page = desk.house.metrics.page();
+    assert!(page.contains("tidegate_picker_elsewhere_total{pool=\"pods\",reason=\"unnamed\"} 2"), "{page}");
+}
+
+#[tokio::test]
+async fn a_next_best_that_serves_is_named_in_the_line_and_no_mistake() {
+    let (lines, _guard) = Lines::kept();
+    let desk = Desk::with(&[(3, 0.2, &[]), (0, 0.1, &[])], ", fallbacks: 1", MODELS).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    answered(&desk, &envoy, served_by(answer_head("200", "application/json", true), "192.168.1.1:8000")).await;
+    assert_eq!(told(&lines.requests()[0], ["pod", "asked_pod"]), ["192.168.1.1:8000", "192.168.1.2:8000"]);
+    assert_eq!(lines.warnings().len(), 0);
+    let page = desk.house.metrics.page();
+    assert!(page.contains("tidegate_picker_elsewhere_total{pool=\"pods\",reason=\"fallback\"} 1"), "{page}");
+}
+
+#[tokio::test]
+async fn a_pod_that_envoy_did_not_reach_is_refused_in_envoys_words_and_no_stream_was_cut() {
+    let (lines, _guard) = Lines::kept();
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    let unreachable = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_111}";
+    let hung_up = "upstream_reset_before_response_started{connection_termination}";
+    for (details, reason, culprit) in [
+        (unreachable, "upstream_unreachable", "pod"),
+        (hung_up, "upstream_failed", "pod"),
+        ("no_healthy_upstream", "not_sent", "gateway"),
+    ] {
+        answered(&desk, &envoy, envoys_own(answer_head("503", "text/plain", true), details)).await;
+        let line = lines.requests().remove(0);
+        let fields = told(&line, ["outcome", "reason", "code", "culprit", "status"]);
+        assert_eq!(fields, ["refused", reason, details, culprit, "503"]);
+        assert!(line["message"].contains("last tried 192.168.1.1:8000"), "nobody answered: {}", line["message"]);
+    }
+    let page = desk.house.metrics.page();
+    for line in [
+        "tidegate_attempt_failures_total{pool=\"pods\",reason=\"connect_failed\"} 1",
+        "tidegate_attempt_failures_total{pool=\"pods\",reason=\"connection_died\"} 1",
+        "tidegate_rejections_total{listener=\"picker\",reason=\"upstream_unreachable\"} 1",
+    ] {
+        assert!(page.contains(line), "{line} not in\n{page}");
+    }
+    let mut cuts = page.lines().filter(|line| line.starts_with("tidegate_cuts_total{"));
+    assert!(cuts.all(|line| line.ends_with(" 0")), "{page}");
 }
 
 #[tokio::test]
@@ -435,6 +517,8 @@ async fn health_is_told_by_the_names_that_gateways_and_kubelets_ask_for() {
     let (serving, not_serving) = (Ok(1), Ok(2));
     let readiness = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"];
     assert_eq!(envoy.health("liveness").await, serving);
+    // Manifests of the reference ask by this name whether to restart it: not while its pods load their models.
+    assert_eq!(envoy.health("inference-extension").await, serving);
     for name in readiness {
         assert_eq!(envoy.health(name).await, not_serving, "{name}");
     }

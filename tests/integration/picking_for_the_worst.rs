@@ -171,12 +171,19 @@ async fn who_watches_its_health_hears_of_a_stop_and_does_not_hold_it_up() {
     let pod = SimPod::start().await;
     let gateway = picker(&pod, "").await;
     let envoy = Envoy::connect(gateway.addr).await;
-    let names = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "liveness", "no-such-thing"];
+    let names = [
+        "",
+        "readiness",
+        "envoy.service.ext_proc.v3.ExternalProcessor",
+        "inference-extension",
+        "liveness",
+        "no-such-thing",
+    ];
     let mut watches = Vec::new();
     for name in names {
         watches.push(envoy.watch(name).await);
     }
-    let first = [SERVING, SERVING, SERVING, SERVING, SERVICE_UNKNOWN];
+    let first = [SERVING, SERVING, SERVING, SERVING, SERVING, SERVICE_UNKNOWN];
     for (watch, status) in watches.iter_mut().zip(first) {
         assert_eq!(within("its health", watch.message()).await.unwrap().unwrap().status, status);
     }

@@ -383,7 +383,7 @@ async fn sighup_reloads_at_once_and_the_log_level_follows() {
     served.signal("INT");
     let (_, log) = served.ended().await;
     assert!(log.contains("modelName") && log.contains("configuration changed"), "{log}");
-    assert!(log.contains("tidegate.yaml:7:") && log.contains("nowhere"), "{log}");
+    assert!(log.contains("tidegate.yaml\",\"line\":7,") && log.contains("nowhere"), "{log}");
     assert_eq!(log.matches("configuration not reloaded").count(), 1, "once, not by the watch again: {log}");
     let last = log.rfind("\"status\":404").or(log.rfind("\"status\":200")).unwrap();
     assert!(last < log.find("nowhere").unwrap(), "no request is told at level warn: {log}");

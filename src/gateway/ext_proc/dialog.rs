@@ -265,11 +265,8 @@ impl Dialog {
 
     fn receipt(&self) -> Receipt {
         let story = &self.story;
-        let mut receipt = Receipt::open(
-            Arc::clone(&story.house),
-            story.listener.name.clone(),
-            request_id(&HeaderMap::new()),
-        );
+        let mut receipt =
+            Receipt::open(Arc::clone(&story.house), story.listener.name.clone(), request_id(&HeaderMap::new()));
         receipt.client = Some(self.peer.clone());
         receipt
     }

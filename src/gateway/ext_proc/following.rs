@@ -44,13 +44,16 @@ impl Following {
         Self { tasks, many: Arc::default() }
     }
 
-    /// Keeps the place of `pick` for as long as `matter` should take.
-    pub(super) fn follow(&self, mut pick: Pick, matter: &Matter) {
+    /// One more, if not too many are followed.
+    fn one_more(&self) -> Option<Followed> {
         let before = self.many.fetch_add(1, Relaxed);
         let followed = Followed(Arc::clone(&self.many));
-        if before >= MOST {
-            return;
-        }
+        (before < MOST).then_some(followed)
+    }
+
+    /// Keeps the place of `pick` for as long as `matter` should take.
+    pub(super) fn follow(&self, mut pick: Pick, matter: &Matter) {
+        let Some(followed) = self.one_more() else { return };
         let first = pick.course.first_token_due().min(LONGEST);
         let rest = matter.generation_due(&pick.verdict.pod).min(LONGEST);
         self.tasks.spawn_until_stop(async move {
@@ -59,5 +62,34 @@ impl Following {
             sleep(rest).await;
             drop((pick, followed));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_cut_short_by_a_stop_is_counted_down_as_well() {
+        let tasks = Tasks::new();
+        let following = Following::new(tasks.clone());
+        let followed = following.one_more().unwrap();
+        assert_eq!(following.many.load(Relaxed), 1);
+        tasks.spawn_until_stop(async move {
+            sleep(LONGEST).await;
+            drop(followed);
+        });
+        tasks.stop();
+        tasks.wait().await;
+        assert_eq!(following.many.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn who_comes_when_many_are_followed_is_not_and_is_not_counted_either() {
+        let following = Following::new(Tasks::new());
+        following.many.store(MOST - 1, Relaxed);
+        let last = following.one_more();
+        assert!(last.is_some() && following.one_more().is_none());
+        assert_eq!(following.many.load(Relaxed), MOST);
     }
 }

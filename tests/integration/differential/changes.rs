@@ -6,7 +6,7 @@ use super::wire::{Field, Message};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// It does not come through.
-    Stays,
+    Dropped,
     /// It belongs to each side for itself, and says nothing about the other.
     Anew,
     /// It is this afterwards, whatever it was.
@@ -16,7 +16,7 @@ pub(super) enum Change {
     /// It is added if it is missing.
     Added,
     /// It may be left out, and is right if it is there.
-    MayStay,
+    MayDrop,
 }
 
 /// A row of a table: names in lower case, `*` at the end for any end.
@@ -45,8 +45,8 @@ fn rows(line: &str) -> Vec<Row> {
     }
     let quoted = |text: &str| text.split('`').nth(1).map(str::to_owned);
     let change = match what {
-        _ if what.starts_with("stays where") => Change::MayStay,
-        _ if what.starts_with("stay") => Change::Stays,
+        _ if what.starts_with("dropped where") => Change::MayDrop,
+        _ if what.starts_with("dropped") => Change::Dropped,
         _ if what.starts_with("set anew") => Change::Anew,
         _ if what.starts_with("becomes") => Change::Becomes(quoted(what).expect("what it becomes")),
         _ if what.starts_with("set if") => Change::Added,
@@ -96,10 +96,10 @@ pub(super) fn arrived(got: &Message, rows: &[Row], sent: &Message) -> Vec<Field>
     fields.retain(|(name, _)| {
         let name = std::str::from_utf8(name).unwrap();
         match change_of(rows, name) {
-            Some(Change::Anew | Change::MayStay) => false,
+            Some(Change::Anew | Change::MayDrop) => false,
             Some(Change::Added) => !sent.values(name).is_empty(),
             // A connection of ours may have framing and a lifetime of its own.
-            Some(Change::Stays) => name != "transfer-encoding" && name != "connection",
+            Some(Change::Dropped) => name != "transfer-encoding" && name != "connection",
             _ => true,
         }
     });

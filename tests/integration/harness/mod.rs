@@ -9,6 +9,7 @@ mod cluster;
 mod desk;
 pub(crate) mod envoy;
 mod gateway;
+pub(crate) mod lines;
 mod pods;
 
 use std::time::Duration;
