@@ -95,7 +95,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Some(Own::Text(text)) => {
             let (config, warnings) = config::load(TEXT, &text).map_err(|report| anyhow::anyhow!("{report}"))?;
-            warnings.iter().for_each(|warning| say(&warning.to_string()));
+            for warning in &warnings {
+                say(&warning.to_string());
+            }
             somebody_may_ask(&config, TEXT)?;
             serve::run_config(config, serve::Source::Flags(&text), None)
         }

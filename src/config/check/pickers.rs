@@ -63,13 +63,13 @@ mod tests {
              models: [{{ modelName: m, poolRef: a }}, {{ modelName: n, poolRef: b }}]\n"
         );
         let (_, warnings) = load("t", &text).unwrap_or_else(|report| panic!("{report}"));
-        warnings.iter().map(|it| format!("{}:{}\n", it.place.line, it.message)).collect()
+        warnings.iter().map(|it| format!("{}:{}", it.place.line, it.message)).collect::<Vec<_>>().join("\n")
     }
 
     #[test]
     fn a_picker_whose_pods_have_names_is_warned_of_where_it_may_have_to_say_one() {
         let (envoy, named) = ("protocol: ext-proc", "url: \"http://localhost:21101\"");
-        let told = "2:an endpoint picker names IP addresses, and listener `picker` would say `localhost`\n";
+        let told = "2:an endpoint picker names IP addresses, and listener `picker` would say `localhost`";
         assert_eq!(warned(envoy, named), told);
         assert_eq!(warned(&format!("{envoy}, pool: a"), named), told);
         assert_eq!(warned(&format!("{envoy}, models: [{{ modelName: m }}]"), named), told);
@@ -83,6 +83,6 @@ mod tests {
             assert_eq!(warned(envoy, fine), "", "{fine}");
         }
         let base = warned(envoy, "dns: \"http://pods:1/base\"");
-        assert_eq!(base, "2:listener `picker` tells Envoy an address alone, without `/base`\n");
+        assert_eq!(base, "2:listener `picker` tells Envoy an address alone, without `/base`");
     }
 }
