@@ -281,7 +281,7 @@ mod tests {
         let shown = page.clone();
         let layer = layer().with_writer(move || shown.clone()).event_format(ForMachines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-            let report = crate::config::load("t.yaml", "listeners: []\nlisteners: []\n").unwrap_err();
+            let report = crate::config::load("t.yaml", "# a slip\nlistenerz: []\n").unwrap_err();
             super::super::logs::tell_problem(&report.problems[0]);
             super::super::logs::tell_problem(
                 &crate::config::Report::whole_file("gone.yaml", "gone", "look").problems[0],

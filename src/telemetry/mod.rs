@@ -7,11 +7,13 @@ pub mod labels;
 mod line;
 pub mod logs;
 pub mod metrics;
+mod rows;
 mod seldom;
 mod tally;
 
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use labels::Name;
-pub use metrics::{Histograms, KindRow, Metrics, PodRow, PoolRow, Rows};
+pub use metrics::{Histograms, Metrics};
+pub use rows::{KindRow, PodRow, PoolRow, ReadRows, Rows};
 pub use seldom::Seldom;
 pub use tally::{Tallies, Tally};
