@@ -13,7 +13,7 @@ use crate::{
     fleet::{Admission, Course, Pod, PoolState, Saturation, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
-    routing::{Priority, Route, StickyKey, key_of},
+    routing::{Priority, Route, StickyKey, UnknownModel, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
     telemetry::{Decision, Hex, Name},
 };
@@ -98,6 +98,11 @@ impl Pick {
         Self { verdict, course, took: Duration::ZERO }
     }
 
+    /// The pod, if it is to be praised or blamed.
+    pub(super) fn pod_if(&self, counts: bool) -> Option<&Arc<Pod>> {
+        counts.then_some(&self.verdict.pod)
+    }
+
     /// What the receipt tells of it, for a request that the pod knows under the name `served_model`.
     pub(super) fn chosen(&self, served_model: &Arc<str>) -> Chosen {
         let verdict = &self.verdict;
@@ -144,6 +149,9 @@ impl Matter {
             Rejection::UnknownModel(unknown)
         })?;
         let pool = policy.pool(house, &route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
+        if wishes.served_as.is_some_and(|served| *route.served_model == *served) && served_by_none(&pool, &route) {
+            return Err(unknown(house, policy, &route.served_model));
+        }
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let mut chain = Chain::new(&route.served_model, salt);
         let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
@@ -328,6 +336,16 @@ pub struct Explained {
     pub priority: Priority,
     /// Which pod it would get, and every other with its terms.
     pub explanation: scheduler::Explanation,
+}
+
+/// Whether all pods have said what they serve, and this is not among it. Who waited for it would wait in vain.
+fn served_by_none(pool: &PoolState, route: &Route) -> bool {
+    let pods = pool.pods();
+    !pods.is_empty() && pods.iter().all(|pod| pod.serves(&route.served_model) == Some(false))
+}
+
+fn unknown(house: &House, policy: &ListenerPolicy, asked: &str) -> Rejection {
+    Rejection::UnknownModel(UnknownModel { asked: asked.to_owned(), served: house.served_names(policy) })
 }
 
 /// What the client allows, or what answers of this pool have, whichever is less; over all its choices.

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::StatusCode;
+
 use super::{House, rejection::CUTS};
 use crate::{
     clock,
@@ -85,6 +87,16 @@ fn say_turn(pod: &Pod, condition: Condition) {
             tracing::warn!(pod = %pod.id, "pod {why}");
         }
         other => tracing::info!(pod = %pod.id, condition = other.name(), "pod's condition changed"),
+    }
+}
+
+/// What the status of an answer, to what was sent at `sent`, says of its pod. 429 and 503 are load, noted when the head
+/// came; every other 5xx is its fault; the rest is an answer.
+pub(super) fn note_status(house: &House, pod: &Pod, status: StatusCode, sent: Instant) {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
+        status if status.is_server_error() => house.pod_failed(pod),
+        _ => house.pod_answered(pod, sent),
     }
 }
 

@@ -12,13 +12,13 @@ use super::{
     House,
     body::Share,
     decide::{Matter, Pick},
+    health::note_status,
     receipt::{Outcome, Receipt, Step},
     rejection::{cut_error, is_our_doing},
     story::Story,
 };
 use crate::{
     clock,
-    fleet::Pod,
     openai::{
         AnswerText, BodyWatch, Dialect, End, Endpoint, Framing, Lexicon, ModelRenamer, Seen, StreamWatch, Usage,
         UsageStripper,
@@ -43,6 +43,14 @@ pub(super) struct Asking {
     pub(super) inject_usage: bool,
 }
 
+/// Whose answer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MadeBy {
+    Ours,
+    /// A pod that we do not know: it shows nothing of ours.
+    Stranger,
+}
+
 /// An answer being read along.
 pub(super) struct Reading {
     pub(super) house: Arc<House>,
@@ -57,6 +65,7 @@ pub(super) struct Reading {
     pub(super) endpoint: Endpoint,
     pub(super) status: StatusCode,
     pub(super) between_events: bool,
+    pub(super) made_by: MadeBy,
     /// Whether HTTP itself says where the body ends, and whether it said so before it began.
     framed: bool,
     sized: bool,
@@ -139,6 +148,7 @@ impl Reading {
             endpoint,
             status,
             between_events: true,
+            made_by: MadeBy::Ours,
             framed,
             sized,
         }
@@ -161,7 +171,9 @@ impl Reading {
     /// One piece of the pod's body: watched, edited, to be passed on.
     pub(super) fn pass(&mut self, data: Bytes) -> (Bytes, Seen) {
         let now = clock::now();
-        self.pick.course.heard();
+        if self.made_by == MadeBy::Ours {
+            self.pick.course.heard();
+        }
         let seen = match &mut self.watch {
             Watch::Stream(watch) => watch.feed(&data),
             Watch::Whole(watch) => {
@@ -200,7 +212,7 @@ impl Reading {
         if seen.tokens == 0 {
             return;
         }
-        if self.matter.is_some() {
+        if self.matter.is_some() && self.made_by == MadeBy::Ours {
             self.pick.course.tokens(seen.tokens, now);
         }
         self.receipt.saw_tokens(seen.tokens, now);
@@ -291,6 +303,9 @@ impl Reading {
         let pod = &self.pick.verdict.pod;
         let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: why };
         self.house.metrics.cuts.get_or_create(&labels).inc();
+        if self.made_by == MadeBy::Stranger {
+            return;
+        }
         if why == REFUSED {
             self.house.pod_refused(pod, why, None, self.pick.course.sent_at());
         } else if !is_our_doing(why) {
@@ -328,7 +343,9 @@ impl Reading {
             End::Cut { .. } => Some("aborted_by_pod"),
             _ => None,
         };
-        if let (Some(id), Dialect::Responses) = (response_id, self.endpoint.dialect()) {
+        if let (Some(id), Dialect::Responses) =
+            (response_id.filter(|_| self.made_by == MadeBy::Ours), self.endpoint.dialect())
+        {
             self.house.homes.remember(id, &self.pick.verdict.pod.id);
         }
         self.receipt.usage = usage;
@@ -337,6 +354,9 @@ impl Reading {
                 Some(why) => self.broke_off(why),
                 None => self.receipt.outcome = Outcome::Complete,
             }
+        }
+        if self.made_by == MadeBy::Stranger {
+            return;
         }
         if self.receipt.outcome == Outcome::Complete {
             if says_end && self.generates() && !self.is_whole() {
@@ -364,16 +384,6 @@ impl Reading {
         if comes_back && self.house.fleet.lists(pod) {
             self.house.prefix.insert(pod.slot, matter.chain.blocks());
         }
-    }
-}
-
-/// What the status of an answer, to what was sent at `sent`, says of its pod. 429 and 503 are load, noted when the head
-/// came; every other 5xx is its fault; the rest is an answer.
-pub(super) fn note_status(house: &House, pod: &Pod, status: StatusCode, sent: Instant) {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {}
-        status if status.is_server_error() => house.pod_failed(pod),
-        _ => house.pod_answered(pod, sent),
     }
 }
 

@@ -282,7 +282,8 @@ mod tests {
         let layer = layer().with_writer(move || shown.clone()).event_format(ForMachines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let report = crate::config::load("t.yaml", "# a slip\nlistenerz: []\n").unwrap_err();
-            super::super::logs::tell_problem(&report.problems[0]);
+            let placed = report.problems.iter().find(|problem| problem.place.line > 0).unwrap();
+            super::super::logs::tell_problem(placed);
             super::super::logs::tell_problem(
                 &crate::config::Report::whole_file("gone.yaml", "gone", "look").problems[0],
             );

@@ -435,6 +435,26 @@ async fn where_envoy_goes_elsewhere_the_line_names_both_pods_and_it_is_told_once
 }
 
 #[tokio::test]
+async fn a_pod_is_not_blamed_for_failures_at_an_address_that_is_nobodys() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+    let envoy = Envoy::connect(desk.addr).await;
+    let failed = "upstream_reset_before_response_started{connection_failure}";
+    for _ in 0..8 {
+        let answer = envoys_own(answer_head("503", "text/plain", true), failed);
+        answered(&desk, &envoy, served_by(answer, "9.9.9.9:1")).await;
+        answered(&desk, &envoy, served_by(answer_head("500", "text/plain", true), "9.9.9.9:1")).await;
+        answered(&desk, &envoy, served_by(answer_head("429", "text/plain", true), "9.9.9.9:1")).await;
+    }
+    let pods = desk.house.fleet.pool("pods").unwrap().pods();
+    let page = desk.house.metrics.page();
+    assert!(!page.contains("tidegate_attempt_failures_total{pool=\"pods\""), "{page}");
+    assert!(pods[0].health.pushback(std::time::Instant::now()).is_zero());
+    // Its own are its own.
+    answered(&desk, &envoy, answer_head("429", "text/plain", true)).await;
+    assert!(!pods[0].health.pushback(std::time::Instant::now()).is_zero());
+}
+
+#[tokio::test]
 async fn a_next_best_that_serves_is_named_in_the_line_and_no_mistake() {
     let (lines, _guard) = Lines::kept();
     let desk = Desk::with(&[(3, 0.2, &[]), (0, 0.1, &[])], ", fallbacks: 1", MODELS).await;

@@ -679,7 +679,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         assert_eq!(trusts(""), (false, 0));
         assert_eq!(trusts(", trust_headers: true"), (true, 0));
         assert_eq!(trusts(", protocol: ext-proc"), (true, 0));
-        assert_eq!(trusts(", protocol: ext-proc, trust_headers: false"), (true, 1));
+        assert_eq!(trusts(", protocol: ext-proc, trust_headers: false"), (false, 0));
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
     }
     let pool = listener.pool.as_ref().map(|pool| pool.value.as_str().into());
     let ext_proc = settings::ext_proc(listener, sheet);
-    let trust_headers = settings::trust_headers(listener, sheet);
+    let trust_headers = settings::trust_headers(listener);
     let name = listener.name.value.as_str().into();
     Some(Listener { name, address: address?, scheduler, models, pool, ext_proc, trust_headers })
 }

@@ -157,13 +157,9 @@ pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet
 }
 
 /// Whether who comes in at `listener` is believed in what headers say of objectives and models.
-pub(super) fn trust_headers(listener: &ListenerFile, sheet: &mut Sheet) -> bool {
+pub(super) fn trust_headers(listener: &ListenerFile) -> bool {
     let envoy = listener.protocol.as_ref().is_some_and(|protocol| protocol.value == ProtocolFile::ExtProc);
-    if let Some(given) = listener.trust_headers.as_ref().filter(|given| envoy && !given.value) {
-        let message = "where Envoy asks, its headers are always believed: they are how it says what it wants";
-        sheet.warning(given.place, message, "take it out, and let Envoy's routes remove such headers of clients");
-    }
-    envoy || listener.trust_headers.as_ref().is_some_and(|given| given.value)
+    listener.trust_headers.as_ref().map_or(envoy, |given| given.value)
 }
 
 /// How sessions are named.

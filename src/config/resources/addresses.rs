@@ -3,6 +3,8 @@
 //! A pod counts when it is ready and not being deleted, as for a Service; each of a pool's ports is an endpoint of its
 //! own, because data-parallel ranks are told apart by their ports.
 
+use std::net::IpAddr;
+
 use serde::Deserialize;
 
 use super::{
@@ -69,7 +71,8 @@ impl PodObject {
         // A node that went away may have left the condition as it was.
         let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let pod = PodBody {
-            ip: status.ip.filter(|ip| !ip.is_empty()),
+            // What is no address is named to nobody.
+            ip: status.ip.filter(|ip| ip.parse::<IpAddr>().is_ok()),
             ready: !over && status.conditions.unwrap_or_default().iter().any(ready),
             ports: ports.map(|port| (port.name, port.container_port)).collect(),
         };

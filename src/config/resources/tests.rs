@@ -315,6 +315,8 @@ fn a_pod_counts_when_it_is_chosen_ready_and_not_leaving_and_each_port_is_an_endp
         pod("e", "10.0.0.5", "app: vllm", ", deletionTimestamp: \"2025-01-01T00:00:00Z\""),
         pod("f", "10.0.0.6", "app: vllm", ", namespace: other"),
         pod("g", "\"\"", "app: vllm", ""),
+        pod("i", "evil.example", "app: vllm", ""),
+        pod("j", "127.0.0.1:80", "app: vllm", ""),
         pod("h", "\"fd00::1\"", "app: vllm", ""),
     ];
     let expected =

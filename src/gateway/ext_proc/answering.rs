@@ -6,15 +6,17 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 
 use super::{
-    dialog::{Dialog, Stage},
+    dialog::{Dialog, Stage, UNSEEN},
     head::{AnswerHead, differ},
     session::{Noted, Session},
     wire::{HeaderMutation, HttpBody, HttpHeaders},
 };
 use crate::{
+    fleet::Pod,
     gateway::{
         decide::Pick,
-        reading::{self, Asking, Reading, note_status},
+        health::note_status,
+        reading::{self, Asking, MadeBy, Reading},
         receipt::{Outcome, Receipt},
         rejection::{Rejection, STOPPING, shortened},
     },
@@ -29,12 +31,12 @@ impl Dialog {
         let mut mutation = None;
         if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
             let (mut pick, asking, mut receipt) = *sent;
-            self.follow_to(&head, &mut pick, &asking, &mut receipt);
+            let is_ours = self.follow_to(&head, &mut pick, &asking, &mut receipt);
             receipt.status = Some(head.status.as_u16());
             if head.is_envoys_own() {
-                self.not_reached(&head, &pick, &mut receipt);
+                self.not_reached(&head, pick.pod_if(is_ours), &mut receipt);
             } else {
-                self.stage = self.reading(&head, pick, asking, receipt);
+                self.stage = self.reading(&head, (pick, is_ours), asking, receipt);
                 mutation = self.new_length();
                 if bodiless {
                     self.settle();
@@ -53,10 +55,11 @@ impl Dialog {
     }
 
     /// Envoy may have gone to another pod than the first that we named: then the place is there, and the log says both.
-    /// That it went to none that we named, an operator should know.
-    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking, receipt: &mut Receipt) {
+    /// That it went to none that we named, an operator should know. Whether the pod is one of the pool: what another
+    /// shows is nobody's praise and nobody's blame.
+    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking, receipt: &mut Receipt) -> bool {
         let chosen = Arc::clone(&pick.verdict.pod);
-        let Some(served) = head.served().filter(|served| differ(served, chosen.address())) else { return };
+        let Some(served) = head.served().filter(|served| differ(served, chosen.address())) else { return true };
         let is_named = self.fallbacks.iter().any(|it| !differ(it, served));
         let labels =
             PoolReasonLabels { pool: Name::from(&chosen.pool), reason: if is_named { "fallback" } else { "unnamed" } };
@@ -67,31 +70,36 @@ impl Dialog {
         if let Some(told) = &mut receipt.chosen {
             told.asked_pod = Some(mem::replace(&mut told.pod, served.into()));
         }
-        let Some(matter) = &asking.matter else { return };
-        if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
+        let Some(matter) = &asking.matter else { return false };
+        let pods = matter.pool.pods();
+        let pod = pods.iter().find(|pod| &**pod.address() == served);
+        if let Some(pod) = pod {
             matter.went_to(&self.story.house, pick, pod);
         }
+        pod.is_some()
     }
 
     /// Envoy answered for a pod that did not. Its words stand in the log as its client may have read them.
-    fn not_reached(&self, head: &AnswerHead, pick: &Pick, receipt: &mut Receipt) {
-        let (house, pod) = (&self.story.house, &pick.verdict.pod);
+    fn not_reached(&self, head: &AnswerHead, pod: Option<&Arc<Pod>>, receipt: &mut Receipt) {
+        let house = &self.story.house;
         if let Some(kind) = head.failure() {
             receipt.refused(&Rejection::Failed(Failure::new(kind, head.details())));
-            let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: kind.name() };
-            house.metrics.failures.get_or_create(&labels).inc();
+            if let Some(pod) = pod {
+                let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: kind.name() };
+                house.metrics.failures.get_or_create(&labels).inc();
+            }
         } else {
             receipt.outcome = Outcome::Refused("not_sent");
             receipt.culprit = Some(Fault::Gateway.culprit());
         }
         receipt.error_code = Some(shortened(head.details()).into());
-        if head.failure().is_some() {
+        if let (Some(pod), Some(_)) = (pod, head.failure()) {
             house.pod_failed(pod);
         }
     }
 
-    fn reading(&self, head: &AnswerHead, pick: Pick, asking: Asking, mut receipt: Receipt) -> Stage {
-        if matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+    fn reading(&self, head: &AnswerHead, (pick, is_ours): (Pick, bool), asking: Asking, mut receipt: Receipt) -> Stage {
+        if is_ours && matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let kind = FailureKind::Status(head.status.as_u16());
             let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let sent = pick.course.sent_at();
@@ -99,10 +107,14 @@ impl Dialog {
         }
         if self.session.hides_answers() {
             receipt.streamed |= reading::is_event_stream(&head.headers);
-            return Stage::Unread(Box::new((pick, asking.matter, receipt)));
+            return Stage::Unread(Box::new((pick, asking.matter.filter(|_| is_ours), receipt)));
         }
         let head = reading::AnswerHead { status: head.status, headers: &head.headers };
-        Stage::Reading(Box::new(Reading::new(&self.story, &head, pick, asking, receipt)))
+        let mut reading = Reading::new(&self.story, &head, pick, asking, receipt);
+        if !is_ours {
+            reading.made_by = MadeBy::Stranger;
+        }
+        Stage::Reading(Box::new(reading))
     }
 
     pub(super) fn answer_goes_on(&mut self, piece: HttpBody) {
@@ -163,10 +175,17 @@ impl Dialog {
             }
             // A pod that fails before its answer is answered for: then it was the client, or we.
             Stage::Sent(mut sent) if self.is_our_doing() => self.broke_off(&mut sent.2),
+            // Not even heads are shown to us: the conversation lasts as long as the request, and is over with it.
+            Stage::Sent(mut sent) if self.session.hides_answers() => {
+                sent.2.status = Some(UNSEEN);
+                sent.2.outcome = Outcome::Complete;
+            }
             Stage::Unread(unread) => {
                 let (pick, matter, mut receipt) = *unread;
                 let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
-                note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
+                if matter.is_some() {
+                    note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
+                }
                 receipt.outcome = Outcome::Complete;
                 // A whole answer's head comes when it is made; a stream goes on unseen.
                 if let Some(matter) = matter.filter(|_| receipt.streamed) {

@@ -48,7 +48,7 @@ pub(super) struct Rules {
 }
 
 /// A status for requests whose answer is not shown to us.
-const UNSEEN: u16 = 0;
+pub(super) const UNSEEN: u16 = 0;
 
 impl Rules {
     pub(super) fn new(story: &Story, how: &ExtProc) -> Self {
@@ -56,9 +56,10 @@ impl Rules {
             BodyMode::Streamed => BodySendMode::FullDuplexStreamed,
             BodyMode::Buffered => BodySendMode::Buffered,
         };
-        let body = story.policy.config.limits.body.0;
+        let limits = &story.policy.config.limits;
+        let (body, head) = (limits.body.0, (limits.header_fields, limits.header_bytes.0));
         Self {
-            terms: Terms { request: mode(how.request_body), response: mode(how.response_body), body },
+            terms: Terms { request: mode(how.request_body), response: mode(how.response_body), body, head },
             observe: how.observe_responses,
             fallbacks: how.fallbacks,
             other_paths: how.other_paths,
@@ -256,6 +257,7 @@ impl Dialog {
             Heard::AnswerPiece(piece) => self.answer_goes_on(piece),
             Heard::AnswerTrailers => self.answer_ends(),
             Heard::TooLarge => self.refuse(&Rejection::TooLarge { limit: self.rules.terms.body }),
+            Heard::HeadTooLarge => self.refuse(&Rejection::HeadTooLarge),
             Heard::Unreadable(mode) => self.refuse(&Rejection::Unreadable(mode.name())),
             Heard::Broken(why) => return Err(Status::invalid_argument(why)),
         }

@@ -61,10 +61,13 @@ pub(super) struct AnswerHead {
     noted: Noted,
 }
 
+/// As many fields are prepared for at once; Envoy takes 100 by default.
+const MOST_FIELDS: usize = 128;
+
 /// What was said of a head, its pseudo headers apart. Fields that no HTTP has are not there.
 fn fields(said: wire::HttpHeaders, mut pseudo: impl FnMut(&[u8], &Bytes)) -> HeaderMap {
     let said = said.headers.unwrap_or_default().headers;
-    let mut headers = HeaderMap::with_capacity(said.len());
+    let mut headers = HeaderMap::with_capacity(said.len().min(MOST_FIELDS));
     for field in said {
         let value = field.bytes();
         if field.key.starts_with(b":") {
@@ -72,7 +75,8 @@ fn fields(said: wire::HttpHeaders, mut pseudo: impl FnMut(&[u8], &Bytes)) -> Hea
         } else if let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(&field.key), HeaderValue::from_maybe_shared(value.clone()))
         {
-            headers.append(name, value);
+            // More than a map holds are more than anybody reads.
+            _ = headers.try_append(name, value);
         }
     }
     headers

@@ -28,6 +28,8 @@ pub(super) struct Terms {
     pub(super) response: BodySendMode,
     /// The largest request body.
     pub(super) body: u64,
+    /// The largest head: its fields, and their names and values together.
+    pub(super) head: (usize, u64),
 }
 
 /// What follows from a message.
@@ -45,6 +47,8 @@ pub(super) enum Heard {
     AnswerTrailers,
     /// The request's body is too large.
     TooLarge,
+    /// Its head is.
+    HeadTooLarge,
     /// No pod can be chosen by what comes this way.
     Unreadable(BodySendMode),
     /// No Envoy says this.
@@ -64,6 +68,14 @@ pub(super) struct Whole {
 pub(super) struct Noted {
     pub(super) metadata: Metadata,
     pub(super) attributes: std::collections::HashMap<String, Struct>,
+}
+
+impl Noted {
+    /// Adds what a message notes. Gateways need not repeat with the body what they said with the head.
+    fn add(&mut self, metadata: Metadata, attributes: std::collections::HashMap<String, Struct>) {
+        self.metadata.filter_metadata.extend(metadata.filter_metadata);
+        self.attributes.extend(attributes);
+    }
 }
 
 /// What the desk decided.
@@ -155,10 +167,7 @@ impl Session {
         if let Some(told) = message.protocol_config.filter(|_| self.stage == Stage::Start) {
             self.follow(told);
         }
-        let noted = Noted { metadata: message.metadata_context.unwrap_or_default(), attributes: message.attributes };
-        if noted != Noted::default() {
-            self.noted = noted;
-        }
+        self.noted.add(message.metadata_context.unwrap_or_default(), message.attributes);
         // What we do not know is skipped, as the rest of such messages is.
         let Some(said) = message.said else { return Heard::Replies(Replies::new()) };
         match (said, self.stage) {
@@ -188,8 +197,13 @@ impl Session {
 
     fn begin(&mut self, head: HttpHeaders) -> Heard {
         self.bodiless = head.end_of_stream;
-        self.head = head;
         self.stage = Stage::Body;
+        let fields = head.headers.as_ref().map(|it| it.headers.as_slice()).unwrap_or_default();
+        let bytes: usize = fields.iter().map(|field| field.key.len() + field.bytes().len()).sum();
+        if fields.len() > self.terms.head.0 || bytes as u64 > self.terms.head.1 {
+            return Heard::HeadTooLarge;
+        }
+        self.head = head;
         if self.bodiless {
             return self.whole();
         }
@@ -378,7 +392,7 @@ mod tests {
     use super::{super::wire, *};
 
     fn terms(request: BodySendMode, response: BodySendMode) -> Terms {
-        Terms { request, response, body: 1_000_000 }
+        Terms { request, response, body: 1_000_000, head: (100, 10_000) }
     }
 
     fn say(said: Said) -> ProcessingRequest {
@@ -501,6 +515,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_noted_with_the_head_holds_though_the_body_notes_something_else() {
+        let noted = |mut message: ProcessingRequest, space: &str| {
+            let metadata = message.metadata_context.get_or_insert_with(Metadata::default);
+            metadata.filter_metadata.insert(space.to_owned(), Struct::of_text("key", "value".to_owned()));
+            message
+        };
+        let mut session = Session::new(terms(DUPLEX, DUPLEX));
+        replies(session.hear(noted(head(false), "envoy.lb.subset_hint")));
+        let Heard::Request(whole) = session.hear(noted(body(b"x", true), "envoy.lb")) else { panic!("a request") };
+        let spaces: std::collections::BTreeSet<_> = whole.noted.metadata.filter_metadata.into_keys().collect();
+        assert_eq!(Vec::from_iter(spaces), ["envoy.lb", "envoy.lb.subset_hint"]);
+    }
+
+    #[test]
+    fn a_head_of_too_many_fields_or_bytes_is_refused() {
+        let head = |fields: usize, value: &str| {
+            let headers = vec![wire::HeaderValue::new("name", value.to_owned()); fields];
+            say(Said::RequestHeaders(HttpHeaders { headers: Some(wire::HeaderMap { headers }), end_of_stream: false }))
+        };
+        let said = |message| Session::new(Terms { head: (2, 20), ..terms(DUPLEX, DUPLEX) }).hear(message);
+        assert!(matches!(said(head(2, "123456")), Heard::Replies(_)));
+        assert!(matches!(said(head(3, "1")), Heard::HeadTooLarge));
+        assert!(matches!(said(head(2, "1234567")), Heard::HeadTooLarge));
+    }
+
+    #[test]
     fn a_body_beyond_the_limit_is_refused_as_soon_as_it_is() {
         let mut session = Session::new(Terms { body: 5, ..terms(DUPLEX, DUPLEX) });
         replies(session.hear(head(false)));
@@ -584,7 +624,7 @@ mod tests {
                     Heard::AnswerHead(_) => Session::head_read(None),
                     Heard::AnswerPiece(piece) => session.piece_read(piece, None),
                     Heard::AnswerTrailers => session.trailers_read(Bytes::new()),
-                    Heard::TooLarge | Heard::Unreadable(_) => session.refused(ImmediateResponse::default()),
+                    Heard::TooLarge | Heard::HeadTooLarge | Heard::Unreadable(_) => session.refused(ImmediateResponse::default()),
                     Heard::Broken(_) => break,
                 };
                 // An answer's pieces are replied to as they come, one for one or as many as it takes.

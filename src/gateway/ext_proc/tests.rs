@@ -23,7 +23,7 @@ const GET: &[u8] = include_bytes!("../../../tests/fixtures/ext_proc/get-request-
 
 fn session() -> Session {
     // As if nothing were known: Envoy says how it is set.
-    Session::new(Terms { request: BodySendMode::None, response: BodySendMode::None, body: 1_000 })
+    Session::new(Terms { request: BodySendMode::None, response: BodySendMode::None, body: 1_000, head: (100, 10_000) })
 }
 
 #[test]

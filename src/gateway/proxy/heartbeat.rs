@@ -20,7 +20,8 @@ use super::{Brought, Errand, Story, answer::Answer, relay::Relay};
 use crate::{
     clock,
     gateway::{
-        reading::{is_event_stream, note_status},
+        health::note_status,
+        reading::is_event_stream,
         receipt::{Outcome, Receipt},
         rejection::Rejection,
         story::X_REQUEST_ID,
