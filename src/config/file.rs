@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    listener::ListenerFile,
     overload::{SaturationFile, WaitingFile},
-    picker::{ExtProcFile, ProtocolFile},
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
     units::{AddressText, Span, Weight},
@@ -58,40 +58,6 @@ pub(super) struct File {
     pub(super) api: Option<ApiFile>,
     /// Log level and shape.
     pub(super) log: Option<LogFile>,
-}
-
-/// One address on which clients come in.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a listener, such as `{ name: openai, address: 0.0.0.0:8081 }`")]
-pub(super) struct ListenerFile {
-    /// Its name in logs and metrics; unique.
-    pub(super) name: At<String>,
-    /// IP address and port, such as 0.0.0.0:8081 or [::]:8081. Port 0 takes any free port.
-    #[schemars(with = "String")]
-    pub(super) address: At<AddressText>,
-    /// Its own scheduler. Default: the common one.
-    pub(super) scheduler: Option<SchedulerFile>,
-    /// The models served here. Default: all of them.
-    pub(super) models: Option<At<Vec<ListenerModelFile>>>,
-    /// The one pool that serves everything here, by its own names for models. Default: every pool.
-    pub(super) pool: Option<At<String>>,
-    /// Who comes in: clients for answers, or Envoy for pods. Default: http.
-    pub(super) protocol: Option<At<ProtocolFile>>,
-    /// How Envoy is served, where `protocol` is ext-proc.
-    pub(super) ext_proc: Option<At<ExtProcFile>>,
-    /// Whether clients here may say by header which objective is theirs and which model they get. Default: false.
-    pub(super) trust_headers: Option<At<bool>>,
-}
-
-/// A model that a listener serves.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a model, such as `{ modelName: llama2 }`")]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ListenerModelFile {
-    /// The name, as in `models`.
-    pub(super) model_name: At<String>,
-    /// Another pool than the model's own, to have old and new side by side.
-    pub(super) pool_ref: Option<At<String>>,
 }
 
 /// How a pod is chosen.

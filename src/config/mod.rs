@@ -3,7 +3,7 @@
 //! `File` (as typed, with source positions) becomes `Config` in one place, [`check`]; every other room sees only
 //! `Config`. Units live in types: `Duration`, [`Bytes`], [`Ratio`].
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,8 +12,8 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod listener;
 mod overload;
-mod picker;
 mod report;
 pub mod resources;
 mod settings;
@@ -24,8 +24,8 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
+pub use listener::{BodyMode, ExtProc, Listener};
 pub use overload::{Saturation, Waiting};
-pub use picker::{BodyMode, ExtProc};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
@@ -83,26 +83,6 @@ pub struct Config {
     pub api: Api,
     /// Log level and shape.
     pub log: Log,
-}
-
-/// One address on which clients come in.
-#[derive(Clone, Debug)]
-pub struct Listener {
-    /// Its name in logs and metrics.
-    pub name: Arc<str>,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its own scheduler, if it overrides the common one.
-    pub scheduler: Option<Scheduler>,
-    /// The models served here, by client name, each with the pool to use instead of the model's own; `None` = all
-    /// models as they are.
-    pub models: Option<BTreeMap<Arc<str>, Option<Arc<str>>>>,
-    /// The one pool that serves everything here; `None` = every pool.
-    pub pool: Option<Arc<str>>,
-    /// If it is asked by Envoy for pods, and not by clients for answers: how.
-    pub ext_proc: Option<ExtProc>,
-    /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.
-    pub trust_headers: bool,
 }
 
 /// A group of pods that serve the same base model.

@@ -12,10 +12,8 @@ mod homes;
 mod models;
 mod proxy;
 mod reading;
-mod receipt;
-mod rejection;
 mod story;
-mod summary;
+mod telling;
 mod waiting;
 
 use std::{
@@ -35,8 +33,10 @@ pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_unparsed};
-pub use rejection::{Rejection, X_TIDEGATE_REFUSED};
+pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
+
+use telling::{receipt, rejection};
 
 use crate::{
     config::{Config, Listener, Scheduler},

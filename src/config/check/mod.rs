@@ -20,7 +20,8 @@ use std::{
 
 use super::{
     Bytes, Config, Place, Problem, Report, Severity, defaults,
-    file::{DoorFile, File, ListenerFile},
+    file::{DoorFile, File},
+    listener::ListenerFile,
     report::{Finding, Source},
     resources, shape,
     tree::{self, At, Kind, Node},

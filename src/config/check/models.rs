@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Sheet, address, settings};
 use crate::config::{
     Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
-    file::{File, ListenerFile, ListenerModelFile, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
+    file::{File, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
+    listener::{ListenerFile, ListenerModelFile},
     report::suggestion,
     tree::At,
 };

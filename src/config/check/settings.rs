@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::{Sheet, address};
 use crate::config::{
     Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Saturation, Sessions, Timeouts, Waiting, defaults,
-    file::{ApiFile, LimitsFile, ListenerFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
+    file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
+    listener::{ListenerFile, ProtocolFile},
     overload::{SaturationFile, WaitingFile},
-    picker::ProtocolFile,
     report::suggestion,
     tree::At,
     units::Span,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{file::DoorFile, tree::At};
+use crate::config::{file::DoorFile, tree::At};
 
 /// How Envoy is served that asks for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub enum BodyMode {
 /// Who comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum ProtocolFile {
+pub(in crate::config) enum ProtocolFile {
     /// Clients, over HTTP.
     Http,
     /// Envoy, whose `ext_proc` filter asks which pod to take: a picker for the Gateway API Inference Extension.
@@ -52,21 +52,21 @@ pub(super) enum ProtocolFile {
 /// How Envoy is served.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ secure: false }`")]
-pub(super) struct ExtProcFile {
+pub(in crate::config) struct ExtProcFile {
     /// Whether it speaks TLS. Default: true.
-    pub(super) secure: Option<bool>,
+    pub(in crate::config) secure: Option<bool>,
     /// The folder of `tls.crt` and `tls.key`, read again when they change. Default: a certificate of its own making.
-    pub(super) cert_path: Option<At<PathBuf>>,
+    pub(in crate::config) cert_path: Option<At<PathBuf>>,
     /// How requests' bodies come from a filter that does not say it (Envoy says it). Default: streamed.
-    pub(super) request_body: Option<BodyMode>,
+    pub(in crate::config) request_body: Option<BodyMode>,
     /// How answers' bodies come from such a filter. Default: streamed.
-    pub(super) response_body: Option<BodyMode>,
+    pub(in crate::config) response_body: Option<BodyMode>,
     /// Whether answers are read along, for usage, times and the prefix index. Default: true.
-    pub(super) observe_responses: Option<bool>,
+    pub(in crate::config) observe_responses: Option<bool>,
     /// Further pods named behind the chosen one, for gateways that retry along the list. Default: 0.
-    pub(super) fallbacks: Option<At<u32>>,
+    pub(in crate::config) fallbacks: Option<At<u32>>,
     /// Whether paths that are no inference get a pod as well: the route has let them through. Default: true.
-    pub(super) other_paths: Option<bool>,
+    pub(in crate::config) other_paths: Option<bool>,
     /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
-    pub(super) health: Option<DoorFile>,
+    pub(in crate::config) health: Option<DoorFile>,
 }

@@ -12,13 +12,12 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    House, Peer,
-    decide::Shed,
     rejection::{PANIC, Rejection},
     summary::Summary,
 };
 use crate::{
     clock,
+    gateway::{House, Peer, decide::Shed},
     openai::Usage,
     telemetry::{
         Decision, Name, Tally,
@@ -36,7 +35,7 @@ const UNTOLD: &str = "client_or_pod";
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::gateway) enum Step {
     /// Its body is being read.
     Reading,
     /// No pod is ready, and it waits for one.
@@ -49,7 +48,7 @@ pub(super) enum Step {
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(in crate::gateway) enum Outcome {
     /// Not yet: if it stays so, the client left.
     Open,
     /// Its answer is complete.
@@ -64,67 +63,67 @@ pub(super) enum Outcome {
 
 /// The pod that was chosen.
 #[derive(Clone, Debug)]
-pub(super) struct Chosen {
-    pub(super) pool: Name,
-    pub(super) pod: Arc<str>,
+pub(in crate::gateway) struct Chosen {
+    pub(in crate::gateway) pool: Name,
+    pub(in crate::gateway) pod: Arc<str>,
     /// The one that was, where Envoy went elsewhere.
-    pub(super) asked_pod: Option<Arc<str>>,
-    pub(super) served_model: Name,
-    pub(super) policy: &'static str,
-    pub(super) sight: &'static str,
-    pub(super) cost_ms: f64,
+    pub(in crate::gateway) asked_pod: Option<Arc<str>>,
+    pub(in crate::gateway) served_model: Name,
+    pub(in crate::gateway) policy: &'static str,
+    pub(in crate::gateway) sight: &'static str,
+    pub(in crate::gateway) cost_ms: f64,
 }
 
 /// One request's facts.
-pub(super) struct Receipt {
+pub(in crate::gateway) struct Receipt {
     house: Arc<House>,
-    pub(super) listener: Name,
-    pub(super) request_id: http::HeaderValue,
-    pub(super) endpoint: &'static str,
+    pub(in crate::gateway) listener: Name,
+    pub(in crate::gateway) request_id: http::HeaderValue,
+    pub(in crate::gateway) endpoint: &'static str,
     /// Who asked.
-    pub(super) client: Option<Peer>,
+    pub(in crate::gateway) client: Option<Peer>,
     /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
-    pub(super) asked: Option<String>,
-    pub(super) received: Instant,
-    pub(super) read: Option<Instant>,
-    pub(super) added: Option<Duration>,
+    pub(in crate::gateway) asked: Option<String>,
+    pub(in crate::gateway) received: Instant,
+    pub(in crate::gateway) read: Option<Instant>,
+    pub(in crate::gateway) added: Option<Duration>,
     /// How long it waited because no pod was ready.
-    pub(super) waited: Option<Duration>,
+    pub(in crate::gateway) waited: Option<Duration>,
     /// Since when it stands in line, if it ever did.
-    pub(super) in_line_since: Option<Instant>,
-    pub(super) sent: Option<Instant>,
-    pub(super) first_token: Option<Instant>,
-    pub(super) last_token: Option<Instant>,
-    pub(super) step: Step,
-    pub(super) chosen: Option<Chosen>,
-    pub(super) attempts: u32,
+    pub(in crate::gateway) in_line_since: Option<Instant>,
+    pub(in crate::gateway) sent: Option<Instant>,
+    pub(in crate::gateway) first_token: Option<Instant>,
+    pub(in crate::gateway) last_token: Option<Instant>,
+    pub(in crate::gateway) step: Step,
+    pub(in crate::gateway) chosen: Option<Chosen>,
+    pub(in crate::gateway) attempts: u32,
     /// What went wrong before each further attempt.
-    pub(super) retried: SmallVec<[FailureKind; 2]>,
-    pub(super) status: Option<u16>,
-    pub(super) streamed: bool,
-    pub(super) body_bytes: usize,
-    pub(super) tokens: u32,
-    pub(super) usage: Option<Usage>,
-    pub(super) outcome: Outcome,
+    pub(in crate::gateway) retried: SmallVec<[FailureKind; 2]>,
+    pub(in crate::gateway) status: Option<u16>,
+    pub(in crate::gateway) streamed: bool,
+    pub(in crate::gateway) body_bytes: usize,
+    pub(in crate::gateway) tokens: u32,
+    pub(in crate::gateway) usage: Option<Usage>,
+    pub(in crate::gateway) outcome: Outcome,
     /// Whom an operator should look at, if it was refused.
-    pub(super) culprit: Option<&'static str>,
+    pub(in crate::gateway) culprit: Option<&'static str>,
     /// Whether the pod's head has to be there in the time that the first token has.
-    pub(super) bound_by_token: bool,
+    pub(in crate::gateway) bound_by_token: bool,
     /// The code of the error that we answered with; what Envoy says of one that it answered with.
-    pub(super) error_code: Option<Cow<'static, str>>,
+    pub(in crate::gateway) error_code: Option<Cow<'static, str>>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
     /// Why it was refused that a pod could have had.
-    pub(super) shed: Option<Box<Shed>>,
+    pub(in crate::gateway) shed: Option<Box<Shed>>,
     /// What the decision log will tell, if there is one and the request was routed.
-    pub(super) decision: Option<Box<Decision>>,
+    pub(in crate::gateway) decision: Option<Box<Decision>>,
     /// What it counts in, once its model is known.
     tally: Option<Arc<Tally>>,
 }
 
 impl Receipt {
     /// A request's head has come.
-    pub(super) fn open(house: Arc<House>, listener: Name, request_id: http::HeaderValue) -> Self {
+    pub(in crate::gateway) fn open(house: Arc<House>, listener: Name, request_id: http::HeaderValue) -> Self {
         house.requests_open.fetch_add(1, Relaxed);
         Self {
             house,
@@ -162,19 +161,19 @@ impl Receipt {
     }
 
     /// The model is known: from now on the request is counted as open under it.
-    pub(super) fn for_model(&mut self, model: &Arc<str>) {
+    pub(in crate::gateway) fn for_model(&mut self, model: &Arc<str>) {
         let tally = self.house.metrics.tally(&self.listener, model);
         tally.open(&self.house.metrics).inc();
         self.tally = Some(tally);
     }
 
     /// The model's name, once it is known.
-    pub(super) fn model(&self) -> Option<&str> {
+    pub(in crate::gateway) fn model(&self) -> Option<&str> {
         self.tally.as_ref().map(|it| &*it.model().0)
     }
 
     /// An attempt is followed by another for this reason. A request that waits for pods may see many.
-    pub(super) fn tried_again(&mut self, why: FailureKind) {
+    pub(in crate::gateway) fn tried_again(&mut self, why: FailureKind) {
         /// As many as an operator reads.
         const SHOWN: usize = 8;
         if self.retried.len() < SHOWN {
@@ -183,7 +182,7 @@ impl Receipt {
     }
 
     /// We said no. That we failed ourselves, somebody should look into.
-    pub(super) fn refused(&mut self, rejection: &Rejection) {
+    pub(in crate::gateway) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
         self.exactly = rejection.missed_bound(self.bound_by_token);
         self.error_code = Some(rejection.code().into());
@@ -194,7 +193,7 @@ impl Receipt {
     }
 
     /// A pod was chosen within `took`.
-    pub(super) fn chose(&mut self, chosen: Chosen, took: Duration) {
+    pub(in crate::gateway) fn chose(&mut self, chosen: Chosen, took: Duration) {
         if let Some(tally) = &self.tally {
             let metrics = &self.house.metrics;
             let labels = DecisionLabels { pool: chosen.pool.clone(), policy: chosen.policy, sight: chosen.sight };
@@ -215,21 +214,21 @@ impl Receipt {
     }
 
     /// `tokens` more came at `at`.
-    pub(super) fn saw_tokens(&mut self, tokens: u32, at: Instant) {
+    pub(in crate::gateway) fn saw_tokens(&mut self, tokens: u32, at: Instant) {
         self.first_token.get_or_insert(at);
         self.last_token = Some(at);
         self.tokens = self.tokens.saturating_add(tokens);
     }
 
     /// Mean milliseconds between the stream's tokens, if it had two.
-    pub(super) fn itl_ms(&self) -> Option<f64> {
+    pub(in crate::gateway) fn itl_ms(&self) -> Option<f64> {
         let (first, last) = (self.first_token?, self.last_token?);
         let gaps = self.tokens.checked_sub(1).filter(|gaps| *gaps > 0)?;
         Some(last.saturating_duration_since(first).as_secs_f64() * 1e3 / f64::from(gaps))
     }
 
     /// The status to tell.
-    pub(super) fn code(&self) -> u16 {
+    pub(in crate::gateway) fn code(&self) -> u16 {
         self.status.unwrap_or(CLIENT_LEFT)
     }
 
@@ -320,7 +319,7 @@ impl Receipt {
     }
 
     /// How it ended, in words.
-    pub(super) fn ending(&self) -> (&'static str, Option<&'static str>) {
+    pub(in crate::gateway) fn ending(&self) -> (&'static str, Option<&'static str>) {
         match self.outcome {
             Outcome::Open => ("client_left", Some(self.step.name())),
             Outcome::Complete => ("complete", None),

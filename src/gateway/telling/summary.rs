@@ -5,9 +5,9 @@ use std::{fmt, time::Duration};
 use super::receipt::{Outcome, Receipt};
 
 /// The line for a person: what, where to, how it went. Written only where a person reads it.
-pub(super) struct Summary<'a> {
-    pub(super) receipt: &'a Receipt,
-    pub(super) whole: Duration,
+pub(in crate::gateway) struct Summary<'a> {
+    pub(in crate::gateway) receipt: &'a Receipt,
+    pub(in crate::gateway) whole: Duration,
 }
 
 impl fmt::Display for Summary<'_> {

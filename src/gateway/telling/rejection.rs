@@ -244,7 +244,7 @@ impl Rejection {
 
     /// The bound that a pod did not begin its answer within: the first token's, if that is what a stream's head had to
     /// come `before_the_token` for.
-    pub(super) fn missed_bound(&self, before_the_token: bool) -> Option<&'static str> {
+    pub(in crate::gateway) fn missed_bound(&self, before_the_token: bool) -> Option<&'static str> {
         let Self::Failed(Failure { kind: kind @ FailureKind::FirstByteTimeout, .. }) = self else { return None };
         Some(if before_the_token { FIRST_TOKEN_TIMEOUT } else { kind.name() })
     }
@@ -343,14 +343,14 @@ impl Rejection {
 }
 
 /// What a client wrote, short enough for a log line.
-pub(super) fn shortened(text: &str) -> String {
+pub(in crate::gateway) fn shortened(text: &str) -> String {
     /// Longer than every path that is served and most models' names.
     const SHOWN: usize = 128;
     text.chars().take(SHOWN).collect()
 }
 
 /// What a stream's client is told when its answer is cut.
-pub(super) fn cut_error(why: &'static str) -> ErrorBody<'static> {
+pub(in crate::gateway) fn cut_error(why: &'static str) -> ErrorBody<'static> {
     let message = match why {
         STOPPING => "the gateway stopped before the answer was complete",
         TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
@@ -363,12 +363,12 @@ pub(super) fn cut_error(why: &'static str) -> ErrorBody<'static> {
 }
 
 /// Whether an answer cut for this reason was cut by us and not by the pod's fault.
-pub(super) fn is_our_doing(why: &'static str) -> bool {
+pub(in crate::gateway) fn is_our_doing(why: &'static str) -> bool {
     matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
 }
 
 /// Every reason for which an answer is cut.
-pub(super) const CUTS: [&str; 11] = [
+pub(in crate::gateway) const CUTS: [&str; 11] = [
     "connection_died",
     "no_end",
     "error_event",
@@ -383,19 +383,19 @@ pub(super) const CUTS: [&str; 11] = [
 ];
 
 /// Why an answer is cut when the gateway stops and its grace is over.
-pub(super) const STOPPING: &str = "stopping";
+pub(in crate::gateway) const STOPPING: &str = "stopping";
 
 /// Why one is cut that took longer than the operator allows.
-pub(super) const TOTAL_TIMEOUT: &str = "total_timeout";
+pub(in crate::gateway) const TOTAL_TIMEOUT: &str = "total_timeout";
 
 /// Why one is cut whose pod sends no token.
-pub(super) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
+pub(in crate::gateway) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
 
 /// Why one is cut whose pod fell silent.
-pub(super) const IDLE_TIMEOUT: &str = "idle_timeout";
+pub(in crate::gateway) const IDLE_TIMEOUT: &str = "idle_timeout";
 
 /// Why one is cut in which this gateway failed.
-pub(super) const PANIC: &str = "panic";
+pub(in crate::gateway) const PANIC: &str = "panic";
 
 #[cfg(test)]
 mod tests {
