@@ -23,6 +23,7 @@ pub mod scheduler; // which pod, and why
 
 // Hands, desk, doors.
 pub mod admin; // probes, metrics and the operator's view
+pub mod admission; // may it come in, and when
 pub mod edge; // listeners: accept, limits, drain
 pub mod gateway; // the story of one request
 pub mod upstream; // one attempt at one pod, and whose fault it was if it failed

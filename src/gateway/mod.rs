@@ -39,6 +39,7 @@ pub use waiting::Waiting;
 use telling::{receipt, rejection};
 
 use crate::{
+    admission::Caller,
     config::{Config, Listener, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     openai::Lexicon,
@@ -121,6 +122,8 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// Who shows nothing, where nothing need be shown.
+    pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
     objectives: Arc<Objectives>,
     /// Whether headers are believed that say so, or what a model is called at its pod.
@@ -167,10 +170,12 @@ impl Policy {
     pub fn new(config: Arc<Config>, fleet: &Fleet) -> Self {
         let pools = fleet.all();
         let objectives = Arc::new(Objectives::new(&config));
+        let anonymous = Arc::new(Caller::anonymous());
         let view = |listener: &Listener| ListenerPolicy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),

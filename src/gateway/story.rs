@@ -15,6 +15,7 @@ use super::{
     rejection::{Rejection, shortened},
 };
 use crate::{
+    admission::Caller,
     clock,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
@@ -32,6 +33,8 @@ pub(super) struct Story {
     pub(super) house: Arc<House>,
     pub(super) policy: Arc<Policy>,
     pub(super) listener: Arc<ListenerPolicy>,
+    /// Who asks.
+    pub(super) caller: Arc<Caller>,
 }
 
 impl Story {

@@ -103,7 +103,8 @@ impl Picker {
         let policy = self.policy.load_full();
         let listener = policy.listeners.get(self.listener).map(Arc::clone)?;
         let how = policy.config.listeners.get(self.listener)?.ext_proc.clone()?;
-        Some((Story { house: Arc::clone(&self.house), policy, listener }, how))
+        let caller = Arc::clone(&listener.anonymous);
+        Some((Story { house: Arc::clone(&self.house), policy, listener, caller }, how))
     }
 }
 

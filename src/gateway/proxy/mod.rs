@@ -99,7 +99,8 @@ impl Desk {
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
         receipt.client = Some(peer);
-        let story = Story { house: self.house, policy, listener };
+        let caller = Arc::clone(&listener.anonymous);
+        let story = Story { house: self.house, policy, listener, caller };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
         Ok(match told {
