@@ -15,8 +15,7 @@ use tidegate::app::{Reloaded, Reloader};
 
 use crate::binary::{Served, config};
 use crate::harness::{
-    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head,
-    whole_json, within,
+    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within,
 };
 
 /// A gateway from a file.
