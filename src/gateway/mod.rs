@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod entering;
 mod ext_proc;
 mod health;
 mod homes;
@@ -16,12 +17,9 @@ mod story;
 mod telling;
 mod waiting;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
@@ -29,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use entering::Peer;
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
@@ -48,16 +47,6 @@ use crate::{
     telemetry::{DecisionLog, Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
-
-/// Who is at the other end of a connection, as the log names it; written once for all its requests.
-#[derive(Clone, Debug)]
-pub struct Peer(Arc<str>);
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Self {
-        Self(address.to_string().into())
-    }
-}
 
 /// What lives as long as the process.
 pub struct House {
