@@ -1,188 +1,176 @@
-//! TLS at a door: a certificate from a folder, read again when it changes, or one of our own making.
+//! TLS at a door: certificates from files, read again when they change, or one of our own making; and clients' own, where
+//! they are asked for.
 //!
 //! Our own proves nothing about who we are; it only keeps what is said from being read on the way. Gateways that call
-//! endpoint pickers do not verify unless they are told an authority. Nobody is asked for a client's certificate.
+//! endpoint pickers do not verify unless they are told an authority.
+//!
+//! A session is resumed only where no client shows a certificate: who resumes is not asked for it again, and would come
+//! in after its authority was taken away. There is no early data either, since it can be played twice.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod clients;
+mod shown;
+
+use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
+    RootCertStore, ServerConfig,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::{TLS12, TLS13},
 };
 use tokio::{io::AsyncRead, io::AsyncWrite, time::sleep};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// The names of the files in a folder, as Kubernetes mounts a `kubernetes.io/tls` secret.
-const CERTIFICATE: &str = "tls.crt";
-const KEY: &str = "tls.key";
-
-/// How often a folder is looked at: a certificate is renewed days before it ends, so any minute would do; people who wait
-/// for it to be taken over would rather have seconds.
-const READ_EVERY: Duration = Duration::from_secs(5);
+use self::{
+    clients::Names,
+    shown::{Shown, Source},
+};
+use crate::{
+    admission::PeerCertificate,
+    certificates::{self, Authorities, LOOK_EVERY, follow_authorities, follow_pair, made_here, provider},
+    config::{ClientCertificates, ListenerTls, TlsVersion},
+    telemetry::{CertificateMetrics, Name},
+};
 
 /// HTTP/2 first, because gRPC is nothing else.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Speaks TLS with whoever comes in. Clones share their certificate.
-#[derive(Clone)]
-pub struct Tls {
-    acceptor: TlsAcceptor,
-    shown: Arc<Shown>,
-}
+/// Speaks TLS with whoever comes in. Clones share their certificates.
+#[derive(Clone, Debug)]
+pub struct Tls(Arc<Spoken>);
 
-/// The certificate that is shown now.
 #[derive(Debug)]
-struct Shown {
-    key: ArcSwap<CertifiedKey>,
-    /// Where it comes from, and what was read there last.
-    folder: Option<(PathBuf, Mutex<Files>)>,
+struct Spoken {
+    config: ArcSwap<ServerConfig>,
+    shown: Arc<Shown>,
+    clients: Option<Clients>,
+    min_version: TlsVersion,
 }
 
-/// What lies in the folder.
-type Files = (Vec<u8>, Vec<u8>);
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("shown", &self.shown).finish_non_exhaustive()
-    }
-}
-
-impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.key.load_full())
-    }
+/// Whose certificates are asked for.
+#[derive(Debug)]
+struct Clients {
+    authorities: Authorities,
+    required: bool,
 }
 
 impl Tls {
-    /// With the certificate in `folder`.
+    /// As a listener's configuration says.
     ///
     /// # Errors
-    /// If there is none that can be used.
-    pub fn from_folder(folder: &Path) -> io::Result<Self> {
-        let files = read(folder)?;
-        let key = parsed(&files)?;
-        Self::showing(key, Some((folder.to_owned(), Mutex::new(files))))
+    /// If a file cannot be read or used.
+    pub fn of_listener(tls: &ListenerTls) -> io::Result<Self> {
+        let pairs = tls.certificates.iter().map(|files| follow_pair(files).map(Source::Files));
+        Self::new(pairs.collect::<io::Result<_>>()?, tls.client_certificates.as_ref(), tls.min_version)
     }
 
-    /// With a certificate of our own making.
+    /// With the certificate of a picker: of our own making if no folder is named.
     ///
     /// # Errors
-    /// If the system gives no randomness.
-    pub fn self_signed() -> io::Result<Self> {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).map_err(io::Error::other)?;
-        let files = (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes());
-        Self::showing(parsed(&files)?, None)
+    /// If a file cannot be read or used.
+    pub fn of_picker(files: Option<&crate::config::KeyPair>, clients: Option<&ClientCertificates>) -> io::Result<Self> {
+        let source = match files {
+            Some(files) => Source::Files(follow_pair(files)?),
+            None => Source::MadeHere(Arc::new(made_here()?)),
+        };
+        Self::new(vec![source], clients, TlsVersion::V12)
     }
 
-    fn showing(key: CertifiedKey, folder: Option<(PathBuf, Mutex<Files>)>) -> io::Result<Self> {
-        let shown = Arc::new(Shown { key: ArcSwap::from_pointee(key), folder });
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = config.map_err(io::Error::other)?.with_no_client_auth();
-        let mut config = config.with_cert_resolver(Arc::clone(&shown) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), shown })
+    fn new(pairs: Vec<Source>, clients: Option<&ClientCertificates>, min_version: TlsVersion) -> io::Result<Self> {
+        let clients = clients.map(|asked| {
+            let authorities = follow_authorities(&asked.ca_file, RootCertStore::empty())?;
+            Ok::<_, io::Error>(Clients { authorities, required: asked.required })
+        });
+        let clients = clients.transpose()?;
+        let shown = Arc::new(Shown::new(pairs));
+        let config = ArcSwap::from_pointee(config(&shown, clients.as_ref(), min_version)?);
+        Ok(Self(Arc::new(Spoken { config, shown, clients, min_version })))
     }
 
-    /// The handshake.
-    pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        self.acceptor.accept(stream).await
+    /// The handshake, and what the client's certificate says if it was asked for one and showed it.
+    pub(super) async fn greet<S>(&self, stream: S) -> io::Result<(TlsStream<S>, Option<Arc<PeerCertificate>>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = TlsAcceptor::from(self.0.config.load_full()).accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let names = shown.map(|certificate| PeerCertificate::read(certificate)).transpose()?;
+        Ok((stream, names.map(Arc::new)))
     }
 
-    /// Takes over what the folder holds whenever that changes; one that cannot be used is told of, and the one before
-    /// stays.
-    pub async fn follow_forever(self) {
+    /// Takes over what the files hold whenever that changes; what cannot be used is told of, and the one before stays.
+    pub async fn follow_forever(self, listener: Name, metrics: CertificateMetrics) {
+        self.tell_ends(&listener, &metrics);
         loop {
-            sleep(READ_EVERY).await;
-            match self.read_again() {
+            sleep(LOOK_EVERY).await;
+            let mut new = false;
+            for (file, looked) in self.look() {
+                match looked {
+                    Ok(()) => {
+                        tracing::info!(listener = &*listener.0, file, "a new certificate is in use");
+                        new = true;
+                    }
+                    Err(error) => {
+                        tracing::warn!(listener = &*listener.0, %error, "a certificate's files cannot be used; the one before stays");
+                        metrics.failed(&listener, &file);
+                    }
+                }
+            }
+            if new {
+                self.tell_ends(&listener, &metrics);
+            }
+        }
+    }
+
+    fn tell_ends(&self, listener: &Name, metrics: &CertificateMetrics) {
+        for (file, not_after) in self.0.shown.ends() {
+            metrics.ends(listener, &file, not_after);
+        }
+    }
+
+    /// What changed since it was last asked, by file: in use from now on, or why not.
+    fn look(&self) -> Vec<(String, io::Result<()>)> {
+        let mut looked = self.0.shown.look();
+        if let Some(clients) = &self.0.clients {
+            let file = clients.authorities.path().display().to_string();
+            match clients.authorities.look() {
                 Ok(false) => {}
-                Ok(true) => tracing::info!("a new certificate is shown"),
-                Err(error) => tracing::warn!(%error, "the certificate's files cannot be used; the one before is shown"),
+                Ok(true) => looked.push((file, self.believe_anew(clients))),
+                Err(error) => looked.push((file, Err(error))),
             }
         }
+        looked
     }
 
-    /// Whether there is a new one, which is shown from now on.
-    ///
-    /// # Errors
-    /// Told once for the same files.
-    pub fn read_again(&self) -> io::Result<bool> {
-        let Some((folder, last)) = &self.shown.folder else { return Ok(false) };
-        let files = read(folder)?;
-        {
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            if *last == files {
-                return Ok(false);
-            }
-            last.clone_from(&files);
-        }
-        self.shown.key.store(Arc::new(parsed(&files)?));
-        Ok(true)
+    fn believe_anew(&self, clients: &Clients) -> io::Result<()> {
+        self.0.config.store(Arc::new(config(&self.0.shown, Some(clients), self.0.min_version)?));
+        Ok(())
     }
 }
 
-fn read(folder: &Path) -> io::Result<Files> {
-    let file = |name: &str| {
-        let path = folder.join(name);
-        fs::read(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+fn config(shown: &Arc<Shown>, clients: Option<&Clients>, min_version: TlsVersion) -> io::Result<ServerConfig> {
+    let versions: &[_] = match min_version {
+        TlsVersion::V12 => &[&TLS13, &TLS12],
+        TlsVersion::V13 => &[&TLS13],
     };
-    Ok((file(CERTIFICATE)?, file(KEY)?))
-}
-
-/// Certificate and key, if they belong together.
-fn parsed((certificate, key): &Files) -> io::Result<CertifiedKey> {
-    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
-    if chain.is_empty() {
-        return Err(io::Error::other(format!("{CERTIFICATE} holds no certificate")));
+    let config = ServerConfig::builder_with_provider(provider()).with_protocol_versions(versions);
+    let config = config.map_err(io::Error::other)?;
+    let config = match clients {
+        None => config.with_no_client_auth(),
+        Some(Clients { authorities, required }) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(authorities.now(), provider());
+            let verifier = if *required { verifier } else { verifier.allow_unauthenticated() };
+            config.with_client_cert_verifier(verifier.build().map_err(io::Error::other)?)
+        }
+    };
+    let mut config = config.with_cert_resolver(Arc::clone(shown) as _);
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    if clients.is_some() {
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        // What is remembered is with the client, so that any number of them may come again.
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(io::Error::other)?;
     }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| io::Error::other(format!("{KEY}: {error}")))?;
-    let provider = rustls::crypto::ring::default_provider();
-    CertifiedKey::from_der(chain, key, &provider).map_err(io::Error::other)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(folder: &Path) {
-        let made = rcgen::generate_simple_self_signed(["picker".to_owned()]).unwrap();
-        fs::write(folder.join(CERTIFICATE), made.cert.pem()).unwrap();
-        fs::write(folder.join(KEY), made.signing_key.serialize_pem()).unwrap();
-    }
-
-    #[test]
-    fn a_new_certificate_is_shown_and_a_broken_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(Tls::from_folder(folder.path()).is_err(), "nothing is there");
-        write(folder.path());
-        let tls = Tls::from_folder(folder.path()).unwrap();
-        let shown = || tls.shown.key.load().cert.clone();
-        let first = shown();
-        assert!(!tls.read_again().unwrap());
-        write(folder.path());
-        assert!(tls.read_again().unwrap());
-        let second = shown();
-        assert_ne!(first, second);
-        fs::write(folder.path().join(KEY), "half a key").unwrap();
-        assert!(tls.read_again().is_err());
-        assert!(!tls.read_again().unwrap(), "told once");
-        assert_eq!(shown(), second);
-    }
-
-    #[test]
-    fn a_certificate_and_the_key_of_another_do_not_belong_together() {
-        let folder = tempfile::tempdir().unwrap();
-        write(folder.path());
-        let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
-        fs::write(folder.path().join(KEY), other.signing_key.serialize_pem()).unwrap();
-        assert!(Tls::from_folder(folder.path()).is_err());
-    }
+    Ok(config)
 }
