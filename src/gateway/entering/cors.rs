@@ -136,9 +136,15 @@ mod tests {
             assert_eq!((answer.len(), &answer["vary"]), (1, &HeaderValue::from_static("origin")), "{none:?}");
         }
         let all = marked(&cors(None, false), Some("https://b.example"));
-        assert_eq!((&all["access-control-allow-origin"], &all["access-control-expose-headers"]), (&EVERYBODY, &EVERYBODY));
+        assert_eq!(
+            (&all["access-control-allow-origin"], &all["access-control-expose-headers"]),
+            (&EVERYBODY, &EVERYBODY)
+        );
         assert!(!all.contains_key("vary"));
         let exposed = &marked(&cors(Some(&["https://a.example"]), true), Some("https://a.example"))["access-control-expose-headers"];
-        assert!(exposed.to_str().unwrap().contains("x-request-id, retry-after"), "`*` means nothing beside credentials");
+        assert!(
+            exposed.to_str().unwrap().contains("x-request-id, retry-after"),
+            "`*` means nothing beside credentials"
+        );
     }
 }

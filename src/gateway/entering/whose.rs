@@ -59,11 +59,8 @@ mod tests {
 
     fn client(peer: &str, header: AddressHeader, fields: &[(&'static str, &str)]) -> String {
         let trusted = ["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap());
-        let network = Network {
-            trusted_proxies: Networks::new(&trusted),
-            client_address_header: header,
-            ..Network::default()
-        };
+        let network =
+            Network { trusted_proxies: Networks::new(&trusted), client_address_header: header, ..Network::default() };
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_str(value).unwrap());

@@ -105,7 +105,8 @@ impl Desk {
         if !admitted {
             return Ok(refuse(&Rejection::Denied, receipt, Dialect::OpenAi));
         }
-        let page = listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
+        let page =
+            listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
         if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
             return Ok(answer::preflight(cors::preflight(cors, request.headers()), receipt));
         }
