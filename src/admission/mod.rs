@@ -4,5 +4,7 @@
 //! Pure but for the line: (who, what, now) -> verdict. It reads no header and no file, and it chooses no pod.
 
 mod caller;
+mod certificate;
 
 pub use caller::Caller;
+pub use certificate::PeerCertificate;

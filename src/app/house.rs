@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StartError,
-    reload::{pool_tls, tls_of},
+    reload::{follow_pod_tls, pool_tls, tls_of},
     senses::{self, Ears},
 };
 use crate::{
@@ -98,6 +98,7 @@ pub(super) fn live_house(
     let ears: Arc<dyn scrape::Report> = Arc::new(ears);
     let scraper = Scraper::start(&known.fleet, tasks, &|pool| tls_of(&tls, pool), &ears).map_err(io::Error::other)?;
     let (scraper, connector) = (Arc::new(scraper), Connector::new(tls));
+    tasks.spawn_until_stop(follow_pod_tls(connector.clone(), known.metrics.certificates.clone()));
     let asked = Arc::clone(&scraper);
     let house = Arc::new(furnish(config, known, connector.clone(), Box::new(move |pod| asked.doubt(pod))));
     let on_change = senses::on_change(&house);

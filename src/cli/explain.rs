@@ -185,7 +185,7 @@ fn from_gateway(admin: &str, args: &Args, token: Option<HeaderValue>, body: Vec<
         let client = reqwest::Client::builder()
             .no_proxy()
             .default_headers(token.map(|token| (AUTHORIZATION, token)).into_iter().collect())
-            .tls_backend_preconfigured(crate::upstream::client_tls(None)?)
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(&crate::upstream::PodTls::common()?.config))
             .build()?;
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
         let asked = client.post(&url).query(&query).body(body).send().await;

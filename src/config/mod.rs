@@ -24,7 +24,10 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
-pub use listener::{Admin, BodyMode, ExtProc, Listener};
+pub use listener::{
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
+    ProxyProtocol, TlsVersion,
+};
 pub use overload::{Saturation, Waiting};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
@@ -100,6 +103,10 @@ pub struct Pool {
     pub forward_authorization: bool,
     /// Further certificate authorities (PEM) trusted for this pool's https pods.
     pub ca_file: Option<PathBuf>,
+    /// What it shows to https pods that ask who calls.
+    pub client_certificate: Option<KeyPair>,
+    /// The name that its https pods' certificates have to be for, instead of each pod's own.
+    pub server_name: Option<String>,
     /// When it is full.
     pub saturation: Saturation,
 }

@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod entering;
 mod ext_proc;
 mod health;
 mod homes;
@@ -16,12 +17,9 @@ mod story;
 mod telling;
 mod waiting;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
@@ -29,10 +27,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use entering::Peer;
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
-pub use proxy::{Answer, Desk, refuse_unparsed};
+pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
 pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
 
@@ -40,7 +39,7 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::Caller,
-    config::{Config, Listener, Scheduler},
+    config::{Config, Cors, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     openai::Lexicon,
     prefix,
@@ -48,16 +47,6 @@ use crate::{
     telemetry::{DecisionLog, Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
-
-/// Who is at the other end of a connection, as the log names it; written once for all its requests.
-#[derive(Clone, Debug)]
-pub struct Peer(Arc<str>);
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Self {
-        Self(address.to_string().into())
-    }
-}
 
 /// What lives as long as the process.
 pub struct House {
@@ -126,6 +115,10 @@ pub struct ListenerPolicy {
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
     objectives: Arc<Objectives>,
+    /// Who may come in by address, and who may say where another comes from.
+    pub network: Arc<Network>,
+    /// Which web pages may call.
+    cors: Option<Arc<Cors>>,
     /// Whether headers are believed that say so, or what a model is called at its pod.
     pub trusts_headers: bool,
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
@@ -177,6 +170,8 @@ impl Policy {
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
+            network: Arc::clone(&listener.network),
+            cors: listener.cors.clone(),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
             pool_only: listener.pool.clone(),

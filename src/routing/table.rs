@@ -271,6 +271,9 @@ mod tests {
             pool: None,
             ext_proc: None,
             trust_headers: false,
+            tls: None,
+            network: Arc::default(),
+            cors: None,
         }
     }
 

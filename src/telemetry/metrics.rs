@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    Tallies,
+    CertificateMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
@@ -148,6 +148,8 @@ pub struct Metrics {
     pub config_generation: Gauge,
     /// 1 for the one in force.
     pub config_hash: Family<ConfigLabels, Gauge>,
+    /// What is shown and believed at the doors.
+    pub certificates: CertificateMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -197,11 +199,13 @@ impl Metrics {
             last_reload_successful: Gauge::default(),
             config_generation: Gauge::default(),
             config_hash: Family::default(),
+            certificates: CertificateMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_attempts();
         metrics.register_waiting();
         metrics.register_state(rows);
+        metrics.certificates.register(&mut metrics.registry);
         metrics
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Sheet, address, settings};
+use super::{Sheet, address, doors, settings};
 use crate::config::{
     Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
     file::{File, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
@@ -143,7 +143,18 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
     let ext_proc = settings::ext_proc(listener, sheet);
     let trust_headers = settings::trust_headers(listener);
     let name = listener.name.value.as_str().into();
-    Some(Listener { name, address: address?, scheduler, models, pool, ext_proc, trust_headers })
+    Some(Listener {
+        name,
+        address: address?,
+        scheduler,
+        models,
+        pool,
+        ext_proc,
+        trust_headers,
+        tls: doors::tls(listener, sheet),
+        network: doors::addresses(listener, sheet),
+        cors: doors::cors(listener.cors.as_ref(), sheet),
+    })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     gateway::{
+        receipt::{Outcome, Receipt},
         rejection::Rejection,
         story::{X_REQUEST_ID, request_id, said},
     },
@@ -121,6 +122,15 @@ pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
         431 => Rejection::HeadTooLarge,
         _ => Rejection::NotHttp,
     };
+    (as_bytes(&rejection), rejection.reason())
+}
+
+/// The whole answer to who speaks clear text where TLS is spoken.
+pub fn refuse_clear_text() -> Bytes {
+    as_bytes(&Rejection::ClearText)
+}
+
+fn as_bytes(rejection: &Rejection) -> Bytes {
     let request_id = request_id(&HeaderMap::new());
     tracing::debug!(request_id = request_id.to_str().unwrap_or_default(), "refused: {rejection}");
     let mut response = rejection.to_response(Dialect::OpenAi);
@@ -135,7 +145,19 @@ pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(response.body());
-    (Bytes::from(bytes), rejection.reason())
+    Bytes::from(bytes)
+}
+
+/// What a browser is told that asks for a page.
+pub(super) fn preflight(headers: HeaderMap, mut receipt: Receipt) -> Response<Answer> {
+    let mut response = Response::new(Answer(Kind::Own(None)));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(X_REQUEST_ID, receipt.request_id.clone());
+    receipt.endpoint = "preflight";
+    receipt.status = Some(StatusCode::NO_CONTENT.as_u16());
+    receipt.outcome = Outcome::Complete;
+    response
 }
 
 /// JSON of our own.

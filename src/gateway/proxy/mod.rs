@@ -13,9 +13,9 @@ mod timer;
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-pub use answer::{Answer, refuse_unparsed};
+pub use answer::{Answer, refuse_clear_text, refuse_unparsed};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
@@ -23,6 +23,7 @@ use self::relay::Relay;
 use super::{
     CurrentPolicy, House, Peer, body,
     decide::Pick,
+    entering::{cors, whose},
     reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
@@ -98,12 +99,22 @@ impl Desk {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
+        let peer = whose(peer, request.headers(), &listener.network);
+        let admitted = listener.network.admits(peer.address().ip());
         receipt.client = Some(peer);
+        if !admitted {
+            return Ok(refuse(&Rejection::Denied, receipt, Dialect::OpenAi));
+        }
+        let page =
+            listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
+        if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
+            return Ok(answer::preflight(cors::preflight(cors, request.headers()), receipt));
+        }
         let caller = Arc::clone(&listener.anonymous);
         let story = Story { house: self.house, policy, listener, caller };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
-        Ok(match told {
+        let mut answer = match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
                     let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
@@ -118,7 +129,11 @@ impl Desk {
                 answer::json(body, &receipt.request_id)
             }
             Err(rejection) => refuse(&rejection, receipt, dialect),
-        })
+        };
+        if let Some((cors, origin)) = page {
+            cors::mark(&cors, origin.as_ref(), answer.headers_mut());
+        }
+        Ok(answer)
     }
 }
 

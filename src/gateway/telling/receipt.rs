@@ -274,7 +274,7 @@ impl Receipt {
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
-            client = self.client.as_ref().map(|it| &*it.0),
+            client = self.client.as_ref().map(Peer::shown),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
             model = self.model(),

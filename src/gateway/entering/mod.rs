@@ -1,0 +1,8 @@
+//! Who comes in: what is known of a client before it is known what it asks.
+
+pub(super) mod cors;
+mod peer;
+mod whose;
+
+pub use peer::Peer;
+pub(super) use whose::whose;
