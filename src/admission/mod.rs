@@ -4,5 +4,10 @@
 //! Pure but for the line: (who, what, now) -> verdict. It reads no header and no file, and it chooses no pod.
 
 mod caller;
+mod quotas;
 
 pub use caller::Caller;
+pub use quotas::{
+    Counted, Counts, Demand, Granted, Hold, Limit, Mode, Moment, Plan, Refusal, Relief, Room, Saved, Scope, Spent,
+    Standing, rfc3339,
+};
