@@ -19,6 +19,12 @@ use crate::{
     telemetry::{Name, SpendLabels},
 };
 
+/// Tokens that chat templates put around a short prompt: Llama's and Qwen's default system turns have 20 to 30.
+const SPARE: u64 = 32;
+
+/// One in so many more than estimated: bytes a token differ by a fifth between prose and code.
+const SPARE_SHARE: u64 = 4;
+
 /// What one request holds, and what is needed to settle it.
 pub(super) struct Spending {
     hold: Hold,
@@ -97,16 +103,20 @@ impl std::fmt::Display for Named<'_> {
 /// its pool have, whichever is less.
 fn demand(matter: &Matter, price: Option<Price>) -> Demand {
     let (input, output) = matter.tokens();
+    // A prompt's length is a guess by its bytes, and templates add what no client wrote.
+    let (spare, output) = (u64::from(input) / SPARE_SHARE + SPARE, u64::from(output));
+    let input = u64::from(input);
+    let most = input + spare;
     let cost = price.map(|price| match price {
-        Price::Tokens(price) => price.cost(u64::from(input), 0, u64::from(output)),
+        Price::Tokens(price) => price.cost(most, 0, output),
         // As if it had its pod alone: it will not, and gets the rest back.
         Price::Gpus(price) => {
             let pace = matter.pool.pace();
-            let ms = pace.base_ms + f64::from(input) * pace.ms_per_token + f64::from(output) * pace.itl_ms(1.0);
+            let ms = pace.base_ms + most as f64 * pace.ms_per_token + output as f64 * pace.itl_ms(1.0);
             price.cost(micros(Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()), 1)
         }
     });
-    Demand { input: input.into(), output: output.into(), cost }
+    Demand { input, spare, output, cost }
 }
 
 fn micros(time: Duration) -> u64 {
@@ -143,7 +153,7 @@ impl Spending {
 
     /// What it took, and how much of its prompt was cached.
     fn spent(&self, receipt: &Receipt, now: &Moment) -> (Spent, u64) {
-        let Demand { input, output, cost } = self.demand;
+        let Demand { input, output, cost, .. } = self.demand;
         if receipt.attempts == 0 {
             return (Spent::default(), 0);
         }

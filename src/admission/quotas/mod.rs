@@ -54,8 +54,10 @@ pub struct Moment {
 /// What a request will likely take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Tokens of its prompt.
+    /// Tokens of its prompt, as estimated.
     pub input: u64,
+    /// How many more they may be: held, and never a reason to say that it is too large.
+    pub spare: u64,
     /// Tokens of its answer.
     pub output: u64,
     /// What they cost; `None` if its model costs nothing.

@@ -54,9 +54,9 @@ pub(super) fn wanted(demand: &Demand, limit: Limit, size: u64) -> (u64, u64) {
         Limit::Requests | Limit::Concurrent => (1, 1),
         Limit::Tokens => {
             let least = demand.input.saturating_add(u64::from(demand.output > 0));
-            (least, demand.input.saturating_add(demand.output).min(size))
+            (least, demand.input.saturating_add(demand.spare).saturating_add(demand.output).min(size))
         }
-        Limit::InputTokens => (demand.input, demand.input),
+        Limit::InputTokens => (demand.input, demand.input.saturating_add(demand.spare).min(size)),
         Limit::OutputTokens => (u64::from(demand.output > 0), demand.output.min(size)),
         Limit::Day | Limit::Month => (0, 0),
     }

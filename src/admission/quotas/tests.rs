@@ -30,7 +30,7 @@ fn plan(quotas: &Quotas, tenant: &str) -> Plan {
 }
 
 fn demand(input: u64, output: u64) -> Demand {
-    Demand { input, output, cost: None }
+    Demand { input, spare: 0, output, cost: None }
 }
 
 fn level(counts: &Counts, scope: &Scope, of: Limit, now: &Moment) -> f64 {
@@ -109,7 +109,7 @@ fn a_budget_says_when_it_begins_anew_and_does() {
     let quota = Quota { budget_per_day: Money::of(1.0), ..Quota::default() };
     let quotas = Quotas { each_tenant: Some(Arc::new(quota)), ..Quotas::default() };
     let (counts, now) = (Counts::default(), moment());
-    let costs = |amount: f64| Demand { input: 1, output: 1, cost: Money::of(amount) };
+    let costs = |amount: f64| Demand { input: 1, spare: 0, output: 1, cost: Money::of(amount) };
     let granted = counts.reserve(&plan(&quotas, "t"), &costs(0.2), Mode::Enforce, &now).unwrap();
     granted.hold.settle(&Spent { requests: 1, input: 1, output: 1, cost: Money::of(0.9).unwrap() }, &now);
     let refused = counts.reserve(&plan(&quotas, "t"), &costs(0.2), Mode::Enforce, &now).unwrap_err();
@@ -117,7 +117,7 @@ fn a_budget_says_when_it_begins_anew_and_does() {
         refused.to_string(),
         "the budget of tenant 't' (1.00 per day) is used up; it begins anew at 2026-11-23T00:00:00Z, in 23h0m"
     );
-    let free = Demand { input: 1, output: 1, cost: None };
+    let free = Demand { input: 1, spare: 0, output: 1, cost: None };
     assert!(
         counts.reserve(&plan(&quotas, "t"), &free, Mode::Enforce, &now).is_ok(),
         "what costs nothing is not bound by it"
@@ -187,7 +187,7 @@ fn counts_outlive_the_process_but_for_who_was_open() {
     };
     let quotas = Quotas { each_tenant: Some(Arc::new(quota)), ..Quotas::default() };
     let (counts, now) = (Counts::default(), moment());
-    let costs = Demand { input: 30, output: 20, cost: Money::of(4.0) };
+    let costs = Demand { input: 30, spare: 0, output: 20, cost: Money::of(4.0) };
     let open = counts.reserve(&plan(&quotas, "t"), &costs, Mode::Enforce, &now).unwrap();
     let written = serde_json::to_string(&counts.saved(&now)).unwrap();
     drop(open);
