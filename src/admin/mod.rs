@@ -6,6 +6,7 @@
 mod config;
 mod explain;
 mod guard;
+mod quotas;
 mod state;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
@@ -82,6 +83,7 @@ pub fn everything(office: Office, guard: Guard) -> Router {
     Router::new()
         .route("/", get(state::index))
         .route("/debug/fleet", get(state::fleet))
+        .route("/debug/quotas", get(quotas::quotas))
         .route("/debug/config", get(config::config))
         .route("/debug/explain", post(explain::explain))
         .with_state(office.clone())

@@ -5,6 +5,11 @@
 
 mod caller;
 mod certificate;
+mod quotas;
 
 pub use caller::Caller;
 pub use certificate::PeerCertificate;
+pub use quotas::{
+    Counted, Counts, Demand, Granted, Hold, Limit, Mode, Moment, Plan, Refusal, Relief, Room, Saved, Scope, Spent,
+    Standing, rfc3339,
+};

@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
 use super::{
-    Running, StartError,
+    Running, StartError, counts,
     handed::{Bound, Handed},
     house::live_house,
     picker::{self, Hosts},
@@ -50,6 +50,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
     prune(&house, &policy, &background);
+    counts::keep(&house, config.quotas.state_file.clone(), &background);
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
 

@@ -12,21 +12,22 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    StartError,
+    StartError, counts,
     reload::{follow_pod_tls, pool_tls, tls_of},
     senses::{self, Ears},
 };
 use crate::{
+    admission::{Counts, Limit},
     clock,
-    config::{Config, resources::Kind},
+    config::{Config, Money, resources::Kind},
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
-    gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
+    gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting, moment},
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
-    telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, Rows},
+    telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, QuotaRow, Rows},
     upstream::{Connector, PoolTls, RetryBudget, Upstream},
 };
 
@@ -34,6 +35,7 @@ use crate::{
 struct Known {
     fleet: Arc<Fleet>,
     prefix: Arc<prefix::Index>,
+    counts: Arc<Counts>,
     metrics: Arc<Metrics>,
     waiting: Arc<Waiting>,
     ready_once: Arc<AtomicBool>,
@@ -58,18 +60,22 @@ impl std::fmt::Debug for Instruments {
 }
 
 impl Known {
-    fn nothing(config: &Config, resources: &Resources) -> Self {
+    fn nothing(config: &Config, resources: &Resources, counts: Counts) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
-        let resources = resources.clone();
-        let metrics =
-            Arc::new(Metrics::new(Arc::new(move || Rows { kinds: kinds(&resources), ..rows(&pods, &index) })));
+        let (resources, counts) = (resources.clone(), Arc::new(counts));
+        let counted = Arc::clone(&counts);
+        let metrics = Arc::new(Metrics::new(Arc::new(move || Rows {
+            kinds: kinds(&resources),
+            quotas: quotas(&counted),
+            ..rows(&pods, &index)
+        })));
         for pool in &config.pools {
             begin_counting(&metrics, &pool.name);
         }
         let waiting = Arc::new(Waiting::new(&metrics));
-        Self { fleet, prefix, metrics, waiting, ready_once: Arc::default(), decisions: None }
+        Self { fleet, prefix, counts, metrics, waiting, ready_once: Arc::default(), decisions: None }
     }
 }
 
@@ -81,7 +87,7 @@ pub(super) fn live_house(
     resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
-    let mut known = Known::nothing(config, &resources);
+    let mut known = Known::nothing(config, &resources, counts::load(config.quotas.state_file.as_deref()));
     if let Some(path) = decision_log {
         let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
@@ -109,17 +115,23 @@ pub(super) fn live_house(
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config, &Resources::none()), Connector::new(PoolTls::new()), Box::new(|_| {}))
+    furnish(
+        config,
+        Known::nothing(config, &Resources::none(), Counts::default()),
+        Connector::new(PoolTls::new()),
+        Box::new(|_| {}),
+    )
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics, waiting, ready_once, decisions } = known;
+    let Known { fleet, prefix, counts, metrics, waiting, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
         upstream: Upstream::new(connector),
         lexicon: Lexicon::default(),
         decisions,
+        counts,
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
@@ -140,6 +152,22 @@ fn kinds(resources: &Resources) -> Vec<KindRow> {
         heard,
     };
     resources.kinds().into_iter().map(row).collect()
+}
+
+/// What is used of the limits that the configuration names: as few as it has lines.
+fn quotas(counts: &Counts) -> Vec<QuotaRow> {
+    let mut rows = Vec::new();
+    counts.each(&moment(), |scope, named, _, used| {
+        let row = |(limit, used, size): &(Limit, f64, u64)| {
+            let scale = if limit.is_budget() { Money(1).amount() } else { 1.0 };
+            let (used, size) = (used * scale, *size as f64 * scale);
+            QuotaRow { scope: scope.kind(), name: scope.name().into(), limit: limit.name(), used, size }
+        };
+        if named {
+            rows.extend(used.iter().map(row));
+        }
+    });
+    rows
 }
 
 fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
@@ -172,6 +200,7 @@ fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
     };
     Rows {
         kinds: Vec::new(),
+        quotas: Vec::new(),
         pools: fleet.pools().map(pool).collect(),
         pods: fleet.pools().flat_map(of_pool).collect(),
     }

@@ -12,6 +12,7 @@ use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
     listener::{AdminFile, KeyPairFile, ListenerFile},
     overload::{SaturationFile, WaitingFile},
+    quotas::QuotasFile,
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
     units::{AddressText, Span, Weight},
@@ -52,6 +53,8 @@ pub(super) struct File {
     pub(super) waiting: Option<WaitingFile>,
     /// When a pool is full, so that what is sheddable is refused.
     pub(super) saturation: Option<SaturationFile>,
+    /// Who may use up how much, and what it costs.
+    pub(super) quotas: Option<QuotasFile>,
     /// How requests name the session they belong to.
     pub(super) sessions: Option<SessionsFile>,
     /// Which paths are open, and what is added to requests and answers.

@@ -14,6 +14,7 @@ mod defaults;
 mod file;
 mod listener;
 mod overload;
+mod quotas;
 mod report;
 pub mod resources;
 mod settings;
@@ -29,6 +30,7 @@ pub use listener::{
     ProxyProtocol, TlsVersion,
 };
 pub use overload::{Saturation, Waiting};
+pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
@@ -80,6 +82,8 @@ pub struct Config {
     pub waiting: Waiting,
     /// When a pool is full that says nothing of its own.
     pub saturation: Saturation,
+    /// Who may use up how much, and what it costs.
+    pub quotas: Quotas,
     /// How requests name the session they belong to.
     pub sessions: Sessions,
     /// Which paths are open and what is added to requests and answers.

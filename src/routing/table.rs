@@ -317,6 +317,7 @@ mod tests {
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
             saturation: Saturation { wait: second },
+            quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),
