@@ -3,8 +3,9 @@
 //!
 //! Pure but for the line: (who, what, now) -> verdict. It reads no header and no file, and it chooses no pod.
 
-mod caller;
 mod certificate;
+mod identity;
 
-pub use caller::Caller;
+pub use crate::keys::Caller;
 pub use certificate::PeerCertificate;
+pub use identity::{CREDENTIALS, Credential, Secret, Stranger, credential, of_certificate};

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    identity::IdentityFile,
     listener::ListenerFile,
     overload::{SaturationFile, WaitingFile},
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
@@ -52,6 +53,8 @@ pub(super) struct File {
     pub(super) waiting: Option<WaitingFile>,
     /// When a pool is full, so that what is sheddable is refused.
     pub(super) saturation: Option<SaturationFile>,
+    /// Who may come, and how they show who they are. Default: nobody is known.
+    pub(super) identity: Option<IdentityFile>,
     /// How requests name the session they belong to.
     pub(super) sessions: Option<SessionsFile>,
     /// Which paths are open, and what is added to requests and answers.

@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod identity;
 mod listener;
 mod overload;
 mod report;
@@ -24,6 +25,10 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
+pub use identity::{
+    Algorithm, AllowedModels, Asked, CertificateName, Certificates, Claims, Identity, Issuer, IssuerKeys, KeyHash, KeyRecord,
+    LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
+};
 pub use listener::{BodyMode, ExtProc, Listener};
 pub use overload::{Saturation, Waiting};
 pub use report::{Place, Problem, Report, Severity, nearest};
@@ -77,6 +82,8 @@ pub struct Config {
     pub waiting: Waiting,
     /// When a pool is full that says nothing of its own.
     pub saturation: Saturation,
+    /// Who may come.
+    pub identity: Identity,
     /// How requests name the session they belong to.
     pub sessions: Sessions,
     /// Which paths are open and what is added to requests and answers.

@@ -270,6 +270,7 @@ mod tests {
             models: models.map(named),
             pool: None,
             ext_proc: None,
+            asked: crate::config::Asked::Nothing,
             trust_headers: false,
         }
     }
@@ -314,6 +315,7 @@ mod tests {
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
             saturation: Saturation { wait: second },
+            identity: crate::config::Identity::default(),
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),

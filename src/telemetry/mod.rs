@@ -3,6 +3,7 @@
 //! This room knows nobody above the ground floor: facts are handed to it.
 
 pub mod decisions;
+pub mod identity;
 pub mod labels;
 mod line;
 pub mod logs;
@@ -12,6 +13,7 @@ mod seldom;
 mod tally;
 
 pub use decisions::{Decision, DecisionLog, Hex};
+pub use identity::IdentityMetrics;
 pub use labels::Name;
 pub use metrics::{Histograms, Metrics};
 pub use rows::{KindRow, PodRow, PoolRow, ReadRows, Rows};

@@ -21,6 +21,7 @@ use std::{
 use super::{
     Bytes, Config, Place, Problem, Report, Severity, defaults,
     file::{DoorFile, File},
+    identity,
     listener::ListenerFile,
     report::{Finding, Source},
     resources, shape,
@@ -235,9 +236,11 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let saturation = settings::saturation(file.saturation.as_ref(), defaults::SATURATION, sheet);
     let pools = pools::pools(&file.pools, saturation, sheet);
     let models = models::models(file, reported, sheet);
-    let listeners = models::listeners(file, sheet);
+    let known = identity::identity(file.identity.as_ref(), sheet);
+    let listeners = models::listeners(file, &known, sheet);
     models::unused(file, reported, sheet);
     pools::loops(file, sheet);
+    identity::unguarded(file, &listeners, &known, sheet);
     pickers::unnameable(file, &listeners, &models, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();
@@ -261,6 +264,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         retry: settings::retry(file.retry.as_ref(), sheet),
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
         saturation,
+        identity: known,
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), &timeouts, sheet),
         log: settings::log(file.log.as_ref(), sheet),
