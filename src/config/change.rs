@@ -104,6 +104,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("limits.header_fields", was.header_fields != is.header_fields);
     differs("limits.header_bytes", was.header_bytes != is.header_bytes);
     differs("limits.http2_streams", was.http2_streams != is.http2_streams);
+    differs("quotas.state_file", old.quotas.state_file != new.quotas.state_file);
+    differs("quotas.redis", old.quotas.redis != new.quotas.redis);
     differs("timeouts.header_read", old.timeouts.header_read != new.timeouts.header_read);
     differs("log.format", old.log.format != new.log.format);
     // A limit that nobody thought of here is rather refused than forgotten.

@@ -13,6 +13,7 @@ use super::{
     identity::IdentityFile,
     listener::ListenerFile,
     overload::{SaturationFile, WaitingFile},
+    quotas::QuotasFile,
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
     units::{AddressText, Span, Weight},
@@ -55,6 +56,8 @@ pub(super) struct File {
     pub(super) saturation: Option<SaturationFile>,
     /// Who may come, and how they show who they are. Default: nobody is known.
     pub(super) identity: Option<IdentityFile>,
+    /// Who may use up how much, and what it costs.
+    pub(super) quotas: Option<QuotasFile>,
     /// How requests name the session they belong to.
     pub(super) sessions: Option<SessionsFile>,
     /// Which paths are open, and what is added to requests and answers.

@@ -15,6 +15,7 @@ mod file;
 mod identity;
 mod listener;
 mod overload;
+mod quotas;
 mod report;
 pub mod resources;
 mod settings;
@@ -31,6 +32,7 @@ pub use identity::{
 };
 pub use listener::{BodyMode, ExtProc, Listener};
 pub use overload::{Saturation, Waiting};
+pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};
@@ -84,6 +86,8 @@ pub struct Config {
     pub saturation: Saturation,
     /// Who may come.
     pub identity: Identity,
+    /// Who may use up how much, and what it costs.
+    pub quotas: Quotas,
     /// How requests name the session they belong to.
     pub sessions: Sessions,
     /// Which paths are open and what is added to requests and answers.

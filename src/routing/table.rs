@@ -316,6 +316,7 @@ mod tests {
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
             saturation: Saturation { wait: second },
             identity: crate::config::Identity::default(),
+            quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },
             api: Api {
                 extra_paths: Vec::new(),

@@ -23,6 +23,7 @@ use super::{
     file::{DoorFile, File},
     identity,
     listener::ListenerFile,
+    quotas,
     report::{Finding, Source},
     resources, shape,
     tree::{self, At, Kind, Node},
@@ -246,6 +247,10 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let manifests = sheet.given.manifests.clone();
     let kubernetes = resources::kubernetes(file.kubernetes.as_ref(), manifests, sheet);
     let timeouts = settings::timeouts(file.timeouts.as_ref(), sheet);
+    // Reported models may have any name.
+    let names = || models.iter().map(|model| &*model.name).collect::<Vec<_>>();
+    let named = (sheet.models_known && !reported).then(names);
+    let quotas = quotas::quotas(file.quotas.as_ref(), named.as_deref(), sheet);
     Config {
         listeners,
         reuse_port: file.reuse_port.unwrap_or(false),
@@ -265,6 +270,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
         saturation,
         identity: known,
+        quotas,
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), &timeouts, sheet),
         log: settings::log(file.log.as_ref(), sheet),
@@ -844,7 +850,7 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         (
             "shceduler: { policy: weighted, scorers: [] }",
             &[
-                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, saturation, sessions, api, log",
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, saturation, quotas, sessions, api, log",
                 "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
             ],
         ),
