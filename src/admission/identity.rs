@@ -4,6 +4,8 @@
 //! last. A client learns why it was refused only as far as it has proved to be somebody: that a key has ended is told to
 //! whoever has the key, that one never existed to nobody.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, header};
 
 use super::PeerCertificate;
@@ -195,7 +197,7 @@ pub fn of_certificate(certificate: &PeerCertificate, rule: &Certificates) -> Res
             let it = known.iter().find(|it| it.matches(name))?;
             let key = name.chars().take(LONGEST_NAME).collect::<String>();
             let (models, priority) = (it.models.clone(), it.priority);
-            Some(Caller { tenant: it.tenant.clone(), key: Some(key.into()), priority, models })
+            Some(Caller { key: Some(key.into()), priority, models, ..Caller::of(Arc::clone(&it.tenant)) })
         }
     };
     let mut callers = names.iter().filter_map(known);

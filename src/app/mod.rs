@@ -117,7 +117,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// What a listener is to show.
-    #[error("listener '{listener}' has no certificate that it could show; check its `cert_path`")]
+    #[error("listener '{listener}' cannot speak TLS; check the files that its certificates are read from")]
     Certificate {
         /// Which.
         listener: Arc<str>,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
     identity::IdentityFile,
-    listener::ListenerFile,
+    listener::{KeyPairFile, ListenerFile},
     overload::{SaturationFile, WaitingFile},
     quotas::QuotasFile,
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
@@ -127,6 +127,10 @@ pub(super) struct PoolFile {
     pub(super) forward_authorization: Option<At<bool>>,
     /// Further certificate authorities (PEM) trusted for this pool's https pods. Default: the system's alone.
     pub(super) ca_file: Option<At<PathBuf>>,
+    /// What is shown to https pods that ask who calls; read again when it changes. Default: nothing.
+    pub(super) client_certificate: Option<At<KeyPairFile>>,
+    /// The name that https pods' certificates have to be for. Default: the host name or address of each.
+    pub(super) server_name: Option<At<String>>,
     /// When this pool is full. Default: the common one.
     pub(super) saturation: Option<SaturationFile>,
 }

@@ -30,7 +30,10 @@ pub use identity::{
     Algorithm, AllowedModels, Asked, CertificateName, Certificates, Claims, Identity, Issuer, IssuerKeys, KeyHash, KeyRecord,
     LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
 };
-pub use listener::{BodyMode, ExtProc, Listener};
+pub use listener::{
+    AddressHeader, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
+    ProxyProtocol, TlsVersion,
+};
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
@@ -111,6 +114,10 @@ pub struct Pool {
     pub forward_authorization: bool,
     /// Further certificate authorities (PEM) trusted for this pool's https pods.
     pub ca_file: Option<PathBuf>,
+    /// What it shows to https pods that ask who calls.
+    pub client_certificate: Option<KeyPair>,
+    /// The name that its https pods' certificates have to be for, instead of each pod's own.
+    pub server_name: Option<String>,
     /// When it is full.
     pub saturation: Saturation,
 }

@@ -31,7 +31,7 @@ pub use entering::Peer;
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
-pub use proxy::{Answer, Desk, refuse_unparsed};
+pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
 pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
 
@@ -39,7 +39,7 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::Caller,
-    config::{Config, Listener, Scheduler},
+    config::{Config, Cors, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     openai::Lexicon,
     prefix,
@@ -115,6 +115,10 @@ pub struct ListenerPolicy {
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
     objectives: Arc<Objectives>,
+    /// Who may come in by address, and who may say where another comes from.
+    pub network: Arc<Network>,
+    /// Which web pages may call.
+    cors: Option<Arc<Cors>>,
     /// Whether headers are believed that say so, or what a model is called at its pod.
     pub trusts_headers: bool,
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
@@ -166,6 +170,8 @@ impl Policy {
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
+            network: Arc::clone(&listener.network),
+            cors: listener.cors.clone(),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
             pool_only: listener.pool.clone(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::AllowedModels;
+use crate::config::{AllowedModels, Quota};
 
 /// Who asks. Made from a credential or from what a trusted gateway says, never from what a client calls itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Caller {
     pub priority: Option<i32>,
     /// Which models it may ask for; `None`: all.
     pub models: Option<AllowedModels>,
+    /// What its key may use up, if that is said with the key.
+    pub limits: Option<Arc<Quota>>,
 }
 
 impl Caller {
@@ -23,7 +25,7 @@ impl Caller {
 
     /// Somebody of `tenant` of whom nothing else is said.
     pub fn of(tenant: Arc<str>) -> Self {
-        Self { tenant, key: None, priority: None, models: None }
+        Self { tenant, key: None, priority: None, models: None, limits: None }
     }
 
     /// Somebody who showed nothing where nothing need be shown.

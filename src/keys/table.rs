@@ -37,8 +37,8 @@ impl Keys {
     /// These.
     pub fn new(records: Vec<KeyRecord>) -> Self {
         let mut keys: HashMap<_, Vec<Entry>> = HashMap::with_capacity(records.len());
-        for KeyRecord { id, hash, tenant, models, priority, expires, disabled, .. } in records {
-            let caller = Arc::new(Caller { tenant, key: Some(id), priority, models });
+        for KeyRecord { id, hash, tenant, models, priority, limits, expires, disabled, .. } in records {
+            let caller = Arc::new(Caller { tenant, key: Some(id), priority, models, limits });
             keys.entry(half(hash)).or_default().push(Entry { hash, caller, expires, disabled });
         }
         Self(keys)
@@ -90,6 +90,7 @@ mod tests {
             tenant: "t".into(),
             models: None,
             priority: None,
+            limits: None,
             expires: None,
             disabled: false,
         }

@@ -272,6 +272,9 @@ mod tests {
             ext_proc: None,
             asked: crate::config::Asked::Nothing,
             trust_headers: false,
+            tls: None,
+            network: Arc::default(),
+            cors: None,
         }
     }
 

@@ -16,6 +16,7 @@ use prometheus_client::{
 
 use super::{
     IdentityMetrics, Tallies,
+    CertificateMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
@@ -150,6 +151,8 @@ pub struct Metrics {
     pub config_generation: Gauge,
     /// 1 for the one in force.
     pub config_hash: Family<ConfigLabels, Gauge>,
+    /// What is shown and believed at the doors.
+    pub certificates: CertificateMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -200,12 +203,14 @@ impl Metrics {
             last_reload_successful: Gauge::default(),
             config_generation: Gauge::default(),
             config_hash: Family::default(),
+            certificates: CertificateMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_attempts();
         metrics.register_waiting();
         metrics.identity.register(&mut metrics.registry);
         metrics.register_state(rows);
+        metrics.certificates.register(&mut metrics.registry);
         metrics
     }
 

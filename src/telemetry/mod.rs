@@ -2,6 +2,7 @@
 //!
 //! This room knows nobody above the ground floor: facts are handed to it.
 
+mod certificates;
 pub mod decisions;
 pub mod identity;
 pub mod labels;
@@ -12,6 +13,7 @@ mod rows;
 mod seldom;
 mod tally;
 
+pub use certificates::CertificateMetrics;
 pub use decisions::{Decision, DecisionLog, Hex};
 pub use identity::IdentityMetrics;
 pub use labels::Name;

@@ -3,6 +3,7 @@
 //! Every check goes on after a problem, and asks what it can of what is left. It looks at the text alone: whether a
 //! token file exists or a pod answers is for those who open them.
 
+mod doors;
 mod models;
 mod pickers;
 mod pools;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Sheet, address, settings};
+use super::{Sheet, address, doors, settings};
 use crate::config::{
     Identity, Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
     file::{File, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
@@ -145,7 +145,19 @@ fn listener(listener: &ListenerFile, (file, known): (&File, &Identity), sheet: &
     let trust_headers = settings::trust_headers(listener);
     let asked = identity::asked(listener, known, sheet);
     let name = listener.name.value.as_str().into();
-    Some(Listener { name, address: address?, scheduler, models, pool, ext_proc, asked, trust_headers })
+    Some(Listener {
+        name,
+        address: address?,
+        scheduler,
+        models,
+        pool,
+        ext_proc,
+        asked,
+        trust_headers,
+        tls: doors::tls(listener, sheet),
+        network: doors::addresses(listener, sheet),
+        cors: doors::cors(listener.cors.as_ref(), sheet),
+    })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.

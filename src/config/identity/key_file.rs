@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::{AllowedModels, LONGEST_NAME, moment};
 use crate::config::{
-    Report,
+    Quota, Report,
     check::Sheet,
+    quotas::{QuotaFile, quota},
     report::Source,
     shape,
     tree::{self, At, Kind},
@@ -66,6 +67,8 @@ pub struct KeyRecord {
     pub models: Option<AllowedModels>,
     /// How much its requests matter.
     pub priority: Option<i32>,
+    /// What it may use up, besides what holds for all keys.
+    pub limits: Option<Arc<Quota>>,
     /// From when on it is good for nothing.
     pub expires: Option<SystemTime>,
     /// Whether it is good for nothing already.
@@ -82,6 +85,7 @@ struct KeyFile {
     tenant: Option<At<String>>,
     models: Option<At<Vec<String>>>,
     priority: Option<i32>,
+    limits: Option<QuotaFile>,
     expires: Option<At<String>>,
     disabled: Option<bool>,
 }
@@ -144,6 +148,7 @@ fn record(entry: KeyFile, sheet: &mut Sheet) -> Option<KeyRecord> {
         tenant: tenant.value.as_str().into(),
         models: entry.models.map(|at| AllowedModels::new(at.value)),
         priority: entry.priority,
+        limits: entry.limits.map(|limits| Arc::new(quota(&limits, sheet))),
         expires,
         disabled: entry.disabled.unwrap_or(false),
     })

@@ -1,6 +1,9 @@
 //! Who is at the other end of a connection: its address, and what its certificate says.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use crate::admission::PeerCertificate;
 
@@ -19,6 +22,21 @@ impl Peer {
     /// The one at `address`, who showed `certificate`.
     pub fn new(address: SocketAddr, certificate: Option<Arc<PeerCertificate>>) -> Self {
         Self(Arc::new(Found { address, shown: address.to_string().into(), certificate }))
+    }
+
+    /// The same one, who showed `certificate`.
+    #[must_use]
+    pub fn showing(&self, certificate: Option<Arc<PeerCertificate>>) -> Self {
+        let (address, shown) = (self.0.address, self.0.shown.clone());
+        Self(Arc::new(Found { address, shown, certificate }))
+    }
+
+    /// The client at `address` for whom this one speaks. Its certificate stays that of the connection.
+    #[must_use]
+    pub(in crate::gateway) fn speaking_for(&self, address: IpAddr) -> Self {
+        let certificate = self.0.certificate.clone();
+        // Nobody said from which port.
+        Self(Arc::new(Found { address: SocketAddr::new(address, 0), shown: address.to_string().into(), certificate }))
     }
 
     /// Where it is.

@@ -13,7 +13,7 @@ mod timer;
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-pub use answer::{Answer, refuse_unparsed};
+pub use answer::{Answer, refuse_clear_text, refuse_unparsed};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use hyper::body::Incoming;

@@ -40,6 +40,12 @@ pub enum Rejection {
     /// The body's content.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// Clear text at a door that speaks TLS.
+    #[error("this port speaks https; write https:// in place of http:// in the base URL")]
+    ClearText,
+    /// Its client comes from where none may.
+    #[error("requests are not taken from your address")]
+    Denied,
     /// A head that could be read in two ways.
     #[error("{0}")]
     Unclear(&'static str),
@@ -190,6 +196,8 @@ impl Rejection {
             }
             Self::Path(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_url", "path"),
             Self::Unclear(_) => told_as(S::BAD_REQUEST, INVALID, "ambiguous_request", "unclear"),
+            Self::ClearText => told_as(S::BAD_REQUEST, INVALID, "tls_required", "clear_text"),
+            Self::Denied => told_as(S::FORBIDDEN, "permission_error", "address_not_allowed", "denied_address"),
             Self::NotHttp => told_as(S::BAD_REQUEST, INVALID, "malformed_http", "not_http"),
             Self::HeadTooLarge => {
                 told_as(S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "headers_too_large", "headers_too_large")
@@ -265,6 +273,8 @@ impl Rejection {
             | Self::UnknownResponse(_)
             | Self::Unclear(_)
             | Self::NotHttp
+            | Self::ClearText
+            | Self::Denied
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation => Fault::Client,
@@ -307,6 +317,7 @@ impl Rejection {
                 | Self::BodyBroken
                 | Self::Unclear(_)
                 | Self::NotHttp
+                | Self::ClearText
                 | Self::HeadTooLarge
                 | Self::TargetTooLong
                 | Self::Expectation
