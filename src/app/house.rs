@@ -22,12 +22,13 @@ use crate::{
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
+    keys::Keyring,
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
     telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, Rows},
-    upstream::{Connector, PoolTls, RetryBudget, Upstream},
+    upstream::{Connector, PoolTls, RetryBudget, Upstream, client_tls},
 };
 
 /// What is known, before anybody senses or sends.
@@ -36,6 +37,7 @@ struct Known {
     prefix: Arc<prefix::Index>,
     metrics: Arc<Metrics>,
     waiting: Arc<Waiting>,
+    keyring: Arc<Keyring>,
     ready_once: Arc<AtomicBool>,
     decisions: Option<DecisionLog>,
 }
@@ -58,7 +60,7 @@ impl std::fmt::Debug for Instruments {
 }
 
 impl Known {
-    fn nothing(config: &Config, resources: &Resources) -> Self {
+    fn nothing(config: &Config, resources: &Resources, tasks: &Tasks) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
@@ -69,7 +71,8 @@ impl Known {
             begin_counting(&metrics, &pool.name);
         }
         let waiting = Arc::new(Waiting::new(&metrics));
-        Self { fleet, prefix, metrics, waiting, ready_once: Arc::default(), decisions: None }
+        let keyring = Arc::new(Keyring::new(Box::new(|| client_tls(None)), &metrics, tasks));
+        Self { fleet, prefix, metrics, waiting, keyring, ready_once: Arc::default(), decisions: None }
     }
 }
 
@@ -81,7 +84,10 @@ pub(super) fn live_house(
     resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
-    let mut known = Known::nothing(config, &resources);
+    let mut known = Known::nothing(config, &resources, tasks);
+    if let Some(read) = known.keyring.read(&config.identity)? {
+        known.keyring.follow(read);
+    }
     if let Some(path) = decision_log {
         let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
@@ -108,11 +114,11 @@ pub(super) fn live_house(
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config, &Resources::none()), Connector::new(PoolTls::new()), Box::new(|_| {}))
+    furnish(config, Known::nothing(config, &Resources::none(), &Tasks::new()), Connector::new(PoolTls::new()), Box::new(|_| {}))
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics, waiting, ready_once, decisions } = known;
+    let Known { fleet, prefix, metrics, waiting, keyring, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
@@ -123,6 +129,7 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
         waiting,
+        keyring,
         requests_open: AtomicUsize::new(0),
         cut: CancellationToken::new(),
         ready_once,

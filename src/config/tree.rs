@@ -55,8 +55,9 @@ pub(super) fn parse(text: &str) -> Result<Node, Finding> {
 
 /// The same for a list of tens of thousands of entries.
 pub(super) fn parse_large(text: &str) -> Result<Node, Finding> {
-    let budget = serde_saphyr::budget! { max_events: 2_000_000, max_nodes: 1_000_000, max_depth: 32 };
-    parse_with(text, serde_saphyr::Options { budget, ..options() })
+    let mut options = options();
+    options.budget = serde_saphyr::budget! { max_events: 2_000_000, max_nodes: 1_000_000, max_depth: 32 };
+    parse_with(text, options)
 }
 
 fn parse_with(text: &str, options: serde_saphyr::Options) -> Result<Node, Finding> {

@@ -39,8 +39,9 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::Caller,
-    config::{Config, Cors, Listener, Network, Scheduler},
+    config::{Asked, Config, Cors, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
+    keys::Keyring,
     openai::Lexicon,
     prefix,
     routing::{Objectives, Table},
@@ -68,6 +69,8 @@ pub struct House {
     pub bodies: Arc<BodyBudget>,
     /// The bound on retries.
     pub retries: RetryBudget,
+    /// Who may come.
+    pub keyring: Arc<Keyring>,
     /// Who waits for a pod because none is ready.
     pub waiting: Arc<Waiting>,
     /// Requests being worked on.
@@ -111,6 +114,8 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// What is asked of who comes in.
+    pub asked: Asked,
     /// Who shows nothing, where nothing need be shown.
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
@@ -168,6 +173,7 @@ impl Policy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            asked: listener.asked,
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
             network: Arc::clone(&listener.network),

@@ -91,15 +91,36 @@ impl Story {
             wishes.objective = first(OBJECTIVE);
             wishes.served_as = first(SERVED_AS);
         }
-        let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).inspect_err(|rejection| {
+        if !ask.model.is_empty() {
+            self.may_ask_for(&ask.model)?;
+        }
+        let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).map_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
                 receipt.asked = Some(shortened(&ask.model));
             }
+            self.seen_by_caller(rejection)
         })?;
+        self.may_ask_for(&matter.route.client_model)?;
         receipt.for_model(&matter.route.client_model);
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         Ok((ask, matter))
+    }
+
+    /// Whoever may not ask for a model does not learn whether it exists.
+    fn may_ask_for(&self, model: &str) -> Result<(), Rejection> {
+        if self.caller.may_ask_for(model) { Ok(()) } else { Err(Rejection::ModelNotAllowed(shortened(model))) }
+    }
+
+    /// Nor of others that exist.
+    fn seen_by_caller(&self, rejection: Rejection) -> Rejection {
+        match rejection {
+            Rejection::UnknownModel(mut unknown) => {
+                unknown.served.retain(|model| self.caller.may_ask_for(model));
+                Rejection::UnknownModel(unknown)
+            }
+            other => other,
+        }
     }
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
@@ -117,11 +138,11 @@ impl Story {
     /// The models served here, or the one that is asked for.
     pub(super) fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
         let Some(name) = asked.decoded_id() else {
-            return Ok(self.house.models(&self.listener));
+            return Ok(self.house.models(&self.listener, &self.caller));
         };
-        self.house.model(&self.listener, &name).ok_or_else(|| {
+        self.house.model(&self.listener, &self.caller, &name).ok_or_else(|| {
             let served = self.house.served_names(&self.listener);
-            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
+            self.seen_by_caller(Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served }))
         })
     }
 }

@@ -8,12 +8,12 @@ use std::{
     fs::Metadata,
     io,
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use rustix::io::Errno;
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, time::Interval};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::clock;
@@ -25,32 +25,46 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// hundredths of a second, of some in two seconds.
 const STILL_WARM: Duration = Duration::from_secs(3);
 
-/// Calls `changed` with what the file says whenever that is not what it said before (`mark`, see [`mark_of`]), for ever;
-/// with an error when it cannot be read any more.
-pub(super) async fn follow<C>(path: &Path, most: u64, mark: Option<u128>, mut changed: C)
-where
-    C: AsyncFnMut(io::Result<Vec<u8>>),
-{
-    let (mut in_force, mut last, mut looked) = (mark, mark, None);
-    let mut tick = tokio::time::interval(LOOK_EVERY);
-    loop {
-        tick.tick().await;
-        let state = tokio::fs::metadata(path).await.map(|it| State::of(&it)).ok();
-        if state.is_some() && looked == state && last == in_force && !state.is_some_and(State::is_warm) {
-            continue;
-        }
-        let found = read(path, most).await;
-        if found.as_ref().is_err_and(out_of_files) {
-            // It says nothing of the file.
-            continue;
-        }
-        looked = state;
-        let mark = found.as_deref().ok().map(mark_of);
-        let settled = last == mark;
-        last = mark;
-        if settled && mark != in_force {
-            in_force = mark;
-            changed(found).await;
+/// A file that is followed.
+pub(super) struct Followed {
+    path: PathBuf,
+    most: u64,
+    /// What it said when somebody was last told of it, when it was last read, and what it looked like then.
+    told: Option<u128>,
+    read: Option<u128>,
+    looked: Option<State>,
+    tick: Interval,
+}
+
+impl Followed {
+    /// The file at `path`, of which at most `most` bytes are read, and which said what has this `mark`: see [`mark_of`].
+    pub(super) fn new(path: PathBuf, most: u64, mark: Option<u128>) -> Self {
+        let tick = tokio::time::interval(LOOK_EVERY);
+        Self { path, most, told: mark, read: mark, looked: None, tick }
+    }
+
+    /// What it says, once that is not what it said before; an error when it cannot be read any more.
+    pub(super) async fn changed(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            self.tick.tick().await;
+            let state = tokio::fs::metadata(&self.path).await.map(|it| State::of(&it)).ok();
+            let same = state.is_some() && self.looked == state && !state.is_some_and(State::is_warm);
+            if same && self.read == self.told {
+                continue;
+            }
+            let found = read(&self.path, self.most).await;
+            if found.as_ref().is_err_and(out_of_files) {
+                // It says nothing of the file.
+                continue;
+            }
+            self.looked = state;
+            let mark = found.as_deref().ok().map(mark_of);
+            let settled = self.read == mark;
+            self.read = mark;
+            if settled && mark != self.told {
+                self.told = mark;
+                return found;
+            }
         }
     }
 }

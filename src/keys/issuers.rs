@@ -4,7 +4,7 @@
 //! unknown key asks for a fetch at most once in a while, so that strangers' inventions are no burden to the issuer.
 
 use std::{
-    fmt, io,
+    fmt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    file::{follow, mark_of, read_now},
+    file::{Followed, mark_of, read_now},
     jwks::KeySet,
     jwt::PATIENCE,
 };
@@ -124,11 +124,11 @@ impl Source {
 
     async fn follow_file(&self, path: &Path, metrics: &Metrics) {
         let mark = read_now(path, MAX_ANSWER).ok().map(|json| mark_of(&json));
-        follow(path, MAX_ANSWER, mark, async |found: io::Result<Vec<u8>>| {
-            let found = found.map_err(|error| error.to_string());
+        let mut file = Followed::new(path.to_owned(), MAX_ANSWER, mark);
+        loop {
+            let found = file.changed().await.map_err(|error| error.to_string());
             self.take(found.and_then(|json| KeySet::read(&json)), metrics);
-        })
-        .await;
+        }
     }
 
     /// New keys into force; without any, the last ones stay.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    io,
+    fmt, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BadKey, BadToken, Caller, Issuers, Keys,
-    file::{follow, mark_of, read_now},
+    file::{Followed, mark_of, read_now},
     issuers::{Source, client},
     jwt::looks_like_token,
     salt::{MAX_SECRET_FILE, Salt},
@@ -59,15 +59,25 @@ pub enum Bad {
 }
 
 /// Who may come.
-#[derive(Debug)]
 pub struct Keyring {
     keys: ArcSwap<Keys>,
     issuers: ArcSwap<Issuers>,
     salt: ArcSwapOption<Salt>,
     tenants: RwLock<HashSet<Arc<str>>>,
-    client: Option<reqwest::Client>,
+    /// How issuers are reached; made where there are any.
+    tls: ClientTls,
     metrics: Arc<Metrics>,
+    tasks: Tasks,
     following: Mutex<Following>,
+}
+
+/// Makes what TLS to issuers needs.
+pub type ClientTls = Box<dyn Fn() -> io::Result<rustls::ClientConfig> + Send + Sync>;
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").finish_non_exhaustive()
+    }
 }
 
 /// Which sources are followed, and what ends that.
@@ -84,20 +94,22 @@ pub struct Read {
     keys: (Keys, Option<u128>),
     salt: (Option<Salt>, Option<u128>),
     issuers: Vec<Arc<Source>>,
+    client: Option<reqwest::Client>,
 }
 
 impl Keyring {
-    /// One that knows nobody, and reaches issuers by `tls`.
-    pub fn new(tls: Option<rustls::ClientConfig>, metrics: &Arc<Metrics>) -> Result<Self, reqwest::Error> {
-        Ok(Self {
+    /// One that knows nobody. It reaches issuers by `tls`, and follows what it is told to in `tasks`.
+    pub fn new(tls: ClientTls, metrics: &Arc<Metrics>, tasks: &Tasks) -> Self {
+        Self {
             keys: ArcSwap::default(),
             issuers: ArcSwap::default(),
             salt: ArcSwapOption::empty(),
             tenants: RwLock::default(),
-            client: tls.map(client).transpose()?,
+            tls,
             metrics: Arc::clone(metrics),
+            tasks: tasks.clone(),
             following: Mutex::default(),
-        })
+        }
     }
 
     /// Reads what `identity` names; `None` if nothing of it has changed.
@@ -134,16 +146,22 @@ impl Keyring {
             Source::open(issuer, before.map(|it| &**it)).map_err(KeyringError::Wrong)
         };
         let issuers = identity.issuers.iter().map(source).collect::<Result<_, _>>()?;
-        Ok(Some(Read { identity: identity.clone(), keys, salt, issuers }))
+        let client = if identity.issuers.is_empty() {
+            None
+        } else {
+            let made = (self.tls)().and_then(|tls| client(tls).map_err(io::Error::other));
+            Some(made.map_err(|error| KeyringError::Wrong(format!("cannot prepare TLS to issuers: {error}")))?)
+        };
+        Ok(Some(Read { identity: identity.clone(), keys, salt, issuers, client }))
     }
 
     /// Brings what was read into force, and follows its sources from now on instead of others.
-    pub fn follow(self: &Arc<Self>, read: Read, tasks: &Tasks) {
-        let Read { identity, keys: (keys, key_mark), salt: (salt, salt_mark), issuers } = read;
+    pub fn follow(self: &Arc<Self>, read: Read) {
+        let Read { identity, keys: (keys, key_mark), salt: (salt, salt_mark), issuers, client } = read;
         let stop = CancellationToken::new();
         let run = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let stop = stop.clone();
-            tasks.spawn_until_stop(async move {
+            self.tasks.spawn_until_stop(async move {
                 stop.run_until_cancelled(work).await;
             });
         };
@@ -155,14 +173,14 @@ impl Keyring {
         }
         self.salt.store(salt.map(Arc::new));
         if let Some(path) = identity.key_file.clone() {
-            let (ring, tasks) = (Arc::clone(self), tasks.clone());
-            run(Box::pin(async move { ring.follow_keys(path, key_mark, tasks).await }));
+            let ring = Arc::clone(self);
+            run(Box::pin(async move { ring.follow_keys(path, key_mark).await }));
         }
         if let Some(path) = identity.cache_salt.clone() {
             let ring = Arc::clone(self);
             run(Box::pin(async move { ring.follow_salt(path, salt_mark).await }));
         }
-        if let Some(client) = &self.client {
+        if let Some(client) = client {
             for source in &issuers {
                 run(Box::pin(Arc::clone(source).keep_fresh(client.clone(), Arc::clone(&self.metrics))));
             }
@@ -214,17 +232,18 @@ impl Keyring {
         self.salt.load_full()
     }
 
-    async fn follow_keys(&self, path: PathBuf, mark: Option<u128>, tasks: Tasks) {
+    async fn follow_keys(&self, path: PathBuf, mark: Option<u128>) {
         let name = path.display().to_string();
-        follow(&path, MAX_KEY_FILE, mark, async |found: io::Result<Vec<u8>>| {
+        let mut file = Followed::new(path, MAX_KEY_FILE, mark);
+        loop {
+            let found = file.changed().await;
             let name = name.clone();
             let keys = match found {
-                Ok(bytes) => tasks.aside(move || read_keys(&name, &bytes)).await,
+                Ok(bytes) => self.tasks.aside(move || read_keys(&name, &bytes)).await,
                 Err(error) => Some(Err(format!("{name}: {error}"))),
             };
             self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())));
-        })
-        .await;
+        }
     }
 
     /// New keys into force; without any, the last ones stay.
@@ -241,15 +260,17 @@ impl Keyring {
     }
 
     async fn follow_salt(&self, path: PathBuf, mark: Option<u128>) {
-        follow(&path, MAX_SECRET_FILE, mark, async |found: io::Result<Vec<u8>>| {
-            match found.map_err(|error| error.to_string()).and_then(|bytes| Salt::new(&bytes)) {
+        let name = path.display().to_string();
+        let mut file = Followed::new(path, MAX_SECRET_FILE, mark);
+        loop {
+            let found = file.changed().await.map_err(|error| error.to_string());
+            match found.and_then(|bytes| Salt::new(&bytes)) {
                 Ok(salt) => self.salt.store(Some(Arc::new(salt))),
                 Err(problem) => {
-                    tracing::warn!(file = %path.display(), problem, "cache salt not taken over, the last one stays");
+                    tracing::warn!(file = name, problem, "cache salt not taken over, the last one stays");
                 }
             }
-        })
-        .await;
+        }
     }
 
     fn following(&self) -> std::sync::MutexGuard<'_, Following> {

@@ -17,7 +17,7 @@ mod table;
 
 pub use caller::Caller;
 pub use jwt::{BadToken, Issuers};
-pub use keyring::{Bad, Keyring, KeyringError, Read};
+pub use keyring::{Bad, ClientTls, Keyring, KeyringError, Read};
 pub use mint::{ENOUGH, Minted, hash_of, mint};
 pub use salt::Salt;
 pub use table::{BadKey, Keys};

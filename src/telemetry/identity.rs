@@ -8,6 +8,7 @@ use prometheus_client::{
 };
 
 use super::{Name, labels::Bounded};
+use crate::openai::Usage;
 
 /// A tenant and a status.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,11 +51,13 @@ impl IdentityMetrics {
         r.register("api_keys", "Keys in force, those that have ended or are disabled too", self.keys.clone());
     }
 
-    /// A request of `tenant` came to its end; `tokens` are its input, output and cached ones, as far as they are known.
-    pub fn ended(&self, tenant: &std::sync::Arc<str>, code: u16, tokens: [Option<u32>; 3]) {
+    /// A request of `tenant` came to its end and took so much.
+    pub fn ended(&self, tenant: &std::sync::Arc<str>, code: u16, usage: Option<Usage>) {
         let tenant = self.names.name(tenant);
         self.requests.get_or_create(&TenantLabels { tenant: tenant.clone(), code }).inc();
-        for (kind, tokens) in ["input", "output", "cached"].into_iter().zip(tokens) {
+        let usage = usage.unwrap_or_default();
+        let (input, output, cached) = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+        for (kind, tokens) in [("input", input), ("output", output), ("cached", cached)] {
             if let Some(tokens) = tokens {
                 let labels = TenantTokenLabels { tenant: tenant.clone(), kind };
                 self.tokens.get_or_create(&labels).inc_by(u64::from(tokens));

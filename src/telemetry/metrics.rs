@@ -15,8 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    IdentityMetrics, Tallies,
-    CertificateMetrics, Tallies,
+    CertificateMetrics, IdentityMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,

@@ -17,6 +17,7 @@ use crate::{
     clock,
     gateway::{
         decide::{Matter, Pick},
+        entering::told,
         proxy::{front, headers::steers},
         reading::Asking,
         receipt::{Receipt, Step},
@@ -58,6 +59,9 @@ pub(super) async fn choose(
 ) -> Result<Told, Rejection> {
     let Whole { head, body, noted } = whole;
     let head = Head::read(head, noted);
+    let caller = told(&story.house, &story.listener, &head.headers);
+    receipt.caller = Some(Arc::clone(&caller));
+    let story = &Story { caller, ..story.clone() };
     let id = request_id(&head.headers);
     receipt.request_id = id;
     receipt.read = Some(clock::now());

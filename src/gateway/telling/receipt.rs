@@ -16,6 +16,7 @@ use super::{
     summary::Summary,
 };
 use crate::{
+    admission::Caller,
     clock,
     gateway::{House, Peer, decide::Shed},
     openai::Usage,
@@ -82,6 +83,7 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) endpoint: &'static str,
     /// Who asked.
     pub(in crate::gateway) client: Option<Peer>,
+    pub(in crate::gateway) caller: Option<Arc<Caller>>,
     /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
     pub(in crate::gateway) asked: Option<String>,
     pub(in crate::gateway) received: Instant,
@@ -131,6 +133,7 @@ impl Receipt {
             request_id,
             endpoint: "unknown",
             client: None,
+            caller: None,
             asked: None,
             received: clock::now(),
             read: None,
@@ -184,7 +187,7 @@ impl Receipt {
     /// We said no. That we failed ourselves, somebody should look into.
     pub(in crate::gateway) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
-        self.exactly = rejection.missed_bound(self.bound_by_token);
+        self.exactly = rejection.exactly(self.bound_by_token);
         self.error_code = Some(rejection.code().into());
         self.culprit = Some(rejection.fault().culprit());
         if let Rejection::Panicked(what) = rejection {
@@ -245,6 +248,9 @@ impl Receipt {
             metrics.shed.get_or_create(&PoolReasonLabels { pool: shed.pool.clone(), reason }).inc();
         }
         let (endpoint, code) = (self.endpoint, self.code());
+        if let Some(caller) = self.caller.as_ref().filter(|it| &*it.tenant != Caller::ANONYMOUS) {
+            metrics.identity.ended(&caller.tenant, code, self.usage);
+        }
         let Some(tally) = &self.tally else {
             let labels = RequestLabels { listener: self.listener.clone(), endpoint, model: "unknown".into(), code };
             metrics.requests.get_or_create(&labels).inc();
@@ -275,6 +281,8 @@ impl Receipt {
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
             client = self.client.as_ref().map(Peer::shown),
+            tenant = self.caller.as_ref().map(|it| &*it.tenant),
+            key = self.caller.as_ref().and_then(|it| it.key.as_deref()),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
             model = self.model(),
