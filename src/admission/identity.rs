@@ -113,7 +113,9 @@ impl Stranger {
         match self {
             Self::Nothing => "no API key was sent; send it as `Authorization: Bearer KEY`",
             Self::Conflicting => "the request carries different API keys; send one",
-            Self::NotBearer => "the Authorization header is no bearer token; send the API key as `Authorization: Bearer KEY`",
+            Self::NotBearer => {
+                "the Authorization header is no bearer token; send the API key as `Authorization: Bearer KEY`"
+            }
             Self::Expired => "this API key or token has expired",
             Self::UnknownName => "this client certificate is not known here",
             Self::TooManyTenants => "no further tenant can be served here",

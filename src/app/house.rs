@@ -114,7 +114,12 @@ pub(super) fn live_house(
 
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
-    furnish(config, Known::nothing(config, &Resources::none(), &Tasks::new()), Connector::new(PoolTls::new()), Box::new(|_| {}))
+    furnish(
+        config,
+        Known::nothing(config, &Resources::none(), &Tasks::new()),
+        Connector::new(PoolTls::new()),
+        Box::new(|_| {}),
+    )
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {

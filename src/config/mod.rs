@@ -27,8 +27,8 @@ mod units;
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use identity::{
-    Algorithm, AllowedModels, Asked, CertificateName, Certificates, Claims, Identity, Issuer, IssuerKeys, KeyHash, KeyRecord,
-    LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
+    Algorithm, AllowedModels, CertificateName, Certificates, Claims, Credentials, Identity, Issuer, IssuerKeys,
+    KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
 };
 pub use listener::{
     AddressHeader, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,

@@ -39,7 +39,7 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::Caller,
-    config::{Asked, Config, Cors, Listener, Network, Scheduler},
+    config::{Config, Cors, Credentials, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     keys::Keyring,
     openai::Lexicon,
@@ -90,9 +90,9 @@ impl std::fmt::Debug for House {
 }
 
 impl House {
-    /// The pod that made response `id`, if it is still there.
-    fn pod_of_response(&self, id: &str) -> Option<Arc<Pod>> {
-        self.fleet.pod(&self.homes.find(id)?)
+    /// The pod that made response `id` for `tenant`, if it is still there.
+    fn pod_of_response(&self, tenant: &str, id: &str) -> Option<Arc<Pod>> {
+        self.fleet.pod(&self.homes.find(tenant, id)?)
     }
 }
 
@@ -114,8 +114,8 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
-    /// What is asked of who comes in.
-    pub asked: Asked,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Who shows nothing, where nothing need be shown.
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
@@ -173,7 +173,7 @@ impl Policy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
-            asked: listener.asked,
+            credentials: listener.credentials,
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
             network: Arc::clone(&listener.network),

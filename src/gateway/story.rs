@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admission::Caller,
     clock,
+    config::Credentials,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
 };
@@ -84,8 +85,10 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(Ask, Matter), Rejection> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
-        let mut wishes = Wishes { session: text(&self.policy.config.sessions.header), ..Wishes::default() };
+        let mut ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
+        self.keep_apart(&mut ask)?;
+        let session = text(&self.policy.config.sessions.header);
+        let mut wishes = Wishes { session, tenant: &self.caller.tenant, ..Wishes::default() };
         if self.listener.trusts_headers {
             let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
             wishes.objective = first(OBJECTIVE);
@@ -105,6 +108,22 @@ impl Story {
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         Ok((ask, matter))
+    }
+
+    /// What one tenant asked is nobody else's: neither what is in prefix caches of it, nor its responses.
+    fn keep_apart(&self, ask: &mut Ask) -> Result<(), Rejection> {
+        let tenant = &*self.caller.tenant;
+        if let Some(salt) = self.house.keyring.salt().filter(|_| ask.endpoint.generates()) {
+            let own = ask.cache_salt.take().unwrap_or_default();
+            ask.put_salt(salt.of(tenant, &own));
+        }
+        // Where nobody is known, a pod may still have a response that we have forgotten.
+        let continued =
+            ask.previous_response_id.as_deref().filter(|_| self.listener.credentials != Credentials::Ignored);
+        match continued.filter(|id| self.house.pod_of_response(tenant, id).is_none()) {
+            Some(id) => Err(Rejection::UnknownResponse(shortened(id))),
+            None => Ok(()),
+        }
     }
 
     /// Whoever may not ask for a model does not learn whether it exists.

@@ -168,7 +168,8 @@ impl Source {
         }
         let issuer = &*self.issuer.name;
         let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-        let found: Found = serde_json::from_slice(&get(client, &url).await?).map_err(|error| format!("{url}: {error}"))?;
+        let found: Found =
+            serde_json::from_slice(&get(client, &url).await?).map_err(|error| format!("{url}: {error}"))?;
         if found.issuer != issuer {
             return Err(format!("{url} is of another issuer, `{}`", found.issuer));
         }

@@ -128,9 +128,7 @@ impl Keyring {
             path.as_ref().map(read).transpose()
         };
         let keys = match content(&identity.key_file, MAX_KEY_FILE)? {
-            Some((name, bytes)) => {
-                (read_keys(&name, &bytes).map_err(KeyringError::Wrong)?, Some(mark_of(&bytes)))
-            }
+            Some((name, bytes)) => (read_keys(&name, &bytes).map_err(KeyringError::Wrong)?, Some(mark_of(&bytes))),
             None => Default::default(),
         };
         let salt = match content(&identity.cache_salt, MAX_SECRET_FILE)? {

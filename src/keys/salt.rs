@@ -53,7 +53,8 @@ mod tests {
         let salt = |secret: &str| Salt::new(secret.as_bytes()).unwrap();
         let (one, other) = (salt(&"a".repeat(32)), salt(&"b".repeat(32)));
         let pairs = [("a", ""), ("b", ""), ("a", "b"), ("ab", ""), ("", "ab"), ("", "")];
-        let salts: BTreeSet<_> = pairs.iter().flat_map(|(tenant, own)| [&one, &other].map(|it| it.of(tenant, own))).collect();
+        let salts: BTreeSet<_> =
+            pairs.iter().flat_map(|(tenant, own)| [&one, &other].map(|it| it.of(tenant, own))).collect();
         assert_eq!(salts.len(), 12);
         assert!(salts.iter().all(|it| it.len() == 64));
         assert_eq!(one.of("a", "b"), salt(&format!(" {}\n", "a".repeat(32))).of("a", "b"));

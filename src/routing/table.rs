@@ -270,7 +270,7 @@ mod tests {
             models: models.map(named),
             pool: None,
             ext_proc: None,
-            asked: crate::config::Asked::Nothing,
+            credentials: crate::config::Credentials::Ignored,
             trust_headers: false,
             tls: None,
             network: Arc::default(),

@@ -143,7 +143,7 @@ fn listener(listener: &ListenerFile, (file, known): (&File, &Identity), sheet: &
     let pool = listener.pool.as_ref().map(|pool| pool.value.as_str().into());
     let ext_proc = settings::ext_proc(listener, sheet);
     let trust_headers = settings::trust_headers(listener);
-    let asked = identity::asked(listener, known, sheet);
+    let credentials = identity::credentials(listener, known, sheet);
     let name = listener.name.value.as_str().into();
     Some(Listener {
         name,
@@ -152,7 +152,7 @@ fn listener(listener: &ListenerFile, (file, known): (&File, &Identity), sheet: &
         models,
         pool,
         ext_proc,
-        asked,
+        credentials,
         trust_headers,
         tls: doors::tls(listener, sheet),
         network: doors::addresses(listener, sheet),

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Algorithm, AllowedModels, CertificateName, Certificates, CertificatesFile, Claims, ClaimsFile, Identity, IdentityFile,
-    Issuer, IssuerFile, IssuerKeys, key_file::name,
+    Algorithm, AllowedModels, CertificateName, Certificates, CertificatesFile, Claims, ClaimsFile, Identity,
+    IdentityFile, Issuer, IssuerFile, IssuerKeys, key_file::name,
 };
 use crate::config::{check::Sheet, target::parse_target, tree::At};
 

@@ -11,19 +11,19 @@ use crate::config::{
     listener::{ListenerFile, ProtocolFile},
 };
 
-/// What is asked of who comes in.
+/// What becomes of what clients show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// Nothing: nobody looks at keys, tokens and certificates.
-    Nothing,
-    /// To be who they say they are, if they show anything.
-    WhatIsShown,
-    /// To show who they are.
-    Always,
+pub enum Credentials {
+    /// Nobody looks at keys, tokens and certificates.
+    Ignored,
+    /// What is shown is judged; nothing need be.
+    Judged,
+    /// Who shows none is not let in.
+    Required,
 }
 
 /// What a listener asks.
-pub(in crate::config) fn asked(listener: &ListenerFile, identity: &Identity, sheet: &mut Sheet) -> Asked {
+pub(in crate::config) fn credentials(listener: &ListenerFile, identity: &Identity, sheet: &mut Sheet) -> Credentials {
     let ext_proc = listener.protocol.as_ref().is_some_and(|protocol| protocol.value == ProtocolFile::ExtProc);
     let given = listener.identity.as_ref().map(|at| at.place).or(listener.allow_anonymous.as_ref().map(|at| at.place));
     if let Some(place) = given.filter(|_| ext_proc) {
@@ -37,9 +37,9 @@ pub(in crate::config) fn asked(listener: &ListenerFile, identity: &Identity, she
     let looks = listener.identity.as_ref().map_or(identity.knows_anybody(), |at| at.value);
     let anybody = listener.allow_anonymous.as_ref().is_some_and(|at| at.value);
     match (looks && !ext_proc, anybody) {
-        (false, _) => Asked::Nothing,
-        (true, true) => Asked::WhatIsShown,
-        (true, false) => Asked::Always,
+        (false, _) => Credentials::Ignored,
+        (true, true) => Credentials::Judged,
+        (true, false) => Credentials::Required,
     }
 }
 
@@ -50,7 +50,7 @@ pub(in crate::config) fn unguarded(file: &File, listeners: &[Listener], identity
         let Some(typed) = file.listeners.value.iter().find(|it| *it.name.value == *listener.name) else { continue };
         let said = typed.allow_anonymous.as_ref().is_some_and(|at| at.value);
         let exempt = listener.ext_proc.is_some() || listener.address.ip().is_loopback() || said;
-        if exempt || listener.asked != Asked::Nothing {
+        if exempt || listener.credentials != Credentials::Ignored {
             continue;
         }
         let port = listener.address.port();
@@ -61,7 +61,7 @@ pub(in crate::config) fn unguarded(file: &File, listeners: &[Listener], identity
         let message = format!("listener `{}` is open to other machines and asks nobody who they are", listener.name);
         sheet.error(typed.address.place, message, remedy);
     }
-    let keeps = |listener: &Listener| listener.ext_proc.is_some() || listener.asked != Asked::Nothing;
+    let keeps = |listener: &Listener| listener.ext_proc.is_some() || listener.credentials != Credentials::Ignored;
     if !identity.reads_headers() || !listeners.iter().all(keeps) {
         return;
     }

@@ -102,7 +102,11 @@ pub fn parse_keys(name: &str, text: &str) -> Result<Vec<KeyRecord>, Report> {
     let root = tree::parse_large(text).map_err(|finding| Report { problems: source.problems(vec![finding]) })?;
     let mut sheet = Sheet::default();
     if matches!(root.kind, Kind::Null) {
-        sheet.error(root.place, "the list of keys is empty", "make one with `tidegate keys new`, or write `[]` for none");
+        sheet.error(
+            root.place,
+            "the list of keys is empty",
+            "make one with `tidegate keys new`, or write `[]` for none",
+        );
     }
     let reading = shape::read::<Option<Vec<KeyFile>>>(&root);
     sheet.take(reading.findings);
@@ -200,8 +204,14 @@ mod tests {
             ("", "the list of keys is empty"),
             ("- { id: a, hash: tg-secret }", "1:18: error: this is not a key's hash"),
             (&format!("- {{ id: a, hash: {HASH}, expires: soon }}"), "`soon` is not a moment"),
-            (&format!("- {{ id: a, hash: {HASH} }}\n- {{ id: b, hash: {HASH} }}"), "2:18: error: two keys have the same hash"),
-            (&format!("- {{ id: a, hash: {HASH} }}\n- {{ id: a, hash: {} }}", HASH.replace('b', "c")), "two keys called `a`"),
+            (
+                &format!("- {{ id: a, hash: {HASH} }}\n- {{ id: b, hash: {HASH} }}"),
+                "2:18: error: two keys have the same hash",
+            ),
+            (
+                &format!("- {{ id: a, hash: {HASH} }}\n- {{ id: a, hash: {} }}", HASH.replace('b', "c")),
+                "two keys called `a`",
+            ),
             (&format!("- {{ id: a, hash: {HASH}, expire: 2027-01-01 }}"), "`expire` is not a field here"),
             (&format!("- {{ id: {}, hash: {HASH} }}", "a".repeat(129)), "not a name for a key"),
         ] {
@@ -215,7 +225,7 @@ mod tests {
     #[test]
     fn ten_thousand_keys_fit() {
         let text: String = (0..10_000)
-            .map(|i| format!("- {{ id: k{i}, hash: {i:064x}, owner: o, tenant: t, models: [m], priority: 1, expires: 2027-01-01, disabled: false }}\n"))
+            .map(|i| format!("- {{ id: k{i}, hash: a{i:063x}, owner: o, tenant: t, models: [m], priority: 1, expires: 2027-01-01, disabled: false }}\n"))
             .collect();
         assert_eq!(parse_keys("keys.yaml", &text).unwrap().len(), 10_000);
         assert!((text.len() as u64) < MAX_KEY_FILE);

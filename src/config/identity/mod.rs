@@ -16,8 +16,8 @@ use serde::Deserialize;
 
 pub use allowed::AllowedModels;
 pub(super) use check::identity;
-pub(super) use door::{asked, unguarded};
-pub use door::Asked;
+pub use door::Credentials;
+pub(super) use door::{credentials, unguarded};
 pub use key_file::{KeyHash, KeyRecord, MAX_KEY_FILE, parse_keys};
 pub use moment::{moment, shown_moment};
 

@@ -19,7 +19,7 @@ pub use network::{AddressHeader, Network, Networks, ProxyProtocol};
 pub use tls::{ClientCertificates, KeyPair, ListenerTls, TlsVersion};
 pub(super) use tls::{ClientCertificatesFile, KeyPairFile, ListenerTlsFile};
 
-use super::{Asked, Scheduler, file::SchedulerFile, tree::At, units::AddressText};
+use super::{Credentials, Scheduler, file::SchedulerFile, tree::At, units::AddressText};
 
 /// One address on which clients come in.
 #[derive(Clone, Debug)]
@@ -37,8 +37,8 @@ pub struct Listener {
     pub pool: Option<Arc<str>>,
     /// If it is asked by Envoy for pods, and not by clients for answers: how.
     pub ext_proc: Option<ExtProc>,
-    /// What is asked of who comes in.
-    pub asked: Asked,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.
     pub trust_headers: bool,
     /// How it speaks TLS, if clients come in and it does.

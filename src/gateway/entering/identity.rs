@@ -8,7 +8,7 @@ use super::Peer;
 use crate::{
     admission::{Caller, Credential, Stranger, credential, of_certificate},
     clock,
-    config::Asked,
+    config::Credentials,
     gateway::{House, ListenerPolicy, Policy, proxy::headers::FAIRNESS},
 };
 
@@ -23,13 +23,13 @@ pub(in crate::gateway) async fn identify(
     peer: &Peer,
 ) -> Result<Arc<Caller>, Stranger> {
     let known = &policy.config.identity;
-    if listener.asked == Asked::Nothing {
+    if listener.credentials == Credentials::Ignored {
         return Ok(told(house, listener, headers));
     }
     // A certificate that nobody asked the meaning of says nothing.
     let certificate = peer.certificate().filter(|_| known.certificates.is_some());
     match credential(headers, certificate.map(|it| &**it), known.reads_headers())? {
-        Credential::Nothing if listener.asked == Asked::Always => Err(Stranger::Nothing),
+        Credential::Nothing if listener.credentials == Credentials::Required => Err(Stranger::Nothing),
         Credential::Nothing => Ok(told(house, listener, headers)),
         Credential::Secret(secret) => Ok(house.keyring.whose(secret.reveal(), clock::wall()).await?),
         Credential::Certificate(certificate) => {

@@ -86,7 +86,7 @@ pub(super) async fn choose(
 /// A request about a response that one pod made: to that pod or to nobody.
 fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Receipt) -> Result<Told, Rejection> {
     let unknown = || Rejection::UnknownResponse(id.to_owned());
-    let pod = story.house.pod_of_response(id).ok_or_else(unknown)?;
+    let pod = story.house.pod_of_response(&story.caller.tenant, id).ok_or_else(unknown)?;
     let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
     let pick = Pick::of_pod(&pool, &pod);
     receipt.chose(pick.chosen(&"".into()), pick.took);

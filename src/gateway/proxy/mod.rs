@@ -32,7 +32,7 @@ use super::{
 use crate::{
     admission::Stranger,
     clock,
-    config::{Asked, Pool, Timeouts},
+    config::{Credentials, Pool, Timeouts},
     fleet::{Pod, PoolState},
     openai::{Dialect, Endpoint},
     scheduler::NoPod,
@@ -235,14 +235,14 @@ impl Story {
 
     /// Whether a client's own `Authorization` goes on to the pods of `pool`: not where it is one that we know them by.
     fn may_forward(&self, pool: &Pool) -> bool {
-        let is_ours = self.listener.asked != Asked::Nothing && self.policy.config.identity.reads_headers();
+        let is_ours = self.listener.credentials != Credentials::Ignored && self.policy.config.identity.reads_headers();
         pool.forward_authorization && !is_ours
     }
 
     /// A request about a response that one pod made: to that pod or to nobody.
     fn revisit(&self, head: request::Parts, body: Bytes, id: &str, receipt: &Receipt) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
-        let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
+        let pod = self.house.pod_of_response(&self.caller.tenant, id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
         let carry = carry(head, body, &receipt.request_id, self.may_forward(&pool.config()));
         let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };

@@ -11,6 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub(in crate::gateway) use super::outcome::{Outcome, Step};
 use super::{
     rejection::{PANIC, Rejection},
     summary::Summary,
@@ -33,34 +34,6 @@ const CLIENT_LEFT: u16 = 499;
 
 /// Why an answer broke off at a gateway that does not say which side had had enough.
 const UNTOLD: &str = "client_or_pod";
-
-/// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Step {
-    /// Its body is being read.
-    Reading,
-    /// No pod is ready, and it waits for one.
-    Waiting,
-    /// It is at a pod, without an answer yet.
-    AtPod,
-    /// Its answer is being relayed.
-    Relaying,
-}
-
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Outcome {
-    /// Not yet: if it stays so, the client left.
-    Open,
-    /// Its answer is complete.
-    Complete,
-    /// We said no, or Envoy for a pod that we chose.
-    Refused(&'static str),
-    /// The answer broke off.
-    Cut(&'static str),
-    /// The answer broke off, and whether its client or its pod had had enough is not told to us.
-    BrokeOff,
-}
 
 /// The pod that was chosen.
 #[derive(Clone, Debug)]
@@ -168,6 +141,11 @@ impl Receipt {
         let tally = self.house.metrics.tally(&self.listener, model);
         tally.open(&self.house.metrics).inc();
         self.tally = Some(tally);
+    }
+
+    /// Whose it is.
+    pub(in crate::gateway) fn tenant(&self) -> &str {
+        self.caller.as_ref().map_or(Caller::ANONYMOUS, |it| &it.tenant)
     }
 
     /// The model's name, once it is known.
@@ -281,7 +259,7 @@ impl Receipt {
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
             client = self.client.as_ref().map(Peer::shown),
-            tenant = self.caller.as_ref().map(|it| &*it.tenant),
+            tenant = Some(self.tenant()).filter(|it| *it != Caller::ANONYMOUS),
             key = self.caller.as_ref().and_then(|it| it.key.as_deref()),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
@@ -371,17 +349,6 @@ impl Receipt {
 /// To a microsecond: more digits are noise in a log line.
 fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Reading => "reading_body",
-            Self::Waiting => "in_line",
-            Self::AtPod => "waiting_for_pod",
-            Self::Relaying => "relaying",
-        }
-    }
 }
 
 impl Drop for Receipt {
