@@ -16,6 +16,7 @@ pub mod prefix; // which pod likely holds the beginning of this prompt
 
 // Senses: I/O that keeps the knowledge fresh.
 pub mod discovery; // which pods exist
+pub mod keys; // who may come
 pub mod scrape; // how busy each is
 
 // Judgement: pure functions of (knowledge, ask, now, rng).

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
+    identity::IdentityFile,
     listener::{AdminFile, KeyPairFile, ListenerFile},
     overload::{SaturationFile, WaitingFile},
     quotas::QuotasFile,
@@ -53,6 +54,8 @@ pub(super) struct File {
     pub(super) waiting: Option<WaitingFile>,
     /// When a pool is full, so that what is sheddable is refused.
     pub(super) saturation: Option<SaturationFile>,
+    /// Who may come, and how they show who they are. Default: nobody is known.
+    pub(super) identity: Option<IdentityFile>,
     /// Who may use up how much, and what it costs.
     pub(super) quotas: Option<QuotasFile>,
     /// How requests name the session they belong to.

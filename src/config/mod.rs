@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod identity;
 mod listener;
 mod overload;
 mod quotas;
@@ -25,9 +26,13 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
+pub use identity::{
+    Algorithm, AllowedModels, CertificateName, Certificates, Claims, Credentials, Identity, Issuer, IssuerKeys,
+    KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
+};
 pub use listener::{
-    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
-    ProxyProtocol, TlsVersion,
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,
+    Networks, ProxyProtocol, TlsVersion,
 };
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
@@ -82,6 +87,8 @@ pub struct Config {
     pub waiting: Waiting,
     /// When a pool is full that says nothing of its own.
     pub saturation: Saturation,
+    /// Who may come.
+    pub identity: Identity,
     /// Who may use up how much, and what it costs.
     pub quotas: Quotas,
     /// How requests name the session they belong to.

@@ -41,8 +41,9 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::{Caller, Counts},
-    config::{Config, Cors, Listener, Network, Scheduler},
+    config::{Config, Cors, Credentials, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
+    keys::Keyring,
     openai::Lexicon,
     prefix,
     routing::{Objectives, Table},
@@ -72,6 +73,8 @@ pub struct House {
     pub bodies: Arc<BodyBudget>,
     /// The bound on retries.
     pub retries: RetryBudget,
+    /// Who may come.
+    pub keyring: Arc<Keyring>,
     /// Who waits for a pod because none is ready.
     pub waiting: Arc<Waiting>,
     /// Requests being worked on.
@@ -91,9 +94,9 @@ impl std::fmt::Debug for House {
 }
 
 impl House {
-    /// The pod that made response `id`, if it is still there.
-    fn pod_of_response(&self, id: &str) -> Option<Arc<Pod>> {
-        self.fleet.pod(&self.homes.find(id)?)
+    /// The pod that made response `id` for `tenant`, if it is still there.
+    fn pod_of_response(&self, tenant: &str, id: &str) -> Option<Arc<Pod>> {
+        self.fleet.pod(&self.homes.find(tenant, id)?)
     }
 }
 
@@ -115,6 +118,8 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Who shows nothing, where nothing need be shown.
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
@@ -172,6 +177,7 @@ impl Policy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            credentials: listener.credentials,
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
             network: Arc::clone(&listener.network),

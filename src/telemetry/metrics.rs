@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    CertificateMetrics, QuotaMetrics, Tallies,
+    CertificateMetrics, IdentityMetrics, QuotaMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
@@ -80,6 +80,8 @@ pub struct Metrics {
     pub names: Bounded,
     /// What nearly every request counts in, kept at hand.
     pub tallies: Tallies,
+    /// Who came, and by what they are known.
+    pub identity: IdentityMetrics,
     /// Requests answered or refused.
     pub requests: Family<RequestLabels, Counter>,
     /// Requests being worked on.
@@ -167,6 +169,7 @@ impl Metrics {
             registry: Registry::with_prefix("tidegate"),
             names: Bounded::default(),
             tallies: Tallies::default(),
+            identity: IdentityMetrics::default(),
             requests: Family::default(),
             requests_open: Family::default(),
             duration: histograms(&DURATION),
@@ -208,6 +211,7 @@ impl Metrics {
         metrics.register_attempts();
         metrics.register_waiting();
         metrics.quotas.register(&mut metrics.registry, std::sync::Arc::clone(&rows));
+        metrics.identity.register(&mut metrics.registry);
         metrics.register_state(rows);
         metrics.certificates.register(&mut metrics.registry);
         metrics

@@ -4,6 +4,7 @@
 
 mod certificates;
 pub mod decisions;
+pub mod identity;
 pub mod labels;
 mod line;
 pub mod logs;
@@ -15,6 +16,7 @@ mod tally;
 
 pub use certificates::CertificateMetrics;
 pub use decisions::{Decision, DecisionLog, Hex};
+pub use identity::IdentityMetrics;
 pub use labels::Name;
 pub use metrics::{Histograms, Metrics};
 pub use quotas::{QuotaMetrics, QuotaRow, SpendLabels};

@@ -22,7 +22,7 @@ pub use network::{AddressHeader, Network, Networks, ProxyProtocol};
 pub use tls::{ClientCertificates, KeyPair, ListenerTls, TlsVersion};
 pub(super) use tls::{ClientCertificatesFile, KeyPairFile, ListenerTlsFile};
 
-use super::{Scheduler, file::SchedulerFile, tree::At, units::AddressText};
+use super::{Credentials, Scheduler, file::SchedulerFile, tree::At, units::AddressText};
 
 /// One address on which clients come in.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub struct Listener {
     pub pool: Option<Arc<str>>,
     /// If it is asked by Envoy for pods, and not by clients for answers: how.
     pub ext_proc: Option<ExtProc>,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.
     pub trust_headers: bool,
     /// How it speaks TLS, if clients come in and it does.
@@ -69,6 +71,11 @@ pub(in crate::config) struct ListenerFile {
     pub(in crate::config) protocol: Option<At<ProtocolFile>>,
     /// How Envoy is served, where `protocol` is ext-proc.
     pub(in crate::config) ext_proc: Option<At<ExtProcFile>>,
+    /// Whether keys, tokens and certificates are looked at here. Default: true, if `identity` says which.
+    pub(in crate::config) identity: Option<At<bool>>,
+    /// Whether clients may come in who show nothing. Default: false, which on an address that other machines can reach
+    /// takes `identity`.
+    pub(in crate::config) allow_anonymous: Option<At<bool>>,
     /// Whether clients here may say by header which objective is theirs and which model they get. Default: false.
     pub(in crate::config) trust_headers: Option<At<bool>>,
     /// How it speaks TLS. Default: it does not; where Envoy asks, `ext_proc` says it.
