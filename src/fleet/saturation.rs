@@ -75,7 +75,7 @@ pub enum Room {
 impl Room {
     /// Whether `pods` of `pool` have room for one more for `model`: what [`Saturation::of`] says, but known at the first pod
     /// that has some, so that it may be asked for every request.
-    pub fn of<'a>(pool: &PoolState, pods: impl IntoIterator<Item = &'a Arc<Pod>>, model: &str, now: Instant) -> Self {
+    pub fn of(pool: &PoolState, pods: impl IntoIterator<Item = &Arc<Pod>>, model: &str, now: Instant) -> Self {
         let (mut sights, mut room) = (None, Self::NoPod);
         for pod in pods {
             let admission = pod.admits(now);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     dialog::Rules,
@@ -25,7 +26,7 @@ use crate::{
         waiting,
     },
     openai::{Asked, Dialect, Endpoint},
-    scheduler::{NoPod, Tried},
+    scheduler::Tried,
 };
 
 /// Says why a request got no pod, in the words of the reference.
@@ -84,7 +85,7 @@ fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Rece
     let unknown = || Rejection::UnknownResponse(id.to_owned());
     let pod = story.house.pod_of_response(id).ok_or_else(unknown)?;
     let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-    let pick = Pick::of_pod(&pool, &pod);
+    let pick = Pick::of_pod(&story.house, &pool, &pod);
     receipt.chose(pick.chosen(&"".into()), pick.took);
     let decided = decided(head, &[Arc::clone(pod.address())], receipt, (body, false));
     let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
@@ -108,9 +109,10 @@ async fn send(
     let subset = head.subset();
     let among_few = subset.is_some();
     if let Some(subset) = subset {
-        matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
+        let number = xxh3_64(subset.join(",").as_bytes());
+        matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
-    shed(&matter, receipt)?;
+    shed(&matter, &story.policy.config.waiting, receipt)?;
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter)?;
     let changed = body.as_ptr() != before;
@@ -131,8 +133,8 @@ async fn send(
     Ok(Told::ByPod(Box::new(Sent { decided, pick, fallbacks, asking })))
 }
 
-/// A pod and a place there; and where none is ready or others already wait, once one may do. Who may have only few pods
-/// does not wait for them: the gateway has said that there is nothing else.
+/// A pod and a place there; and where none is ready, all are full or others already wait, when it is its turn. Who may have
+/// only few pods does not wait for them to be usable: the gateway has said that there is nothing else.
 async fn reserve(
     story: &Story,
     matter: &Matter,
@@ -140,31 +142,31 @@ async fn reserve(
     (bytes, among_few): (usize, bool),
 ) -> Result<Pick, Rejection> {
     let (house, limits) = (&story.house, &story.policy.config.waiting);
+    let mut coming = waiting::Coming { bytes, tried: None, limits };
+    let may_not_wait = || among_few || limits.timeout.is_zero() || matter.pool.is_closed();
     let news = matter.pool.news();
-    if among_few || limits.timeout.is_zero() || !house.waiting.has_line(&matter.pool, &matter.route.served_model) {
+    if !matter.must_wait(house, limits, clock::now()) {
         match matter.reserve(house, &story.listener, &Tried::none()) {
             Ok(pick) => return Ok(pick),
-            Err(no) if among_few || limits.timeout.is_zero() || matter.pool.is_closed() => {
-                return Err(Rejection::NoPod(no));
-            }
-            Err(_) => {}
+            Err(no) if may_not_wait() => return Err(Rejection::NoPod(no)),
+            Err(_) => coming.tried = Some(news),
         }
     }
-    let asked = waiting::Asked { bytes, news, limits };
-    let mut place = house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
+    let mut place = house.waiting.enter(&matter.pool, matter.asked(), coming)?;
     receipt.in_line_since = Some(place.began());
+    receipt.waits_for = Some(place.waits_for());
     loop {
         receipt.step = Step::Waiting;
         place.called().await?;
         receipt.waited = Some(place.waited());
-        if matter.pool.is_closed() {
-            place.turned_away();
-            return Err(Rejection::NoPod(NoPod::PoolEmpty));
-        }
         match matter.reserve(house, &story.listener, &Tried::none()) {
             Ok(pick) => {
-                place.served(matter.leaves_pods_usable());
+                place.served();
                 return Ok(pick);
+            }
+            Err(no) if may_not_wait() => {
+                place.turned_away();
+                return Err(Rejection::NoPod(no));
             }
             Err(_) => place.stays(),
         }
@@ -243,6 +245,7 @@ fn dropped(rejection: &Rejection) -> Option<&'static str> {
     match rejection {
         Rejection::NoPod(_) | Rejection::NoPodInTime { .. } => Some("rejected-no-endpoints"),
         Rejection::Saturated { .. } | Rejection::LineFull { .. } | Rejection::BuffersFull => Some("rejected-saturated"),
+        Rejection::Busy { why, .. } => Some(why.dropped()),
         Rejection::Stopping => Some("rejected-shutting-down"),
         _ => None,
     }

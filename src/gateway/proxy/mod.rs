@@ -146,7 +146,7 @@ impl Story {
             return self.revisit(head, body, &id, receipt);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
-        shed(&matter, receipt)?;
+        shed(&matter, &config.waiting, receipt)?;
         let forward = matter.pool.config().forward_authorization;
         let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);

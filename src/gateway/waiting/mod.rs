@@ -1,81 +1,90 @@
-//! Requests that found no pod wait here, first come first served, until one may do: a rollout, a scale-up from zero.
+//! Requests that cannot be served yet wait here: for a pod, while none is ready, or for room, while all are full.
 //!
-//! Everything that may make a pod usable calls the first of each line of its pool; who was called tries again, and once
-//! it has its place on a pod it calls the next. So a thousand that waited are picked one after the other, each seeing
-//! the reservations of those before it, and slow start holds. Nobody polls. Who leaves, by whatever way, is out of the
-//! line by `Drop`. It decides nothing about pods: whether one will do, the scheduler says.
+//! In which order, `admission::line` says. Everything after which there may be a pod or room (what discovery and the scrape
+//! hear, a first token, an answer's end) calls who is next, if there is room for it; who was called tries, and once it has its
+//! place on a pod the next is called. So a thousand that waited are picked one after the other, each seeing the
+//! reservations of those before it, and slow start holds. Nobody polls: who waits for what passes by itself (a pod's pause
+//! after it said no) is woken at that instant. Who leaves, by whatever way, is out of the line by `Drop`. It decides nothing
+//! about pods: whether one will do, the scheduler says.
+
+mod gaps;
+mod lane;
+mod place;
+mod state;
+mod view;
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use prometheus_client::metrics::{family::Family, gauge::Gauge};
 use tokio::sync::Notify;
 
-use super::rejection::Rejection;
+pub use self::view::{BandView, LineView};
+pub(super) use self::{
+    lane::{Among, Few},
+    place::Place,
+};
+use self::{
+    lane::{Lane, room},
+    state::State,
+};
+use super::{
+    rejection::Rejection,
+    telling::{busy::Busy, receipt::WaitsFor},
+};
 use crate::{
+    admission::line::{Entered, Entry, Full},
     clock, config,
-    fleet::{Admission, Pod, PoolState},
+    fleet::{Admission, Pod, PoolState, Room},
     telemetry::{
         Histograms, Metrics, Name,
-        labels::{PoolLabels, PoolReasonLabels},
+        labels::{PoolBandLabels, PoolReasonLabels},
     },
 };
 
-/// When to come again where nothing was measured yet: an engine takes half a minute and more to load a model, and a
-/// client that asks six times a minute finds it soon after.
-const RETRY_AFTER: Duration = Duration::from_secs(10);
-
-/// Never sooner: the header counts whole seconds.
-const RETRY_AFTER_LEAST: Duration = Duration::from_secs(1);
-
-/// Never later: the OpenAI SDKs follow the header up to a minute and ignore a longer one.
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
-
-/// Weight of the last gap or interval in what is expected of the next: the last three count for most of it.
-const WEIGHT: f64 = 0.3;
-
-/// A pool's gap is told no more often than this: pods that flap would fill the log.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The bands as they are shown. Priorities may be any number, and are shown by what they mean.
+const BANDS: [&str; 3] = ["critical", "standard", "sheddable"];
 
 /// Who waits, for which pool and model.
 pub struct Waiting {
     state: Mutex<State>,
     /// How many there are, to be asked without the lock.
     many: AtomicUsize,
-    shown: Family<PoolLabels, Gauge>,
+    shown: Family<PoolBandLabels, Gauge>,
     waited: Histograms<PoolReasonLabels>,
 }
 
-/// A pool and what the model is called there: for all in one line the same pods will do.
-type Key = (Arc<str>, Arc<str>);
-
-#[derive(Default)]
-struct State {
-    /// Each line by number, the first first; none is empty.
-    lines: BTreeMap<Key, BTreeMap<u64, Arc<Notify>>>,
-    next: u64,
-    bytes: u64,
-    /// By pool. No more than there are pools.
-    gaps: BTreeMap<Arc<str>, Gaps>,
+/// What a request brings to the line.
+#[derive(Clone)]
+pub(super) struct Asked {
+    /// What the model is called at the pods.
+    pub(super) model: Arc<str>,
+    /// The only pods that will do, if not all will.
+    pub(super) few: Option<Few>,
+    /// Whose turn it takes.
+    pub(super) tenant: Arc<str>,
+    /// How much it matters.
+    pub(super) priority: i32,
+    /// What it costs.
+    pub(super) tokens: u32,
+    /// When it will be too late for it, if that is before all who wait give up.
+    pub(super) deadline: Option<Instant>,
 }
 
-/// How long a pool was without a usable pod lately, and how fast those who waited were served then.
-#[derive(Clone, Copy, Debug, Default)]
-struct Gaps {
-    /// Since when there is somebody who waits.
-    began: Option<Instant>,
-    seconds: Option<f64>,
-    last_served: Option<Instant>,
-    seconds_each: Option<f64>,
-    told: Option<Instant>,
-    /// When the gap began that was told of and of whose end nobody was told.
-    open: Option<Instant>,
+/// How it comes to the line.
+#[derive(Clone, Copy)]
+pub(super) struct Coming<'a> {
+    /// The size of its body.
+    pub(super) bytes: usize,
+    /// The pool's news before it found no pod, if it tried.
+    pub(super) tried: Option<u64>,
+    /// What may wait.
+    pub(super) limits: &'a config::Waiting,
 }
 
 impl std::fmt::Debug for Waiting {
@@ -109,7 +118,7 @@ impl Waiting {
     pub fn pod_may_do(&self, pool: &PoolState, pod: &Pod, now: Instant) {
         if !matches!(pod.admits(now), Admission::No(_)) {
             pool.tell_news();
-            self.call(pool.name());
+            self.room_may_be(pool.name());
         }
     }
 
@@ -119,67 +128,111 @@ impl Waiting {
             pool.tell_news();
         } else {
             let mut state = self.state();
-            state.gaps.remove(name);
-            if !state.lines.keys().any(|(pool, _)| **pool == *name) {
-                self.shown.remove(&PoolLabels { pool: Name::from(name) });
+            if state.line.waiting_for(name) == 0 {
+                state.pools.remove(name);
+                state.line.forget(name);
+                self.hide(name);
             }
         }
-        self.call(name);
+        self.room_may_be(name);
     }
 
-    /// Whether somebody waits for the same, and so comes first.
-    pub(super) fn has_line(&self, pool: &PoolState, model: &Arc<str>) -> bool {
-        !self.is_empty() && self.state().lines.contains_key(&(Arc::clone(pool.name()), Arc::clone(model)))
+    /// A request left a pod of the pool of that name, or its prompt stands in nobody's way there any more.
+    pub(super) fn room_may_be(&self, pool: &str) {
+        if !self.is_empty() {
+            self.state().ring(pool, clock::now());
+        }
     }
 
-    /// The end of the line.
+    /// Whether somebody waits for a pod of `pool`, so that who comes now may not be first.
+    pub(super) fn has_line(&self, pool: &PoolState) -> bool {
+        !self.is_empty() && self.state().line.waiting_for(pool.name()) > 0
+    }
+
+    /// Into the line, at its place.
     ///
     /// # Errors
-    /// If there is no room.
-    pub(super) fn enter(
-        &self,
+    /// If there is no room in it, or no hope.
+    pub(super) fn enter<'a>(
+        &'a self,
         pool: &Arc<PoolState>,
-        model: &Arc<str>,
-        asked: &Asked<'_>,
-    ) -> Result<Place<'_>, Rejection> {
-        let Asked { bytes, news, limits } = *asked;
+        asked: Asked,
+        coming: Coming<'a>,
+    ) -> Result<Place<'a>, Rejection> {
         let now = clock::now();
-        let bytes = bytes as u64;
-        let mut state = self.state();
-        let full = self.len() >= limits.requests || state.bytes.saturating_add(bytes) > limits.bytes.0;
-        if full {
-            return Err(Rejection::LineFull { pause: state.retry_after(pool.name(), now) });
-        }
-        let id = state.next;
-        state.next += 1;
-        state.bytes += bytes;
-        drop(state);
-        let key = (Arc::clone(pool.name()), Arc::clone(model));
-        let until = now + limits.timeout;
+        let limits = coming.limits;
+        let lane = Lane { model: asked.model, few: asked.few.as_ref().map_or(0, |few| few.number) };
+        let latest = now + limits.timeout;
+        let entry = Entry {
+            pool: Arc::clone(pool.name()),
+            lane,
+            tenant: asked.tenant,
+            priority: asked.priority,
+            tokens: asked.tokens,
+            bytes: coming.bytes as u64,
+            due: asked.deadline.map_or(latest, |deadline| deadline.min(latest)),
+        };
+        let waits_for = match room(pool, &entry.lane, asked.few.as_ref(), now) {
+            Room::NoPod => WaitsFor::Pod,
+            Room::Yes | Room::No(_) if coming.tried.is_some() => WaitsFor::Pod,
+            Room::Yes | Room::No(_) => WaitsFor::Room,
+        };
+        let id = self.line_up(pool, &entry, limits, waits_for)?;
         let call = Arc::new(Notify::new());
         let mut place = Place {
             room: self,
             pool: Arc::clone(pool),
-            key,
             id,
-            bytes,
+            entry,
+            few: asked.few,
+            limits,
             began: now,
-            until,
             call,
+            waits_for,
             in_line: false,
-            news,
+            news: coming.tried.unwrap_or_default(),
             outcome: "left",
         };
-        place.stand();
+        place.stand(coming.tried);
         Ok(place)
     }
 
-    fn call(&self, pool: &str) {
-        if self.is_empty() {
-            return;
+    /// Its number in the line; whoever makes room for it is told.
+    fn line_up(
+        &self,
+        pool: &PoolState,
+        entry: &Entry<Lane>,
+        limits: &config::Waiting,
+        waits_for: WaitsFor,
+    ) -> Result<u64, Rejection> {
+        let now = clock::now();
+        let mut state = self.state();
+        let tokens = state.line.ahead(entry).tokens;
+        let busy = |state: &State, why| Rejection::Busy { why, pause: state.pause_for_room(pool, tokens, now) };
+        if waits_for == WaitsFor::Room {
+            let expected = state.line.wait_for(pool.name(), tokens, now).unwrap_or_default();
+            if now + expected >= entry.due {
+                return Err(busy(&state, Busy::TooLate));
+            }
         }
-        for (_, line) in self.state().lines.iter().filter(|((name, _), _)| **name == *pool) {
-            call_first(line);
+        let entered = state.line.enter(entry.clone(), limits, now);
+        let Entered { id, pushed_out } = entered.map_err(|full| match (waits_for, full) {
+            (WaitsFor::Pod, _) => Rejection::LineFull { pause: state.pause_for_a_pod(pool.name(), now) },
+            (WaitsFor::Room, Full::Line) => busy(&state, Busy::LineFull),
+            (WaitsFor::Room, Full::Tenant) => busy(&state, Busy::TenantFull),
+        })?;
+        for (id, gone) in pushed_out {
+            if let Some(call) = state.left(id, &gone.pool, &gone.lane) {
+                call.notify_one();
+            }
+        }
+        self.many.store(state.line.len(), Relaxed);
+        Ok(id)
+    }
+
+    fn hide(&self, pool: &str) {
+        for band in BANDS {
+            self.shown.remove(&PoolBandLabels { pool: Name::from(pool), band });
         }
     }
 
@@ -188,344 +241,15 @@ impl Waiting {
     }
 }
 
-fn call_first(line: &BTreeMap<u64, Arc<Notify>>) {
-    if let Some((_, first)) = line.first_key_value() {
-        first.notify_one();
-    }
-}
-
-impl State {
-    /// When a client of `pool` should come again: when the gap is likely over and the line served.
-    fn retry_after(&self, pool: &Arc<str>, now: Instant) -> Duration {
-        let gaps = self.gaps.get(pool).copied().unwrap_or_default();
-        let Some(expected) = gaps.seconds else { return RETRY_AFTER };
-        let elapsed = gaps.began.map_or(0.0, |began| now.saturating_duration_since(began).as_secs_f64());
-        // A gap that already lasts longer than the others did lasts about as long again.
-        let left = if elapsed < expected { expected - elapsed } else { elapsed };
-        let line = gaps.seconds_each.unwrap_or_default() * self.waiting_for(pool) as f64;
-        let pause = Duration::try_from_secs_f64((left + line).ceil()).unwrap_or(RETRY_AFTER_MOST);
-        pause.clamp(RETRY_AFTER_LEAST, RETRY_AFTER_MOST)
-    }
-
-    fn waiting_for(&self, pool: &Arc<str>) -> usize {
-        self.lines.iter().filter(|((name, _), _)| name == pool).map(|(_, line)| line.len()).sum()
-    }
-
-    fn gaps(&mut self, pool: &Arc<str>) -> &mut Gaps {
-        self.gaps.entry(Arc::clone(pool)).or_default()
-    }
-}
-
-impl Gaps {
-    /// Somebody waits since `began`; whether an operator is to be told now.
-    fn begins(&mut self, began: Instant) -> bool {
-        let new = self.began.is_none();
-        let since = *self.began.get_or_insert(began);
-        let now = clock::now();
-        let tell = new && self.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
-        if tell {
-            self.told = Some(now);
-            self.open = Some(since);
-        }
-        tell
-    }
-
-    /// The first of a gap, or one more, was served: how long the gap was, if an operator knows of it.
-    fn served(&mut self, now: Instant) -> Option<Duration> {
-        let mean = |known: Option<f64>, since: Instant| {
-            let seen = now.saturating_duration_since(since).as_secs_f64();
-            Some(known.map_or(seen, |known| known + (seen - known) * WEIGHT))
-        };
-        if let Some(began) = self.began.take() {
-            self.seconds = mean(self.seconds, began);
-        } else if let Some(last) = self.last_served {
-            self.seconds_each = mean(self.seconds_each, last);
-        }
-        self.last_served = Some(now);
-        self.open.take().map(|open| now.saturating_duration_since(open))
-    }
-}
-
-/// What a request brings to the line.
-pub(super) struct Asked<'a> {
-    /// The size of its body.
-    pub(super) bytes: usize,
-    /// The pool's news before it found no pod.
-    pub(super) news: u64,
-    /// What may wait.
-    pub(super) limits: &'a config::Waiting,
-}
-
-/// One request's place in a line. Dropping it leaves the line, and whoever is first then is called.
-pub(super) struct Place<'a> {
-    room: &'a Waiting,
-    pool: Arc<PoolState>,
-    key: Key,
-    id: u64,
-    bytes: u64,
-    began: Instant,
-    until: Instant,
-    call: Arc<Notify>,
-    in_line: bool,
-    /// The pool's news as of the last try.
-    news: u64,
-    outcome: &'static str,
-}
-
-impl Place<'_> {
-    /// Resolves when it is first and a pod may do.
-    ///
-    /// # Errors
-    /// If that took too long.
-    pub(super) async fn called(&mut self) -> Result<(), Rejection> {
-        let left = self.until.saturating_duration_since(clock::now());
-        if tokio::time::timeout(left, self.call.notified()).await.is_ok() {
-            // What is heard from here on, it may not have seen when it tries.
-            self.news = self.pool.news();
-            return Ok(());
-        }
-        self.outcome = "expired";
-        let pause = self.room.state().retry_after(&self.key.0, clock::now());
-        Err(Rejection::NoPodInTime { waited: self.until.saturating_duration_since(self.began), pause })
-    }
-
-    /// It has its place on a pod and is out of the line. `more`: the next may find one too.
-    pub(super) fn served(&mut self, more: bool) {
-        let now = clock::now();
-        let mut state = self.room.state();
-        let (gap, waited) = (state.gaps(&self.key.0).served(now), state.waiting_for(&self.key.0));
-        drop(state);
-        if let Some(gap) = gap {
-            let pool = &*self.key.0;
-            tracing::info!(pool, waited, "pool is served again after {:.1} s, {waited} waited", gap.as_secs_f64());
-        }
-        self.leave(more);
-        self.outcome = "served";
-    }
-
-    /// Its pool is gone, and so are the hopes of whoever stands behind it.
-    pub(super) fn turned_away(&mut self) {
-        self.leave(true);
-        self.outcome = "turned_away";
-    }
-
-    /// The pod that it had could not be reached after all: it stands where it stood.
-    pub(super) fn back(&mut self) {
-        self.outcome = "left";
-        self.stand();
-    }
-
-    /// It was called and found no pod: it is first and waits for the next call, which may have come meanwhile.
-    pub(super) fn stays(&self) {
-        self.catch_up();
-    }
-
-    /// What was heard since its last try called nobody, or somebody else. A try too many does no harm.
-    fn catch_up(&self) {
-        if self.pool.news() != self.news {
-            self.call.notify_one();
-        }
-    }
-
-    /// When it came into the line.
-    pub(super) fn began(&self) -> Instant {
-        self.began
-    }
-
-    /// How long it waited so far.
-    pub(super) fn waited(&self) -> Duration {
-        clock::now().saturating_duration_since(self.began)
-    }
-
-    fn stand(&mut self) {
-        let mut state = self.room.state();
-        let line = state.lines.entry(self.key.clone()).or_default();
-        line.insert(self.id, Arc::clone(&self.call));
-        let first = line.first_key_value().is_some_and(|(id, _)| *id == self.id);
-        self.room.many.fetch_add(1, Relaxed);
-        self.in_line = true;
-        let tell = first && state.gaps(&self.key.0).begins(self.began);
-        drop(state);
-        if tell {
-            let (pool, timeout) = (&*self.key.0, self.until.saturating_duration_since(self.began));
-            tracing::warn!(pool, ?timeout, "pool has no usable pod; requests wait");
-        }
-        self.catch_up();
-        self.shown().inc();
-    }
-
-    fn leave(&mut self, call_next: bool) {
-        if !std::mem::take(&mut self.in_line) {
-            return;
-        }
-        let mut state = self.room.state();
-        if let Some(line) = state.lines.get_mut(&self.key) {
-            line.remove(&self.id);
-            if call_next {
-                call_first(line);
-            }
-            if line.is_empty() {
-                state.lines.remove(&self.key);
-            }
-        }
-        let last = !state.lines.keys().any(|(pool, _)| *pool == self.key.0);
-        let gone = self.pool.is_closed();
-        if last && gone {
-            state.gaps.remove(&self.key.0);
-        } else if last {
-            state.gaps(&self.key.0).began = None;
-        }
-        self.room.many.fetch_sub(1, Relaxed);
-        drop(state);
-        self.shown().dec();
-        if last && gone {
-            self.room.shown.remove(&PoolLabels { pool: Name::from(&self.key.0) });
-        }
-    }
-
-    fn shown(&self) -> Gauge {
-        self.room.shown.get_or_create_owned(&PoolLabels { pool: Name::from(&self.key.0) })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.leave(true);
-        self.room.state().bytes -= self.bytes;
-        let labels = PoolReasonLabels { pool: Name::from(&self.key.0), reason: self.outcome };
-        self.room.waited.get_or_create(&labels).observe(self.waited().as_secs_f64());
+/// What a priority means: the sign is the Inference Extension's.
+fn band(priority: i32) -> &'static str {
+    let [critical, standard, sheddable] = BANDS;
+    match priority.signum() {
+        1 => critical,
+        0 => standard,
+        _ => sheddable,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{config::Bytes, fleet::Fleet, telemetry::Rows};
-
-    fn limits() -> config::Waiting {
-        config::Waiting {
-            timeout: Duration::from_secs(30),
-            requests: 1_000,
-            bytes: Bytes(1_000),
-            tenant_requests: 1_000,
-            tenant_bytes: Bytes(1_000),
-            shares: [].into(),
-        }
-    }
-
-    fn room() -> (Waiting, Arc<PoolState>) {
-        let yaml = "listeners: [{ name: a, address: 127.0.0.1:1 }]
-pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
-        let (config, _) = config::load("t.yaml", yaml).unwrap();
-        let fleet = Fleet::new(&config.pools, clock::now());
-        (Waiting::new(&Metrics::new(Arc::new(Rows::default))), fleet.pool("pool").unwrap())
-    }
-
-    fn enter<'a>(room: &'a Waiting, pool: &Arc<PoolState>, bytes: usize) -> Result<Place<'a>, Rejection> {
-        room.enter(pool, &"m".into(), &Asked { bytes, news: pool.news(), limits: &limits() })
-    }
-
-    fn called_now(place: &mut Place<'_>) -> bool {
-        use futures_util::FutureExt as _;
-        place.called().now_or_never().is_some_and(|called| called.is_ok())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_thousand_that_wait_are_called_in_the_order_in_which_they_came() {
-        let (room, pool) = room();
-        let mut places: Vec<_> = (0..1_000).map(|_| enter(&room, &pool, 1).unwrap()).collect();
-        assert!(places.iter_mut().all(|place| !called_now(place)), "nothing was heard yet");
-        room.call("pool");
-        for at in 0..places.len() {
-            let called: Vec<_> = (0..places.len()).filter(|it| called_now(&mut places[*it])).collect();
-            assert_eq!(called, [at], "one at a time");
-            places[at].served(true);
-        }
-        drop(places);
-        assert!(room.is_empty() && room.state().lines.is_empty());
-        assert_eq!(room.state().bytes, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_leaves_hands_the_call_on_and_who_comes_back_stands_where_it_stood() {
-        let (room, pool) = room();
-        let mut places: Vec<_> = (0..3).map(|_| enter(&room, &pool, 1).unwrap()).collect();
-        room.call("pool");
-        drop(places.remove(0));
-        assert!(called_now(&mut places[0]), "the second is first now");
-        places[0].served(false);
-        assert!(!called_now(&mut places[1]), "it was told that there is no more");
-        places[0].back();
-        room.call("pool");
-        assert!(!called_now(&mut places[1]) && called_now(&mut places[0]));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_was_heard_between_a_try_and_the_line_is_not_missed() {
-        let (room, pool) = room();
-        let before = pool.news();
-        pool.tell_news();
-        room.call("pool");
-        let mut place = room.enter(&pool, &"m".into(), &Asked { bytes: 1, news: before, limits: &limits() }).unwrap();
-        assert!(called_now(&mut place));
-        pool.tell_news();
-        place.stays();
-        assert!(called_now(&mut place));
-        place.stays();
-        assert!(!called_now(&mut place), "nothing new");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_line_is_bounded_in_requests_bytes_and_time() {
-        let (room, pool) = room();
-        let mut first = enter(&room, &pool, 999).unwrap();
-        assert!(matches!(enter(&room, &pool, 2), Err(Rejection::LineFull { pause: RETRY_AFTER })));
-        let began = clock::now();
-        let expired = first.called().await;
-        assert!(matches!(expired, Err(Rejection::NoPodInTime { .. })), "{expired:?}");
-        assert_eq!(clock::now() - began, limits().timeout);
-        drop(first);
-        let few: Vec<_> = (0..1_000).map(|_| enter(&room, &pool, 0).unwrap()).collect();
-        assert!(matches!(enter(&room, &pool, 0), Err(Rejection::LineFull { .. })));
-        drop(few);
-        assert!(room.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_gap_is_told_when_it_begins_and_when_it_is_over_and_flapping_is_told_seldom() {
-        let mut gaps = Gaps::default();
-        let began = clock::now();
-        assert!(gaps.begins(began));
-        assert!(!gaps.begins(began), "the next who waits is no other gap");
-        tokio::time::advance(Duration::from_secs(7)).await;
-        assert_eq!(gaps.served(clock::now()), Some(Duration::from_secs(7)));
-        assert_eq!(gaps.served(clock::now()), None, "once");
-        assert!(!gaps.begins(clock::now()), "it flaps");
-        assert_eq!(gaps.served(clock::now()), None, "nobody was told that it began");
-        tokio::time::advance(TELL_EVERY).await;
-        assert!(gaps.begins(clock::now()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_is_told_to_come_again_when_gaps_are_usually_over() {
-        let (room, pool) = room();
-        let pause = |room: &Waiting| room.state().retry_after(pool.name(), clock::now()).as_secs();
-        assert_eq!(pause(&room), RETRY_AFTER.as_secs(), "nothing measured");
-        let mut places: Vec<_> = (0..3).map(|_| enter(&room, &pool, 0).unwrap()).collect();
-        tokio::time::advance(Duration::from_secs(20)).await;
-        for place in &mut places {
-            place.served(true);
-            tokio::time::advance(Duration::from_secs(2)).await;
-        }
-        drop(places);
-        // The gap took 20 s, each further one 2 s.
-        let waiting: Vec<_> = (0..5).map(|_| enter(&room, &pool, 0).unwrap()).collect();
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(pause(&room), 15 + 5 * 2);
-        tokio::time::advance(Duration::from_secs(20)).await;
-        assert_eq!(pause(&room), 25 + 5 * 2, "it lasts longer than usual, so as long again");
-        tokio::time::advance(Duration::from_secs(600)).await;
-        assert_eq!(pause(&room), RETRY_AFTER_MOST.as_secs());
-        drop(waiting);
-    }
-}
+mod tests;
