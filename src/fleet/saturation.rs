@@ -73,13 +73,13 @@ pub enum Room {
 }
 
 impl Room {
-    /// Whether `pods` of `pool` have room for one more for `model`: what [`Saturation::of`] says, but known at the first pod
-    /// that has some, so that it may be asked for every request.
-    pub fn of(pool: &PoolState, pods: impl IntoIterator<Item = &Arc<Pod>>, model: &str, now: Instant) -> Self {
+    /// Whether those of `pods` in `pool` that `may` have it have room for one more: what [`Saturation::of`] says, but known at
+    /// the first pod that has some, so that it may be asked for every request.
+    pub fn of(pool: &PoolState, pods: &[Arc<Pod>], may: impl Fn(&Pod) -> bool, now: Instant) -> Self {
         let (mut sights, mut room) = (None, Self::NoPod);
         for pod in pods {
             let admission = pod.admits(now);
-            if matches!(admission, Admission::No(_)) || pod.serves(model) == Some(false) {
+            if matches!(admission, Admission::No(_)) || !may(pod) {
                 continue;
             }
             if admission == Admission::Probe {
@@ -122,9 +122,10 @@ impl Sights {
     /// After how long `pod`, which is full, looks otherwise though nothing was heard of it: it said no, and that is past; or
     /// its page told of others, and is too old.
     fn fades_within(&self, pod: &Pod, now: Instant, too_long_ms: f64) -> Option<Duration> {
-        let pushed = pod.health.pushback(now).as_secs_f64() - too_long_ms / 1e3;
-        if pushed > 0.0 {
-            return Duration::try_from_secs_f64(pushed).ok();
+        let pushed_ms = pod.health.pushback(now).as_secs_f64() * 1e3;
+        if pushed_ms >= too_long_ms {
+            // It is counted in whole milliseconds.
+            return Duration::try_from_secs_f64((pushed_ms - too_long_ms + 1.0) / 1e3).ok();
         }
         let glance = pod.glance(&self.moment).filter(|it| it.trust * it.others > 0.0)?;
         Some(stale_after(pod.view.interval).mul_f32(glance.trust))
@@ -353,7 +354,7 @@ mod tests {
     }
 
     fn room(pool: &PoolState, now: Instant) -> Room {
-        Room::of(pool, pool.pods().iter(), "m", now)
+        Room::of(pool, &pool.pods(), |pod| pod.serves("m") != Some(false), now)
     }
 
     #[test]
@@ -369,8 +370,8 @@ mod tests {
         assert_eq!(room(&pool, now), Room::Yes);
         pods[0].health.pushed_back(Some(Duration::from_secs(3)), now, now);
         let Room::No(Some(until)) = room(&pool, now) else { panic!("it said no") };
-        assert_eq!((until - now).as_millis(), 2_000, "a wait of a second is not too long");
-        assert_eq!(room(&pool, until + Duration::from_millis(1)), Room::Yes);
+        assert_eq!((until - now).as_millis(), 2_001, "a wait of less than a second is not too long");
+        assert_eq!(room(&pool, until), Room::Yes);
         pods[0].health.note(Evidence::ScrapeOk { asleep: true }, now);
         assert_eq!(room(&pool, now), Room::No(None));
         pods[1].health.note(Evidence::ScrapeOk { asleep: true }, now);

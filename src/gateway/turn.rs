@@ -100,7 +100,7 @@ impl Matter {
 
     /// Whether the pods that could have it have room.
     pub(super) fn room(&self, now: Instant) -> Room {
-        Room::of(&self.pool, self.pods().iter(), &self.route.served_model, now)
+        Room::of(&self.pool, &self.pods(), |pod| pod.serves(&self.route.served_model) != Some(false), now)
     }
 
     /// Whether it has to stand in line before it is sent anywhere: there is no room, or others wait and it may not be the
@@ -116,6 +116,11 @@ impl Matter {
             Room::No(_) => true,
             Room::NoPod => others && self.among.is_none(),
         }
+    }
+
+    /// Its priority as vLLM counts it, the lower the earlier, if its pods schedule by that; else they would refuse it.
+    pub(super) fn vllm_priority(&self) -> Option<i32> {
+        self.pool.config().priority_scheduling.then(|| self.priority.0.saturating_neg())
     }
 
     /// Whether it may wait while its pool is full though it is one that may be refused then: its priority has a share of

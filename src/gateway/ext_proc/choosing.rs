@@ -1,7 +1,7 @@
 //! What is decided about one request of Envoy's: an answer of our own, or a pod and how its request differs from the
 //! client's. The decision is the desk's own; here it is put into Envoy's terms.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -18,7 +18,10 @@ use crate::{
     clock,
     gateway::{
         decide::{Matter, Pick},
-        proxy::{front, headers::steers},
+        proxy::{
+            front,
+            headers::{VLLM_PRIORITY, steers},
+        },
         reading::Asking,
         receipt::{Receipt, Step},
         rejection::Rejection,
@@ -116,7 +119,7 @@ async fn send(
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter)?;
     let changed = body.as_ptr() != before;
-    let pick = reserve(story, &matter, receipt, (body.len(), among_few)).await?;
+    let pick = reserve(story, &matter, receipt, (body.len(), among_few, rules.wait)).await?;
     receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
     let mut endpoints: SmallVec<[Arc<str>; 3]> = SmallVec::from_iter([Arc::clone(pick.verdict.pod.address())]);
     let mut tried = Tried::none();
@@ -126,7 +129,11 @@ async fn send(
         tried.add(&next);
         endpoints.push(Arc::clone(next.address()));
     }
-    let decided = decided(head, &endpoints, receipt, (body, changed));
+    let mut decided = decided(head, &endpoints, receipt, (body, changed));
+    if let Some(priority) = matter.vllm_priority() {
+        decided.mutation.remove_headers.retain(|name| *name != VLLM_PRIORITY);
+        set(&mut decided.mutation, VLLM_PRIORITY, priority.to_string());
+    }
     let inject_usage = story.policy.config.api.inject_usage && ask.lacks_usage();
     let asking = Asking { matter: Some(matter), endpoint, inject_usage };
     let fallbacks = endpoints.into_iter().skip(1).collect();
@@ -139,10 +146,10 @@ async fn reserve(
     story: &Story,
     matter: &Matter,
     receipt: &mut Receipt,
-    (bytes, among_few): (usize, bool),
+    (bytes, among_few, timeout): (usize, bool, Duration),
 ) -> Result<Pick, Rejection> {
     let (house, limits) = (&story.house, &story.policy.config.waiting);
-    let mut coming = waiting::Coming { bytes, tried: None, limits };
+    let mut coming = waiting::Coming { bytes, tried: None, timeout, limits };
     let may_not_wait = || among_few || limits.timeout.is_zero() || matter.pool.is_closed();
     let news = matter.pool.news();
     if !matter.must_wait(house, limits, clock::now()) {

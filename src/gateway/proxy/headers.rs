@@ -55,7 +55,7 @@ pub(in crate::gateway) const SLO_TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-sl
 pub(in crate::gateway) const PRIORITY: &str = "x-tidegate-priority";
 
 /// The priority that vLLM schedules by, where it does: the lower, the earlier.
-pub(in crate::gateway) const VLLM_PRIORITY: HeaderName = HeaderName::from_static("x-vllm-priority");
+pub(in crate::gateway) const VLLM_PRIORITY: &str = "x-vllm-priority";
 
 /// What else a gateway tells a picker and no pod.
 const FOR_PICKERS: [&str; 6] =

@@ -30,7 +30,7 @@ impl Story {
         let limits = &self.policy.config.waiting;
         let mut held = Held::new(carry);
         self.house.retries.earn(&self.policy.config.retry);
-        let mut coming = Coming { bytes, tried: None, limits };
+        let mut coming = Coming { bytes, tried: None, timeout: limits.timeout, limits };
         if !matter.must_wait(&self.house, limits, clock::now()) {
             match self.attempts(&mut held, timeouts, matter, receipt).await {
                 Err(refused) if held.carry.is_some() && self.may_wait(&refused, matter) => coming.tried = Some(news),

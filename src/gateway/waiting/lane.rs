@@ -58,9 +58,6 @@ impl Standing {
 
 /// Whether `pool` has room for one more of `lane`.
 pub(super) fn room(pool: &PoolState, lane: &Lane, few: Option<&Few>, now: Instant) -> Room {
-    let pods = pool.pods();
-    match few {
-        None => Room::of(pool, pods.iter(), &lane.model, now),
-        Some(few) => Room::of(pool, pods.iter().filter(|pod| (few.among)(pod)), &lane.model, now),
-    }
+    let serves = |pod: &Pod| pod.serves(&lane.model) != Some(false);
+    Room::of(pool, &pool.pods(), |pod| serves(pod) && few.is_none_or(|few| (few.among)(pod)), now)
 }

@@ -18,7 +18,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::{family::Family, gauge::Gauge};
@@ -83,6 +83,8 @@ pub(super) struct Coming<'a> {
     pub(super) bytes: usize,
     /// The pool's news before it found no pod, if it tried.
     pub(super) tried: Option<u64>,
+    /// For how long it may wait.
+    pub(super) timeout: Duration,
     /// What may wait.
     pub(super) limits: &'a config::Waiting,
 }
@@ -162,7 +164,7 @@ impl Waiting {
         let now = clock::now();
         let limits = coming.limits;
         let lane = Lane { model: asked.model, few: asked.few.as_ref().map_or(0, |few| few.number) };
-        let latest = now + limits.timeout;
+        let latest = now + coming.timeout;
         let entry = Entry {
             pool: Arc::clone(pool.name()),
             lane,

@@ -54,7 +54,7 @@ impl Place<'_> {
         loop {
             let wakes = self.alarm().map_or(self.entry.due, |alarm| alarm.min(self.entry.due));
             // Whichever it was: what is so now counts.
-            let _ = tokio::time::timeout_at(wakes.into(), self.call.notified()).await;
+            drop(tokio::time::timeout_at(wakes.into(), self.call.notified()).await);
             let now = clock::now();
             let mut state = self.room.state();
             let pool = self.pool.name();

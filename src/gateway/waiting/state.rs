@@ -120,7 +120,9 @@ impl State {
         } else if let Some(opens) = opens.filter(|opens| at.alarm.is_none_or(|(set, _)| *opens < set)) {
             let somebody = self.line.entries().filter(|(_, it)| *it.pool == *pool).map(|(id, _)| id).min();
             at.alarm = somebody.map(|id| (opens, id));
-            somebody.into_iter().for_each(|id| self.wake(id));
+            if let Some(id) = somebody {
+                self.wake(id);
+            }
         }
     }
 
@@ -139,10 +141,8 @@ impl State {
     /// When one should for which it is full, and `tokens` stand before it: when those have gone on.
     pub(super) fn pause_for_room(&self, pool: &PoolState, tokens: u64, now: Instant) -> Duration {
         let measured = self.line.wait_for(pool.name(), tokens, now);
-        measured.map(|wait| pause(wait.as_secs_f64())).unwrap_or_else(|| {
-            let full = Saturation::of(pool, &pool.pods(), "", now);
-            full.map_or(pause(0.0), |full| full.pause())
-        })
+        let full = || Saturation::of(pool, &pool.pods(), "", now).map_or(pause(0.0), |full| full.pause());
+        measured.map_or_else(full, |wait| pause(wait.as_secs_f64()))
     }
 
     /// Whether a pod is in use for `lane`.

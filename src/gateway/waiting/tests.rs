@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use futures_util::FutureExt as _;
 
 use super::{gaps::RETRY_AFTER, *};
@@ -32,13 +30,13 @@ impl House {
         let fleet = Fleet::new(&[for_test::pool("pool")], clock::now());
         let targets: Vec<_> = (0..pods).map(|n| for_test::target(&format!("pod-{n}"))).collect();
         fleet.set("pool", &targets, clock::now());
-        let room = Waiting::new(&Metrics::new(Arc::new(Rows::default())));
+        let room = Waiting::new(&Metrics::new(Arc::new(Rows::default)));
         Self { room, pool: fleet.pool("pool").unwrap(), limits: limits() }
     }
 
     fn enter(&self, asked: Asked, coming: (usize, Option<u64>)) -> Result<Place<'_>, Rejection> {
         let (bytes, tried) = coming;
-        self.room.enter(&self.pool, asked, Coming { bytes, tried, limits: &self.limits })
+        self.room.enter(&self.pool, asked, Coming { bytes, tried, timeout: self.limits.timeout, limits: &self.limits })
     }
 
     /// One that found no pod.
@@ -208,7 +206,7 @@ async fn the_line_is_bounded_in_requests_bytes_and_time() {
 async fn who_waits_for_room_is_refused_in_other_words_and_gives_way_to_who_matters_more() {
     let mut house = House::of(1);
     house.limits.requests = 1;
-    let _there = house.sends(0, 40_000);
+    let _there = house.sends(0, 39_000);
     let mut first = house.comes(0);
     let full = house.enter(asked(0), (1, None)).map(drop);
     let Err(Rejection::Busy { why: Busy::LineFull, pause }) = full else { panic!("{full:?}") };
