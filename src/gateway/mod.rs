@@ -16,6 +16,7 @@ mod reading;
 mod spending;
 mod story;
 mod telling;
+mod turn;
 mod waiting;
 
 use std::sync::{
@@ -27,15 +28,19 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use decide::{Explained, Matter, Pick, Waits, Wishes, explain};
 pub use entering::Peer;
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
 pub use spending::moment;
-pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
-pub use waiting::Waiting;
+pub use telling::{
+    busy::Busy,
+    rejection::{Rejection, X_TIDEGATE_REFUSED},
+};
+pub use turn::Bell;
+pub use waiting::{BandView, LineView, Waiting};
 
 use telling::{receipt, rejection};
 

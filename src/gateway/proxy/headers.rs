@@ -48,8 +48,17 @@ pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite
 /// And whose share of a full fleet it counts in: its tenant.
 pub(in crate::gateway) const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
 
+/// And within how many milliseconds its first token is wanted.
+pub(in crate::gateway) const SLO_TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
+
+/// How much a request matters, as a number: our own word for it.
+pub(in crate::gateway) const PRIORITY: &str = "x-tidegate-priority";
+
+/// The priority that vLLM schedules by, where it does: the lower, the earlier.
+pub(in crate::gateway) const VLLM_PRIORITY: &str = "x-vllm-priority";
+
 /// What else a gateway tells a picker and no pod.
-const FOR_PICKERS: [&str; 4] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
+const FOR_PICKERS: [&str; 4] = [SLO_TTFT[0], SLO_TTFT[1], "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];

@@ -173,10 +173,14 @@ impl Story {
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
         self.reserve_quotas(&matter, receipt)?;
-        shed(&matter, receipt)?;
+        shed(&matter, &config.waiting, receipt)?;
         let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());
-        let carry = carry(head, self.body_for_pod(body, &ask, &matter, wants_usage)?, &receipt.request_id, forward);
+        let body = self.body_for_pod(body, &ask, &matter, wants_usage)?;
+        let mut carry = carry(head, body, &receipt.request_id, forward);
+        if let (Some(priority), Some(headers)) = (matter.vllm_priority(), Arc::get_mut(&mut carry.headers)) {
+            headers.insert(headers::VLLM_PRIORITY, HeaderValue::from(priority));
+        }
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.
