@@ -11,6 +11,7 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
+    doors::{Arrival, Door, Sight, Word},
     rivals::{Policy, Rival, Seen, Truth, View},
     script::{Ask, Piece},
     setup::{self, MODEL, POOL, Setup, adapter_name},
@@ -43,6 +44,7 @@ pub(super) struct Desk {
     pods: Arc<Vec<Arc<Pod>>>,
     index: Index,
     chooser: Chooser,
+    door: Box<dyn Door>,
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
@@ -119,6 +121,7 @@ impl Desk {
             fleet,
             index: Index::default(),
             chooser,
+            door: setup.door.make(),
             rng: StdRng::seed_from_u64(seed),
             epoch,
             seen: Vec::new(),
@@ -148,6 +151,33 @@ impl Desk {
     /// The configuration with other weights is in force.
     pub(super) fn shift(&mut self) {
         self.table = self.next_table.clone();
+    }
+
+    /// A request came to the door.
+    pub(super) fn came(&mut self, nth: u32, ask: &Ask, now_ms: f64) {
+        let bytes = text::prompt_bytes(&ask.prompt);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+        let answer = self.pool.expected_output_tokens() as u32;
+        let tokens = self.pool.tokens(bytes).saturating_add(answer);
+        let arrival = Arrival { nth, at_ms: now_ms, client: ask.client, tokens, bytes };
+        let sight = Sight { pool: &self.pool, pods: &self.pods, now: self.instant(now_ms), now_ms };
+        self.door.came(arrival, &sight);
+    }
+
+    /// Its client has gone.
+    pub(super) fn gone(&mut self, nth: u32) {
+        self.door.gone(nth);
+    }
+
+    /// What the door says next.
+    pub(super) fn says(&mut self, now_ms: f64) -> Option<Word> {
+        let sight = Sight { pool: &self.pool, pods: &self.pods, now: self.instant(now_ms), now_ms };
+        self.door.next(&sight)
+    }
+
+    /// When the door wants to be asked even if nothing happens until then.
+    pub(super) fn alarm_ms(&self) -> f64 {
+        self.door.alarm_ms()
     }
 
     /// A request came: where it goes, under which name, and who holds how much of it.

@@ -1,5 +1,6 @@
 //! What a run is about besides its traffic: the pods, how they are seen, and what goes wrong with them when.
 
+use super::doors::{self, Entry};
 use crate::{
     config::{self, Config, Endpoint, Target},
     sim::EngineConfig,
@@ -90,6 +91,8 @@ pub struct Setup {
     /// Whether a request is tried elsewhere when its pod dies before the first byte of an answer. `serve` does not: the
     /// pod may have died of it.
     pub retries_died: bool,
+    /// Who says what may come in, and when.
+    pub door: &'static Entry,
 }
 
 impl Setup {
@@ -103,6 +106,7 @@ impl Setup {
             adapters: 0,
             shift: None,
             retries_died: false,
+            door: &doors::OPEN,
         }
     }
 
