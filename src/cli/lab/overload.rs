@@ -1,7 +1,9 @@
 //! `tidegate lab overload`: what admission policies make of more work than the fleet can carry.
 
 use std::{
+    fs,
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -14,10 +16,13 @@ use super::{
 use crate::lab::{
     Policy, Watch as _,
     doors::{DOORS, Entry},
-    overload::{Crowd, Study, page},
+    overload::{Crowd, Study, page, pictures},
     study::benchmark::OURS,
     workloads::Rate,
 };
+
+/// Where the pictures go, from the page.
+const PICTURES: &str = "overload";
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Args {
@@ -35,6 +40,9 @@ pub(super) struct Args {
     /// Only these
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
+    /// A folder to write the page and its pictures into, instead of printing the page
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     stage: Stage,
 }
@@ -71,20 +79,39 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
         threads: threads(),
         watch: bar,
     };
-    let crowds = [Crowd::Classes, Crowd::Hurried, Crowd::Impatient, Crowd::Tenants, Crowd::Light];
     let mut sheets = Vec::new();
-    let mut out = io::stdout().lock();
-    writeln!(out, "capacity {capacity:.2}")?;
-    for crowd in crowds {
-        if !args.only.is_empty() && !args.only.iter().any(|it| *it == format!("{crowd:?}").to_lowercase()) {
-            continue;
-        }
+    for crowd in wanted(&args.only)? {
         let loads = crowd.loads();
         bar.expect(study.runs(loads.len()));
-        let played = study.play(crowd, &loads)?;
-        write!(out, "{}", page(&played))?;
-        sheets.extend(played);
+        sheets.extend(study.play(crowd, &loads)?);
     }
     bar.finish();
+    let terms = format!("{}: {}; it can carry {capacity:.1} requests a second.", args.workload, ready.terms(&exam));
+    let text = page(&sheets, &terms, PICTURES);
+    let mut out = io::stdout().lock();
+    let Some(folder) = &args.out else {
+        write!(out, "{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let pictures = folder.join(PICTURES);
+    fs::create_dir_all(&pictures).with_context(|| format!("cannot make the folder {}", pictures.display()))?;
+    for picture in self::pictures(&sheets) {
+        let path = pictures.join(format!("{}.svg", picture.name));
+        fs::write(&path, picture.svg()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let path = folder.join("overload.md");
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(out, "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn wanted(names: &[String]) -> anyhow::Result<Vec<Crowd>> {
+    if names.is_empty() {
+        return Ok(Crowd::ALL.to_vec());
+    }
+    let find = |name: &String| {
+        let found = Crowd::ALL.into_iter().find(|crowd| crowd.name() == name);
+        found.with_context(|| format!("there is no crowd `{name}`; `tidegate lab overload --help` lists them"))
+    };
+    names.iter().map(find).collect()
 }

@@ -23,16 +23,37 @@ pub struct Group {
     pub refused: f64,
     /// Those whose clients went, of those that came.
     pub left: f64,
-    /// How long those who were let in stood at the door, in milliseconds: the mean, and one in a hundred longer.
-    pub wait_mean: f64,
-    /// One in a hundred waited longer.
-    pub wait_p99: f64,
-    /// The mean time to the first token.
-    pub ttft_mean: f64,
-    /// One in a hundred took longer.
-    pub ttft_p99: f64,
+    /// How long those who were let in stood at the door.
+    pub wait: Times,
+    /// How long it took to the first token, of those that had one.
+    pub ttft: Times,
     /// Tokens of prompts and answers that the fleet computed for it, a second.
     pub tokens: f64,
+}
+
+/// Milliseconds of many requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    /// Their mean.
+    pub mean: f64,
+    /// What half of them took at most.
+    pub p50: f64,
+    /// And nine in ten.
+    pub p90: f64,
+    /// And ninety-nine in a hundred.
+    pub p99: f64,
+}
+
+impl Times {
+    fn of(numbers: impl Iterator<Item = f64>) -> Self {
+        let mut all: Vec<f64> = numbers.filter(|it| it.is_finite()).collect();
+        all.sort_by(f64::total_cmp);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
+        let place = |share: f64| (all.len() as f64 * share) as usize;
+        let at = |share: f64| all.get(place(share).min(all.len().saturating_sub(1))).copied().unwrap_or(0.0);
+        let mean = all.iter().sum::<f64>() / all.len().max(1) as f64;
+        Self { mean, p50: at(0.5), p90: at(0.9), p99: at(0.99) }
+    }
 }
 
 impl Group {
@@ -46,18 +67,14 @@ impl Group {
         let share = |is: &dyn Fn(&Told) -> bool| count(is) / offered.max(1) as f64;
         let seconds = (span.1 - span.0) / 1e3;
         let met = |told: &Told| slo.is_met(told);
-        let waits = sorted(came.iter().map(|told| told.let_in_ms - told.at_ms));
-        let ttft = sorted(came.iter().map(|told| told.ttft_ms()));
         Self {
             offered,
             attainment: share(&met),
             goodput: count(&met) / seconds,
             refused: share(&|told| told.refused_ms.is_finite()),
             left: share(&|told| told.left),
-            wait_mean: mean(&waits),
-            wait_p99: at(&waits, 0.99),
-            ttft_mean: mean(&ttft),
-            ttft_p99: at(&ttft, 0.99),
+            wait: Times::of(came.iter().map(|told| told.let_in_ms - told.at_ms)),
+            ttft: Times::of(came.iter().map(|told| told.ttft_ms())),
             tokens: all().map(|told| served(told, span)).sum::<f64>() / seconds,
         }
     }
@@ -82,22 +99,6 @@ fn served(told: &Told, (from, to): (f64, f64)) -> f64 {
     let within = (told.last_ms.min(to) - told.first_ms.max(from)).max(0.0);
     let long = (told.last_ms - told.first_ms).max(f64::MIN_POSITIVE);
     prompt + f64::from(told.tokens) * (within / long).min(1.0)
-}
-
-fn sorted(numbers: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut all: Vec<f64> = numbers.filter(|it| it.is_finite()).collect();
-    all.sort_by(f64::total_cmp);
-    all
-}
-
-fn mean(numbers: &[f64]) -> f64 {
-    numbers.iter().sum::<f64>() / numbers.len().max(1) as f64
-}
-
-fn at(sorted: &[f64], share: f64) -> f64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
-    let place = (sorted.len() as f64 * share) as usize;
-    sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -127,7 +128,7 @@ mod tests {
         assert_eq!(group.offered, 3);
         assert!((group.attainment - 2.0 / 3.0).abs() < 1e-9 && (group.goodput - 2.0 / 0.75).abs() < 1e-9, "{group:?}");
         assert!((group.refused - 1.0 / 3.0).abs() < 1e-9 && group.left.abs() < 1e-9);
-        assert!((group.wait_mean - 10.0).abs() < 1e-9 && (group.ttft_p99 - 20.0).abs() < 1e-9);
+        assert!((group.wait.mean - 10.0).abs() < 1e-9 && (group.ttft.p99 - 20.0).abs() < 1e-9);
         // The second has all its 110 tokens within, the last one its prompt and 3 of its answer.
         assert!((group.tokens - 213.0 / 0.75).abs() < 1e-6, "{group:?}");
         let parts = over_time(&run, &script, 2, |client| client.tenant == 0);

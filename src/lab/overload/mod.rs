@@ -3,12 +3,14 @@
 //! What a fleet can carry is found by the lab's own search. Crowds of 1 to 2 times that, and of tenants with far more, are
 //! then played once with each door. All doors choose pods by the same rule.
 
+mod claims;
 mod groups;
 mod page;
 mod traffic;
 
-pub use groups::Group;
-pub use page::page;
+pub use claims::claims;
+pub use groups::{Group, Times};
+pub use page::{page, pictures};
 pub use traffic::Crowd;
 
 use super::{
@@ -87,8 +89,14 @@ pub struct Sheet {
     pub all: Days,
     /// The critical ones, or tenant 1.
     pub some: Days,
-    /// The same, had nobody else come; where that is asked for.
+    /// Those who are not.
+    pub others: Days,
+    /// The critical ones, or tenant 1, had nobody else come; where that is asked for.
     pub alone: Days,
+    /// What the fleet can carry, in requests a second.
+    pub capacity: f64,
+    /// For how many virtual minutes.
+    pub minutes: f64,
     /// Of each part of the time, the share of what was computed that tenant 1 had, on the first day.
     pub shares: Vec<f64>,
 }
@@ -97,6 +105,7 @@ pub struct Sheet {
 struct Day {
     all: Group,
     some: Group,
+    others: Group,
     alone: Option<Group>,
     shares: Vec<f64>,
 }
@@ -128,7 +137,7 @@ impl Study<'_> {
         for load in loads {
             for door in self.doors {
                 let days: Result<Vec<Day>, _> = days.by_ref().take(seeds).collect();
-                sheets.push(sheet((crowd, *load, door.name), days?));
+                sheets.push(self.sheet((crowd, *load, door.name), days?));
             }
         }
         Ok(sheets)
@@ -158,13 +167,72 @@ impl Study<'_> {
         Ok(Day {
             all: Group::of(&run, script, &self.slo, |_| true),
             some: Group::of(&run, script, &self.slo, wanted),
+            others: Group::of(&run, script, &self.slo, |client| !wanted(client)),
             alone,
             shares: of_some.iter().zip(of_all).map(|(some, all)| some / all.max(1.0)).collect(),
         })
     }
+
+    fn sheet(&self, (crowd, load, door): (Crowd, f64, &'static str), days: Vec<Day>) -> Sheet {
+        let shares = days.first().map(|day| day.shares.clone()).unwrap_or_default();
+        Sheet {
+            crowd,
+            load,
+            door,
+            all: Days(days.iter().map(|day| day.all).collect()),
+            some: Days(days.iter().map(|day| day.some).collect()),
+            others: Days(days.iter().map(|day| day.others).collect()),
+            alone: Days(days.iter().filter_map(|day| day.alone).collect()),
+            capacity: self.capacity,
+            minutes: self.minutes,
+            shares,
+        }
+    }
 }
 
 impl Crowd {
+    /// All of them, in the order of the page.
+    pub const ALL: [Self; 5] = [Self::Classes, Self::Hurried, Self::Impatient, Self::Tenants, Self::Light];
+
+    /// Its short name, fit for a file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classes => "classes",
+            Self::Hurried => "hurried",
+            Self::Impatient => "impatient",
+            Self::Tenants => "tenants",
+            Self::Light => "light",
+        }
+    }
+
+    /// What it is called on the page.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Classes => "Half critical, half sheddable",
+            Self::Hurried => "All alike, and all say when they want their first token",
+            Self::Impatient => "All alike, and nobody says so",
+            Self::Tenants => "Two tenants, both with more than the fleet can do",
+            Self::Light => "A light tenant beside a heavy one",
+        }
+    }
+
+    /// What it is, in a sentence.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Classes => "`alone` is the same run without the sheddable requests.",
+            Self::Hurried => "Every request has `x-slo-ttft-ms`, the promised time.",
+            Self::Impatient => {
+                "Who has had nothing for 10 s goes, and comes again up to twice, as SDKs do; whoever is refused comes again \
+                 after the pause it is told."
+            }
+            Self::Tenants => "One asks for as much as the fleet can carry, the other for ten times that.",
+            Self::Light => {
+                "The heavy tenant asks for 1.5 times what the fleet can carry, the light one for a twentieth of it; `alone` \
+                 is the same run without the heavy one."
+            }
+        }
+    }
+
     /// At which loads it is played.
     pub fn loads(self) -> Vec<f64> {
         match self {
@@ -182,18 +250,5 @@ impl Crowd {
             Self::Hurried | Self::Impatient => true,
             Self::Tenants | Self::Light => client.tenant == 1,
         }
-    }
-}
-
-fn sheet((crowd, load, door): (Crowd, f64, &'static str), days: Vec<Day>) -> Sheet {
-    let shares = days.first().map(|day| day.shares.clone()).unwrap_or_default();
-    Sheet {
-        crowd,
-        load,
-        door,
-        all: Days(days.iter().map(|day| day.all).collect()),
-        some: Days(days.iter().map(|day| day.some).collect()),
-        alone: Days(days.iter().filter_map(|day| day.alone).collect()),
-        shares,
     }
 }
