@@ -25,7 +25,7 @@ mod units;
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use listener::{BodyMode, ExtProc, Listener};
-pub use overload::{Saturation, Waiting};
+pub use overload::{Saturation, Share, Waiting};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
 pub use settings::{Api, Limits, Log, LogFormat, ModelTimeouts, Retry, RetryOn, Sessions, Timeouts};

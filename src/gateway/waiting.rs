@@ -402,8 +402,16 @@ mod tests {
     use super::*;
     use crate::{config::Bytes, fleet::Fleet, telemetry::Rows};
 
-    const LIMITS: config::Waiting =
-        config::Waiting { timeout: Duration::from_secs(30), requests: 1_000, bytes: Bytes(1_000) };
+    fn limits() -> config::Waiting {
+        config::Waiting {
+            timeout: Duration::from_secs(30),
+            requests: 1_000,
+            bytes: Bytes(1_000),
+            tenant_requests: 1_000,
+            tenant_bytes: Bytes(1_000),
+            shares: [].into(),
+        }
+    }
 
     fn room() -> (Waiting, Arc<PoolState>) {
         let yaml = "listeners: [{ name: a, address: 127.0.0.1:1 }]
@@ -414,7 +422,7 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
     }
 
     fn enter<'a>(room: &'a Waiting, pool: &Arc<PoolState>, bytes: usize) -> Result<Place<'a>, Rejection> {
-        room.enter(pool, &"m".into(), &Asked { bytes, news: pool.news(), limits: &LIMITS })
+        room.enter(pool, &"m".into(), &Asked { bytes, news: pool.news(), limits: &limits() })
     }
 
     fn called_now(place: &mut Place<'_>) -> bool {
@@ -458,7 +466,7 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
         let before = pool.news();
         pool.tell_news();
         room.call("pool");
-        let mut place = room.enter(&pool, &"m".into(), &Asked { bytes: 1, news: before, limits: &LIMITS }).unwrap();
+        let mut place = room.enter(&pool, &"m".into(), &Asked { bytes: 1, news: before, limits: &limits() }).unwrap();
         assert!(called_now(&mut place));
         pool.tell_news();
         place.stays();
@@ -475,7 +483,7 @@ pools: [{ name: pool, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]";
         let began = clock::now();
         let expired = first.called().await;
         assert!(matches!(expired, Err(Rejection::NoPodInTime { .. })), "{expired:?}");
-        assert_eq!(clock::now() - began, LIMITS.timeout);
+        assert_eq!(clock::now() - began, limits().timeout);
         drop(first);
         let few: Vec<_> = (0..1_000).map(|_| enter(&room, &pool, 0).unwrap()).collect();
         assert!(matches!(enter(&room, &pool, 0), Err(Rejection::LineFull { .. })));

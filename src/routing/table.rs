@@ -312,7 +312,14 @@ mod tests {
                 drain_grace: second,
             },
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
-            waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
+            waiting: Waiting {
+                timeout: second,
+                requests: 1,
+                bytes: Bytes(1),
+                tenant_requests: 1,
+                tenant_bytes: Bytes(1),
+                shares: [].into(),
+            },
             saturation: Saturation { wait: second },
             sessions: Sessions { header: String::new() },
             api: Api {
