@@ -40,17 +40,19 @@ impl Saturation {
     /// How full `pods` of `pool` are, of which those count that are in use and may serve `model` (all, if it has no name);
     /// `None` if there are none.
     pub fn of(pool: &PoolState, pods: &[Arc<Pod>], model: &str, now: Instant) -> Option<Self> {
-        let sights =
-            Sights { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() };
+        let sights = Sights::of(pool, now);
         let usable = |pod: &&Arc<Pod>| {
             matches!(pod.admits(now), Admission::Yes | Admission::Warming(_)) && pod.serves(model) != Some(false)
         };
-        let pause = |pod: &Pod| pod.health.pushback(now).as_secs_f64() * 1e3;
-        // A pod that said no is as good as full for as long as it looks so.
-        let wait = |pod: &Arc<Pod>| sights.of_pod(pod).wait_ms().max(pause(pod));
-        let wait_ms = pods.iter().filter(usable).map(wait).reduce(f64::min)?;
-        let too_long = pool.config().saturation.wait.as_secs_f64() * 1e3;
-        Some(Self { wait_ms, level: wait_ms / too_long })
+        let wait_ms = pods.iter().filter(usable).map(|pod| sights.wait_ms(pod, now)).reduce(f64::min)?;
+        Some(Self { wait_ms, level: wait_ms / too_long(pool) })
+    }
+
+    /// The pods of `pool` at which a request would wait too long. While others have room, they are no pods to choose: what
+    /// waits in the line can still go wherever a place gets free, and what waits at a pod cannot.
+    pub fn full<'a>(pool: &PoolState, pods: &'a [Arc<Pod>], now: Instant) -> impl Iterator<Item = &'a Arc<Pod>> {
+        let (sights, too_long) = (Sights::of(pool, now), too_long(pool));
+        pods.iter().filter(move |pod| sights.wait_ms(pod, now) >= too_long)
     }
 
     /// Whether what is sheddable is refused.
@@ -65,6 +67,11 @@ impl Saturation {
     }
 }
 
+/// In milliseconds, what the operator finds too long.
+fn too_long(pool: &PoolState) -> f64 {
+    pool.config().saturation.wait.as_secs_f64() * 1e3
+}
+
 /// What is the same for all pods of a pool.
 struct Sights {
     pace: Pace,
@@ -74,6 +81,15 @@ struct Sights {
 }
 
 impl Sights {
+    fn of(pool: &PoolState, now: Instant) -> Self {
+        Self { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() }
+    }
+
+    /// A pod that said no is as good as full for as long as it looks so.
+    fn wait_ms(&self, pod: &Pod, now: Instant) -> f64 {
+        self.of_pod(pod).wait_ms().max(pod.health.pushback(now).as_secs_f64() * 1e3)
+    }
+
     fn of_pod(&self, pod: &Pod) -> Backlog {
         let ledger = &pod.ledger;
         let (streams, kv_tokens) = (ledger.in_flight() as f64, ledger.kv_tokens() as f64);
@@ -263,9 +279,28 @@ mod tests {
         assert_eq!(wait_us(&pool, now), 2_430_000, "3 of them stand behind 5");
         held.truncate(5);
         assert_eq!(wait_us(&pool, now), 0);
+        held.extend(streams(&pod, 3));
+        page(&pod, (4, 4), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 2_430_000, "one has ended and nobody begun in its place yet");
+        page(&pod, (6, 2), 0.1, now);
+        // Eight where six run: a third of 250 tokens at 15 + 8 * 0.15 ms.
+        assert_eq!(wait_us(&pool, now), 1_350_000, "one more than was known");
+        held.truncate(5);
         page(&pod, (5, 0), 0.1, now);
         held.extend(streams(&pod, 3));
         assert_eq!(wait_us(&pool, now), 0, "nobody waited: there may be room");
+    }
+
+    #[test]
+    fn pods_that_keep_a_request_waiting_too_long_are_told_apart_from_the_others() {
+        let now = crate::clock::now();
+        let pool = pool(3, now);
+        let pods = pool.pods();
+        let _long = sent(&pods[0], 20_000, 20_000);
+        let _short = sent(&pods[1], 19_999, 19_999);
+        pods[2].health.pushed_back(Some(Duration::from_secs(2)), now, now);
+        let full: Vec<_> = Saturation::full(&pool, &pods, now).map(|pod| pod.slot).collect();
+        assert_eq!(full, [pods[0].slot, pods[2].slot]);
     }
 
     #[test]
