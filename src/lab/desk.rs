@@ -20,9 +20,10 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Scheduler, Target},
+    config::{self, Scheduler, Target, Waiting},
     fleet::{
-        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
+        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel,
+        Saturation, Send,
     },
     prefix::{BLOCK_BYTES, Chain, Claim, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
@@ -45,6 +46,7 @@ pub(super) struct Desk {
     index: Index,
     chooser: Chooser,
     door: Box<dyn Door>,
+    terms: Waiting,
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
@@ -122,6 +124,7 @@ impl Desk {
             index: Index::default(),
             chooser,
             door: setup.door.make(),
+            terms: config.waiting.clone(),
             rng: StdRng::seed_from_u64(seed),
             epoch,
             seen: Vec::new(),
@@ -153,6 +156,33 @@ impl Desk {
         self.table = self.next_table.clone();
     }
 
+    #[cfg(test)]
+    pub(super) fn probe(&self, now_ms: f64, engine: &crate::sim::engine::Engine) {
+        let now = self.instant(now_ms);
+        let pod = &self.pods[0];
+        let moment = self.pool.moment(now);
+        let g = pod.glance(&moment);
+        let pace = pod.speed.pace(self.pool.pace());
+        let busy = f64::from(pod.inflow.per_ms(&moment)) * pace.ms_per_token;
+        let s = crate::fleet::Saturation::of(&self.pool, &self.pods, MODEL, now);
+        eprintln!(
+            "@{:6.1}s inflight {} prefill {} run {} wait {} batch {:?} sat {:.0}ms pace {:.3}/tok base {:.0} itl({}) {:.1} stretched {:.1} busy {:.2}",
+            now_ms / 1e3,
+            pod.ledger.in_flight(),
+            pod.ledger.prefill_tokens(),
+            engine.gauges().running,
+            engine.gauges().waiting,
+            g.and_then(|g| g.batch),
+            s.map_or(-1.0, |s| s.wait_ms),
+            pace.ms_per_token,
+            pace.base_ms,
+            pod.ledger.in_flight(),
+            pace.itl_ms(pod.ledger.in_flight() as f64),
+            pace.itl_ms(pod.ledger.in_flight() as f64) / (1.0 - busy.min(0.8)),
+            busy
+        );
+    }
+
     /// A request came to the door.
     pub(super) fn came(&mut self, nth: u32, ask: &Ask, now_ms: f64) {
         let bytes = text::prompt_bytes(&ask.prompt);
@@ -160,7 +190,7 @@ impl Desk {
         let answer = self.pool.expected_output_tokens() as u32;
         let tokens = self.pool.tokens(bytes).saturating_add(answer);
         let arrival = Arrival { nth, at_ms: now_ms, client: ask.client, tokens, bytes };
-        let sight = Sight { pool: &self.pool, pods: &self.pods, now: self.instant(now_ms), now_ms };
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
         self.door.came(arrival, &sight);
     }
 
@@ -171,7 +201,7 @@ impl Desk {
 
     /// What the door says next.
     pub(super) fn says(&mut self, now_ms: f64) -> Option<Word> {
-        let sight = Sight { pool: &self.pool, pods: &self.pods, now: self.instant(now_ms), now_ms };
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
         self.door.next(&sight)
     }
 
@@ -233,6 +263,11 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
+                let mut spared = tried.clone();
+                if std::env::var("NOSPARE").is_err() {
+                    Saturation::full(&self.pool, &self.pods, now).for_each(|pod| spared.add(pod));
+                }
+                let tried = if self.pods.iter().all(|pod| spared.contains(pod)) { tried } else { &spared };
                 let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }

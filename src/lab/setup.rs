@@ -133,6 +133,10 @@ pub(super) fn config_text(pods: usize, interval_ms: f64, policy: Option<&str>, s
         let (first, second) = (100 - share.min(100), adapter_name(0));
         format!(", targetModels: [{{ name: {MODEL}, weight: {first} }}, {{ name: {second}, weight: {share} }}]")
     });
+    #[cfg(test)]
+    if let Ok(wait) = std::env::var("WAIT") {
+        text.push_str(&format!("saturation: {{ wait: {wait} }}\n"));
+    }
     text.push_str(&format!("models: [{{ modelName: {MODEL}, poolRef: {POOL}{} }}]\n", arms.unwrap_or_default()));
     text.push_str(&format!("pools:\n  - name: {POOL}\n    engine: vllm\n"));
     text.push_str(&format!("    metrics: {{ interval: {interval_ms:.0}ms }}\n    endpoints:\n"));

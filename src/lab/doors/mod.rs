@@ -5,6 +5,7 @@
 //! could see: the ledger of what was sent, the last page of metrics as it came, and what a client says of itself.
 
 mod gie;
+mod line;
 mod open;
 mod shed;
 mod slots;
@@ -12,6 +13,7 @@ mod slots;
 use std::{fmt, sync::Arc, time::Instant};
 
 use crate::{
+    config::Waiting,
     fleet::{Pod, PoolState},
     lab::script::Client,
 };
@@ -38,6 +40,8 @@ pub(super) struct Sight<'a> {
     pub(super) pool: &'a Arc<PoolState>,
     /// Its pods.
     pub(super) pods: &'a [Arc<Pod>],
+    /// How requests may wait, by our own configuration.
+    pub(super) terms: &'a Waiting,
     /// The moment, as production code takes it.
     pub(super) now: Instant,
     /// And in milliseconds since the start.
@@ -129,8 +133,15 @@ static GIE_ROUND_ROBIN: Entry = Entry {
     make: gie::make_round_robin,
 };
 
+static LINE: Entry = Entry {
+    name: "line",
+    what: "our own: who comes to a full pool stands in the waiting line, as `serve` has it",
+    scrape_ms: None,
+    make: line::make,
+};
+
 /// All of them.
-pub static DOORS: [&Entry; 5] = [&OPEN, &SHED, &SLOTS, &GIE, &GIE_ROUND_ROBIN];
+pub static DOORS: [&Entry; 6] = [&LINE, &OPEN, &SHED, &SLOTS, &GIE, &GIE_ROUND_ROBIN];
 
 /// The OpenAI SDKs' first pause before they come again when they are not told one.
 const PAUSE_MS: f64 = 500.0;
@@ -152,6 +163,7 @@ mod bench {
     pub(super) struct Hall {
         pub(super) pool: Arc<PoolState>,
         pub(super) pods: Vec<Arc<Pod>>,
+        pub(super) terms: Waiting,
         pub(super) began: Instant,
     }
 
@@ -163,12 +175,12 @@ mod bench {
             let fleet = Fleet::new(&config.pools, began);
             fleet.set(POOL, &setup::targets(&config), began);
             let pool = fleet.pool(POOL).unwrap();
-            Self { pods: pool.pods().to_vec(), pool, began }
+            Self { pods: pool.pods().to_vec(), pool, terms: config.waiting, began }
         }
 
         pub(super) fn at(&self, now_ms: f64) -> Sight<'_> {
             let now = self.began + std::time::Duration::from_secs_f64(now_ms / 1e3);
-            Sight { pool: &self.pool, pods: &self.pods, now, now_ms }
+            Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now, now_ms }
         }
 
         /// A page of `pod` that was asked for then and says so much.

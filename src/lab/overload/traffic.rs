@@ -41,7 +41,7 @@ const RETRIES: u32 = 2;
 impl Crowd {
     /// Makes the requests of `script` this crowd's; the same for the same seed. `wanted_ms` is the promised time to the
     /// first token, `load` what comes, in times of what the fleet can carry.
-    pub(super) fn paint(self, script: &mut Script, wanted_ms: f64, load: f64, seed: u64) {
+    pub(in crate::lab) fn paint(self, script: &mut Script, wanted_ms: f64, load: f64, seed: u64) {
         // Other draws than the script's own.
         let mut rng = StdRng::seed_from_u64(!seed);
         for ask in &mut script.asks {
