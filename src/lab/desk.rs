@@ -46,6 +46,7 @@ pub(super) struct Desk {
     index: Index,
     chooser: Chooser,
     door: Box<dyn Door>,
+    spares_full: bool,
     terms: Waiting,
     rng: StdRng,
     epoch: Instant,
@@ -124,6 +125,7 @@ impl Desk {
             index: Index::default(),
             chooser,
             door: setup.door.make(),
+            spares_full: setup.door.spares_full,
             terms: config.waiting.clone(),
             rng: StdRng::seed_from_u64(seed),
             epoch,
@@ -154,33 +156,6 @@ impl Desk {
     /// The configuration with other weights is in force.
     pub(super) fn shift(&mut self) {
         self.table = self.next_table.clone();
-    }
-
-    #[cfg(test)]
-    pub(super) fn probe(&self, now_ms: f64, engine: &crate::sim::engine::Engine) {
-        let now = self.instant(now_ms);
-        let pod = &self.pods[0];
-        let moment = self.pool.moment(now);
-        let g = pod.glance(&moment);
-        let pace = pod.speed.pace(self.pool.pace());
-        let busy = f64::from(pod.inflow.per_ms(&moment)) * pace.ms_per_token;
-        let s = crate::fleet::Saturation::of(&self.pool, &self.pods, MODEL, now);
-        eprintln!(
-            "@{:6.1}s inflight {} prefill {} run {} wait {} batch {:?} sat {:.0}ms pace {:.3}/tok base {:.0} itl({}) {:.1} stretched {:.1} busy {:.2}",
-            now_ms / 1e3,
-            pod.ledger.in_flight(),
-            pod.ledger.prefill_tokens(),
-            engine.gauges().running,
-            engine.gauges().waiting,
-            g.and_then(|g| g.batch),
-            s.map_or(-1.0, |s| s.wait_ms),
-            pace.ms_per_token,
-            pace.base_ms,
-            pod.ledger.in_flight(),
-            pace.itl_ms(pod.ledger.in_flight() as f64),
-            pace.itl_ms(pod.ledger.in_flight() as f64) / (1.0 - busy.min(0.8)),
-            busy
-        );
     }
 
     /// A request came to the door.
@@ -263,11 +238,7 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
-                let mut spared = tried.clone();
-                if std::env::var("NOSPARE").is_err() {
-                    Saturation::full(&self.pool, &self.pods, now).for_each(|pod| spared.add(pod));
-                }
-                let tried = if self.pods.iter().all(|pod| spared.contains(pod)) { tried } else { &spared };
+                let tried = &if self.spares_full { spared(&scene, tried) } else { tried.clone() };
                 let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }
@@ -416,6 +387,13 @@ impl Desk {
     fn instant(&self, at_ms: f64) -> Instant {
         self.epoch + Duration::from_secs_f64(at_ms / 1e3)
     }
+}
+
+/// With the full pods among those that need not be tried, if others are left.
+fn spared(scene: &Scene<'_>, tried: &Tried) -> Tried {
+    let mut spared = tried.clone();
+    Saturation::full(scene.pool, scene.pods, scene.now).for_each(|pod| spared.add(pod));
+    if scene.pods.iter().all(|pod| spared.contains(pod)) { tried.clone() } else { spared }
 }
 
 fn cached(hits: &Hits, pod: &Pod, block_tokens: f32) -> f64 {

@@ -93,6 +93,8 @@ pub struct Setup {
     pub retries_died: bool,
     /// Who says what may come in, and when.
     pub door: &'static Entry,
+    /// From which wait on a pod counts as full, in milliseconds, where that is not the configuration's default.
+    pub full_ms: Option<f64>,
 }
 
 impl Setup {
@@ -107,6 +109,7 @@ impl Setup {
             shift: None,
             retries_died: false,
             door: &doors::OPEN,
+            full_ms: None,
         }
     }
 
@@ -118,7 +121,10 @@ impl Setup {
 
     /// What an operator would have configured, the split's second arm at this share.
     pub(super) fn configured(&self, second: Option<u32>) -> Result<Config, config::Report> {
-        let text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        let mut text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        if let Some(full_ms) = self.full_ms {
+            text.push_str(&format!("saturation: {{ wait: {full_ms:.0}ms }}\n"));
+        }
         config::load("lab", &text).map(|(config, _)| config)
     }
 }
@@ -133,10 +139,6 @@ pub(super) fn config_text(pods: usize, interval_ms: f64, policy: Option<&str>, s
         let (first, second) = (100 - share.min(100), adapter_name(0));
         format!(", targetModels: [{{ name: {MODEL}, weight: {first} }}, {{ name: {second}, weight: {share} }}]")
     });
-    #[cfg(test)]
-    if let Ok(wait) = std::env::var("WAIT") {
-        text.push_str(&format!("saturation: {{ wait: {wait} }}\n"));
-    }
     text.push_str(&format!("models: [{{ modelName: {MODEL}, poolRef: {POOL}{} }}]\n", arms.unwrap_or_default()));
     text.push_str(&format!("pools:\n  - name: {POOL}\n    engine: vllm\n"));
     text.push_str(&format!("    metrics: {{ interval: {interval_ms:.0}ms }}\n    endpoints:\n"));

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -13,13 +14,20 @@ use super::{
     bar::Bar,
     stage::{Stage, rate, threads},
 };
+use crate::config;
 use crate::lab::{
-    Policy, Watch as _,
+    Policy, Setup, Watch as _,
     doors::{DOORS, Entry},
     overload::{Crowd, Study, page, pictures},
-    study::benchmark::OURS,
+    study::{
+        Exam,
+        benchmark::{OURS, RESOLUTION},
+    },
     workloads::Rate,
 };
+
+/// The attainment at which a fleet is said to carry what comes.
+const LEVEL: f64 = 0.9;
 
 /// Where the pictures go, from the page.
 const PICTURES: &str = "overload";
@@ -40,6 +48,9 @@ pub(super) struct Args {
     /// Only these
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
+    /// From which predicted wait on a pod counts as full, for the doors that go by it [default: the configuration's]
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    full: Option<Duration>,
     /// A folder to write the page and its pictures into, instead of printing the page
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -50,15 +61,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
     let ready = args.stage.ready(&args.workload)?;
     let policies = [Policy::find(OURS).context("the default policy is gone")?];
-    let exam = crate::lab::study::Exam { policies: &policies, ..ready.exam(bar) };
-    let capacity = match args.capacity {
-        Some(given) => given,
-        None => {
-            let found = exam.capacities(args.rate, &[0.9], 0.01)?;
-            let point = found.first().and_then(|it| it.at.first().copied().flatten());
-            point.context("no rate keeps the promise; begin elsewhere with --rate")?.per_second
-        }
-    };
+    let exam = Exam { policies: &policies, ..ready.exam(bar) };
+    let capacity = args.capacity.map_or_else(|| carried(&exam, args.rate), Ok)?;
     let doors: Vec<&'static Entry> = if args.doors.is_empty() {
         DOORS.to_vec()
     } else {
@@ -67,9 +71,11 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
             .map(|name| Entry::find(name).with_context(|| format!("there is no door `{name}`")))
             .collect::<Result<_, _>>()?
     };
+    let full_ms = args.full.map(|full| full.as_secs_f64() * 1e3);
+    let setup = Setup { full_ms, ..exam.setup.clone() };
     let study = Study {
         workload: &args.workload,
-        setup: exam.setup,
+        setup: &setup,
         policy: &policies[0],
         doors: &doors,
         slo: exam.slo,
@@ -103,6 +109,13 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     writeln!(out, "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The highest rate that keeps the promise to nine requests in ten.
+fn carried(exam: &Exam<'_>, start: Rate) -> anyhow::Result<f64> {
+    let found = exam.capacities(start, &[LEVEL], RESOLUTION)?;
+    let point = found.first().and_then(|it| it.at.first().copied().flatten());
+    Ok(point.context("no rate keeps the promise; begin elsewhere with --rate")?.per_second)
 }
 
 fn wanted(names: &[String]) -> anyhow::Result<Vec<Crowd>> {

@@ -197,7 +197,8 @@ mod tests {
         // max(1/5, 0.4/0.8) and 5/5.
         assert!((saturation(&hall.at(200.0)) - 0.75).abs() < 1e-9);
         assert!((saturation(&hall.at(201.0)) - 1.0).abs() < 1e-9);
-        assert!((saturation(&Hall::new(0).at(0.0)) - 1.0).abs() < 1e-9);
+        let nobody = Sight { pods: &[], ..hall.at(0.0) };
+        assert!((saturation(&nobody) - 1.0).abs() < 1e-9, "no pod has room");
     }
 
     #[test]

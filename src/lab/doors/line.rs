@@ -1,8 +1,8 @@
 //! `line`: our own. The waiting line and the saturation that `serve` has, asked in the order in which its desk asks them.
 //!
-//! Below saturation nobody waits. Who comes to a full pool stands in line, unless it will be too late for it by the pace at
-//! which the line moves; then it is refused at once and told when to come again. Whoever is next goes as soon as the pool is
-//! not full.
+//! Below saturation nobody waits. Who comes to a full pool is refused if it is sheddable, else it stands in line, unless it
+//! will be too late for it by the pace at which the line moves; then it is refused at once and told when to come again.
+//! Whoever is next goes as soon as the pool is not full, and to a pod that is not.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -14,6 +14,7 @@ use crate::{
     admission::line::{Entry, Id, Line},
     fleet::Saturation,
     lab::setup::{MODEL, POOL},
+    routing::Priority,
 };
 
 pub(super) fn make() -> Box<dyn Door> {
@@ -82,6 +83,11 @@ impl Door for Ours {
             bytes: bytes as u64,
             due: sight.now + patience,
         };
+        if Priority(client.priority).is_sheddable()
+            && let Some(full) = Saturation::of(sight.pool, sight.pods, MODEL, sight.now).filter(Saturation::is_full)
+        {
+            return self.refuse(nth, Some(full.pause()));
+        }
         let ahead = self.line.ahead(&entry);
         let wait = self.line.wait_for(POOL, ahead.tokens, sight.now);
         if ahead.requests > 0 && wait.is_some_and(|wait| wait > patience) {
@@ -153,7 +159,7 @@ mod tests {
         }
         door.gone(1);
         drop(full);
-        assert_eq!(all(&mut *door, &hall.at(1.0)), [3, 0, 2].map(Word::Enter));
+        assert_eq!(all(&mut *door, &hall.at(1.0)), [3, 2, 0].map(Word::Enter), "a tenant that came anew");
         door.came(arrival(4, (1, -1), 2.0), &hall.at(2.0));
         assert_eq!(all(&mut *door, &hall.at(2.0)), [Word::Enter(4)]);
     }

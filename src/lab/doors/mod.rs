@@ -81,6 +81,8 @@ pub struct Entry {
     pub what: &'static str,
     /// How often its router reads pages of metrics, where that is its own affair.
     pub scrape_ms: Option<f64>,
+    /// Whether pods that are full are chosen only where all are.
+    pub(super) spares_full: bool,
     make: fn() -> Box<dyn Door>,
 }
 
@@ -102,13 +104,19 @@ impl fmt::Debug for Entry {
 }
 
 /// No door at all.
-pub static OPEN: Entry =
-    Entry { name: "open", what: "everything goes to the pods at once", scrape_ms: None, make: open::make };
+pub static OPEN: Entry = Entry {
+    name: "open",
+    what: "everything goes to the pods at once",
+    scrape_ms: None,
+    spares_full: false,
+    make: open::make,
+};
 
 static SHED: Entry = Entry {
     name: "shed",
     what: "nobody waits: while the pool is full, what is sheddable is refused",
     scrape_ms: None,
+    spares_full: false,
     make: shed::make,
 };
 
@@ -116,6 +124,7 @@ static SLOTS: Entry = Entry {
     name: "slots",
     what: "100 requests a pod, the others wait first come, first served, for a minute",
     scrape_ms: None,
+    spares_full: false,
     make: slots::make,
 };
 
@@ -123,6 +132,7 @@ static GIE: Entry = Entry {
     name: "gie",
     what: "Gateway API Inference Extension's flow control, as it is by default",
     scrape_ms: Some(gie::SCRAPE_MS),
+    spares_full: false,
     make: gie::make_strict,
 };
 
@@ -130,6 +140,7 @@ static GIE_ROUND_ROBIN: Entry = Entry {
     name: "gie-rr",
     what: "the same with its round-robin fairness",
     scrape_ms: Some(gie::SCRAPE_MS),
+    spares_full: false,
     make: gie::make_round_robin,
 };
 
@@ -137,6 +148,7 @@ static LINE: Entry = Entry {
     name: "line",
     what: "our own: who comes to a full pool stands in the waiting line, as `serve` has it",
     scrape_ms: None,
+    spares_full: true,
     make: line::make,
 };
 

@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn the_line_has_an_end() {
-        let hall = Hall::new(0);
+        let hall = Hall::new(1);
+        let _full: Vec<_> = (0..100).map(|_| hall.sent(0, 10)).collect();
         let mut door = make();
         (0..5_001).for_each(|nth| door.came(arrival(nth, (0, 0), 0.0), &hall.at(0.0)));
         assert_eq!(all(&mut *door, &hall.at(0.0)), [Word::Refuse(5_000, PAUSE_MS)]);

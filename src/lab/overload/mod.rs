@@ -6,6 +6,8 @@
 mod claims;
 mod groups;
 mod page;
+#[cfg(test)]
+mod tests;
 mod traffic;
 
 pub use claims::claims;
@@ -137,7 +139,7 @@ impl Study<'_> {
         for load in loads {
             for door in self.doors {
                 let days: Result<Vec<Day>, _> = days.by_ref().take(seeds).collect();
-                sheets.push(self.sheet((crowd, *load, door.name), days?));
+                sheets.push(self.sheet((crowd, *load, door.name), &days?));
             }
         }
         Ok(sheets)
@@ -173,7 +175,7 @@ impl Study<'_> {
         })
     }
 
-    fn sheet(&self, (crowd, load, door): (Crowd, f64, &'static str), days: Vec<Day>) -> Sheet {
+    fn sheet(&self, (crowd, load, door): (Crowd, f64, &'static str), days: &[Day]) -> Sheet {
         let shares = days.first().map(|day| day.shares.clone()).unwrap_or_default();
         Sheet {
             crowd,

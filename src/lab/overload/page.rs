@@ -38,8 +38,11 @@ pub fn pictures(sheets: &[Sheet]) -> Vec<Plot> {
 
 type Of = fn(&Group) -> f64;
 
+/// Its heading, whose it is, which number, and how many digits.
+type Column = (&'static str, fn(&Sheet) -> &Days, Of, usize);
+
 fn table(crowd: Crowd, sheets: &[&Sheet]) -> String {
-    let columns: Vec<(&str, fn(&Sheet) -> &Days, Of, usize)> = match crowd {
+    let columns: Vec<Column> = match crowd {
         Crowd::Classes => vec![
             ("goodput /s", |it| &it.all, |it| it.goodput, 1),
             ("critical attained", |it| &it.some, |it| it.attainment, 3),

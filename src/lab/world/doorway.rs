@@ -64,7 +64,7 @@ impl World<'_> {
         let waits = |told: &&super::Told| {
             told.again == tries && told.tokens == 0 && told.refused_ms.is_infinite() && !told.broken && !told.left
         };
-        if self.told.get(nth as usize).filter(waits).is_none() {
+        if !self.told.get(nth as usize).as_ref().is_some_and(waits) {
             return;
         }
         for desk in &mut self.desks {

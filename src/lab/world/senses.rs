@@ -50,10 +50,6 @@ impl World<'_> {
         if let Some(desk) = self.desks.get(sense.desk) {
             desk.read(sense.pod, marks, &shown, now_ms);
         }
-        #[cfg(test)]
-        if std::env::var("PROBE").is_ok() && sense.pod == 0 && (now_ms / 250.0) as u64 % 8 == 0 {
-            self.desks[sense.desk].probe(now_ms, &self.pods[0].engine);
-        }
         self.turn(sense.desk, now_ms);
     }
 
