@@ -152,6 +152,7 @@ pub(super) const EXT_PROC: ExtProc = ExtProc {
     observe_responses: true,
     fallbacks: 0,
     other_paths: true,
+    message_timeout: None,
     health: None,
 };
 

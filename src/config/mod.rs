@@ -102,6 +102,8 @@ pub struct Pool {
     pub ca_file: Option<PathBuf>,
     /// When it is full.
     pub saturation: Saturation,
+    /// Whether its pods are told requests' priorities, because they schedule by them.
+    pub priority_scheduling: bool,
 }
 
 /// Whose metric names a pod speaks.

@@ -161,6 +161,7 @@ mod tests {
             forward_authorization: false,
             ca_file: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
+            priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));
         let (tasks, heard) = (Tasks::new(), Arc::<Mutex<Vec<(usize, usize)>>>::default());

@@ -21,6 +21,7 @@ pub(crate) fn pool(name: &str) -> Arc<Pool> {
         forward_authorization: false,
         ca_file: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
+        priority_scheduling: false,
     })
 }
 

@@ -7,13 +7,20 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection};
+use super::{
+    House, ListenerPolicy,
+    receipt::{Chosen, WaitsFor},
+    rejection::Rejection,
+    turn::Bell,
+    waiting::Few,
+};
 use crate::{
-    clock,
-    fleet::{Admission, Course, Pod, PoolState, Saturation, Send},
+    admission::Caller,
+    clock, config,
+    fleet::{Course, Pod, PoolState, Saturation, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
-    routing::{Priority, Route, StickyKey, UnknownModel, key_of},
+    routing::{Claims, Priority, Route, StickyKey, UnknownModel, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
     telemetry::{Decision, Hex, Name},
 };
@@ -33,16 +40,20 @@ pub struct Matter {
     /// Whether a next turn can begin with the prompt and its answer.
     pub goes_on: bool,
     /// Which pods hold how much of it.
-    hits: Hits,
-    prompt_tokens: u32,
-    expected_output_tokens: u32,
+    pub(super) hits: Hits,
+    pub(super) prompt_tokens: u32,
+    pub(super) expected_output_tokens: u32,
     session: Option<u64>,
     /// The one pod that can answer it, if only one can.
-    pin: Option<Arc<Pod>>,
+    pub(super) pin: Option<Arc<Pod>>,
     /// How much it matters where not all can be served.
     pub priority: Priority,
+    /// Whose turn it takes then.
+    pub(super) tenant: Arc<str>,
+    /// When it is too late for it to go to a pod.
+    pub(super) deadline: Option<Instant>,
     /// Which pods may, if not all.
-    among: Option<Among>,
+    pub(super) among: Option<Few>,
 }
 
 /// What a request's headers say of where it shall go and how much it matters; nothing of the last two where its sender is
@@ -55,6 +66,16 @@ pub struct Wishes<'a> {
     pub objective: Option<&'a str>,
     /// What its model is to be called at its pod, whatever splits say.
     pub served_as: Option<&'a str>,
+    /// Who asks.
+    pub caller: Option<&'a Caller>,
+    /// How much it matters, as a number of its own.
+    pub priority: Option<i32>,
+    /// Whose turn it takes where all are full, if not its caller's tenant's.
+    pub fairness: Option<&'a str>,
+    /// Within which time its first token is wanted.
+    pub first_token_within: Option<Duration>,
+    /// For how long its client waits.
+    pub patience: Option<Duration>,
 }
 
 /// Why a request was refused that its pool could have taken.
@@ -68,9 +89,6 @@ pub struct Shed {
     pub priority: Priority,
 }
 
-/// Whether a pod is one of those that may be chosen.
-type Among = Box<dyn Fn(&Pod) -> bool + std::marker::Send + Sync>;
-
 /// A pod chosen and reserved.
 #[derive(Debug)]
 pub struct Pick {
@@ -78,13 +96,15 @@ pub struct Pick {
     pub verdict: Verdict,
     /// The place on the pod.
     pub course: Course,
+    /// Rings when that is given back, and so stands behind it.
+    pub(super) bell: Bell,
     /// How long the choice took.
     pub took: Duration,
 }
 
 impl Pick {
     /// No choice: only this pod can answer.
-    pub fn of_pod(pool: &Arc<PoolState>, pod: &Arc<Pod>) -> Self {
+    pub fn of_pod(house: &House, pool: &Arc<PoolState>, pod: &Arc<Pod>) -> Self {
         let verdict = Verdict {
             pod: Arc::clone(pod),
             send: Send::default(),
@@ -95,7 +115,7 @@ impl Pick {
             failed_open: false,
         };
         let course = Course::begin(pool, pod, verdict.send, clock::now());
-        Self { verdict, course, took: Duration::ZERO }
+        Self { verdict, course, bell: Bell::new(&house.waiting, pool), took: Duration::ZERO }
     }
 
     /// The pod, if it is to be praised or blamed.
@@ -155,7 +175,17 @@ impl Matter {
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let mut chain = Chain::new(&route.served_model, salt);
         let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
-        Ok(Self {
+        let claims = Claims {
+            own: wishes.priority,
+            objective: wishes.objective,
+            caller: wishes.caller.and_then(|caller| caller.priority),
+        };
+        let tenant = match (wishes.fairness, wishes.caller) {
+            (Some(named), _) => named.into(),
+            (None, Some(caller)) => Arc::clone(&caller.tenant),
+            (None, None) => Caller::ANONYMOUS.into(),
+        };
+        let mut matter = Self {
             hits: house.prefix.longest(chain.blocks()),
             chain,
             prompt_bytes,
@@ -166,15 +196,19 @@ impl Matter {
             session: session.map(|session| key_of(session.as_bytes())),
             pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
             among: None,
-            priority: policy.objectives.priority(wishes.objective, &route),
+            priority: policy.objectives.priority(claims, &route),
+            tenant,
+            deadline: None,
             pool,
             route,
-        })
+        };
+        matter.set_deadline(&wishes, clock::now());
+        Ok(matter)
     }
 
-    /// Only such pods may be chosen.
-    pub fn only_among(&mut self, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
-        self.among = Some(Box::new(among));
+    /// Only such pods may be chosen; `number` is the same for the same ones.
+    pub fn only_among(&mut self, number: u64, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
+        self.among = Some(Few { number: number.max(1), among: Arc::new(among) });
     }
 
     /// What the decision log tells of it, without how it went. Taken before the answer is put behind the prompt.
@@ -208,14 +242,14 @@ impl Matter {
         }
     }
 
-    fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
+    pub(super) fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
         let all = self.pool.pods();
         let pods = match &self.pin {
             Some(pod) if all.iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
             _ => all,
         };
         match &self.among {
-            Some(among) => Arc::new(pods.iter().filter(|pod| among(pod)).cloned().collect()),
+            Some(few) => Arc::new(pods.iter().filter(|pod| (few.among)(pod)).cloned().collect()),
             None => pods,
         }
     }
@@ -237,14 +271,6 @@ impl Matter {
         self.pods().iter().any(|pod| !tried.contains(pod))
     }
 
-    /// Whether somebody else who asks for the same is likely to find a pod as well.
-    pub fn leaves_pods_usable(&self) -> bool {
-        let now = clock::now();
-        let serves = |pod: &Pod| pod.serves(&self.route.served_model) != Some(false);
-        let admits = |pod: &Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
-        self.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
-    }
-
     /// Chooses a pod and reserves it in one step under the pool's gate, so that simultaneous picks see each other.
     ///
     /// # Errors
@@ -260,7 +286,7 @@ impl Matter {
         drop(gate);
         house.prefix.insert(verdict.pod.slot, self.chain.blocks());
         let took = clock::now().saturating_duration_since(began);
-        Ok(Pick { verdict, course, took })
+        Ok(Pick { verdict, course, bell: Bell::new(&house.waiting, &self.pool), took })
     }
 
     /// The pod that would be chosen if all of `tried` failed; nothing is reserved there.
@@ -314,7 +340,7 @@ impl Matter {
 /// As the request itself would be refused.
 pub fn explain(
     house: &House,
-    listener: &ListenerPolicy,
+    (listener, limits): (&ListenerPolicy, &config::Waiting),
     ask: &Ask,
     body: &[u8],
     wishes: Wishes<'_>,
@@ -322,7 +348,15 @@ pub fn explain(
     let matter = Matter::new(house, listener, ask, body, wishes)?;
     let now = clock::now();
     let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
-    Ok(Explained { route: matter.route, saturation, priority: matter.priority, explanation })
+    let waits = matter.must_wait(house, limits, now).then(|| {
+        let (ahead, expected) = house.waiting.before(&matter.pool, matter.asked(), limits.timeout);
+        let waits_for = if saturation.is_some() { WaitsFor::Room } else { WaitsFor::Pod };
+        Waits { waits_for: waits_for.name(), requests: ahead.requests, tokens: ahead.tokens, expected }
+    });
+    let full = matter.priority.is_sheddable() && saturation.is_some_and(|full| full.is_full());
+    let shed = full && !matter.has_share(limits);
+    let waits = waits.filter(|_| !shed);
+    Ok(Explained { route: matter.route, saturation, priority: matter.priority, shed, waits, explanation })
 }
 
 /// A route and the choice of a pod, explained.
@@ -334,8 +368,25 @@ pub struct Explained {
     pub saturation: Option<Saturation>,
     /// How much it matters where not all can be served.
     pub priority: Priority,
+    /// Whether it is refused because it may be and they are full.
+    pub shed: bool,
+    /// Where it would stand in line, if it has to wait.
+    pub waits: Option<Waits>,
     /// Which pod it would get, and every other with its terms.
     pub explanation: scheduler::Explanation,
+}
+
+/// A request's place in the line.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// `pod` or `room`.
+    pub waits_for: &'static str,
+    /// How many would go before it.
+    pub requests: usize,
+    /// Their prompts and answers.
+    pub tokens: u64,
+    /// How long those are likely to take, where that was measured.
+    pub expected: Option<Duration>,
 }
 
 /// Whether all pods have said what they serve, and this is not among it. Who waited for it would wait in vain.

@@ -14,6 +14,7 @@ mod proxy;
 mod reading;
 mod story;
 mod telling;
+mod turn;
 mod waiting;
 
 use std::{
@@ -28,13 +29,17 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use decide::{Explained, Matter, Pick, Waits, Wishes, explain};
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_unparsed};
-pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
-pub use waiting::Waiting;
+pub use telling::{
+    busy::Busy,
+    rejection::{Rejection, X_TIDEGATE_REFUSED},
+};
+pub use turn::Bell;
+pub use waiting::{BandView, LineView, Waiting};
 
 use telling::{receipt, rejection};
 

@@ -214,6 +214,9 @@ impl Reading {
         }
         if self.matter.is_some() && self.made_by == MadeBy::Ours {
             self.pick.course.tokens(seen.tokens, now);
+            if self.receipt.first_token.is_none() {
+                self.pick.bell.ring();
+            }
         }
         self.receipt.saw_tokens(seen.tokens, now);
     }

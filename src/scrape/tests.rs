@@ -120,6 +120,7 @@ impl Watched {
             forward_authorization: false,
             ca_file: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
+            priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
         let target = Target {

@@ -18,7 +18,8 @@ use super::{
     Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
-        OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+        OutcomeLabels, PodLabels, PoolBandLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels,
+        TokenLabels,
     },
     rows::{KindRow, PodRow, PoolRow, ReadRows, Rows},
 };
@@ -136,9 +137,9 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// Lines that the decision log has not.
     pub decisions_dropped: Counter,
-    /// Requests that wait because no pod is ready, now.
-    pub waiting: Family<PoolLabels, Gauge>,
-    /// How long those waited that do so no more, by how it ended: `served`, `expired`, `left`.
+    /// Requests that wait because no pod is ready or all are full, now.
+    pub waiting: Family<PoolBandLabels, Gauge>,
+    /// How long those waited that do so no more, by how it ended: `served`, `expired`, `pushed_out`, `left`.
     pub waited: Histograms<PoolReasonLabels>,
     /// Reloads of the configuration, by how they went.
     pub reloads: Family<OutcomeLabels, Counter>,
@@ -263,8 +264,12 @@ impl Metrics {
 
     fn register_waiting(&mut self) {
         let r = &mut self.registry;
-        r.register("waiting_requests", "Requests that wait because no pod is ready", self.waiting.clone());
-        let waited = "How long requests waited because no pod was ready, by how it ended";
+        r.register(
+            "waiting_requests",
+            "Requests that wait because no pod is ready or all are full",
+            self.waiting.clone(),
+        );
+        let waited = "How long requests waited for a pod or for room, by how it ended";
         r.register_with_unit("waited", waited, Unit::Seconds, self.waited.clone());
         r.register("config_reloads", "Reloads of the configuration, by how they went", self.reloads.clone());
         let last = "1 if the last reload was applied, 0 if the configuration before it is still in force";

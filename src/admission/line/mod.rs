@@ -27,7 +27,7 @@ use crate::config::Waiting;
 pub type Id = u64;
 
 /// A request about to stand in line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry<L> {
     /// Its pool's name.
     pub pool: Arc<str>,
@@ -56,11 +56,11 @@ pub struct Ahead {
 
 /// It stands in line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entered {
+pub struct Entered<L> {
     /// Under this number.
     pub id: Id,
     /// These had to make room for it and are in line no more.
-    pub pushed_out: Vec<Id>,
+    pub pushed_out: Vec<(Id, Entry<L>)>,
 }
 
 /// The lines of all pools, under one bound.
@@ -84,11 +84,9 @@ impl<L: Ord + Clone> Line<L> {
     ///
     /// # Errors
     /// What there is too much of.
-    pub fn enter(&mut self, entry: Entry<L>, terms: &Waiting, now: Instant) -> Result<Entered, Full> {
+    pub fn enter(&mut self, entry: Entry<L>, terms: &Waiting, now: Instant) -> Result<Entered<L>, Full> {
         let pushed_out = self.room.make(&entry, terms, &self.entries)?;
-        for id in &pushed_out {
-            self.leave(*id);
-        }
+        let pushed_out = pushed_out.into_iter().filter_map(|id| Some((id, self.leave(id)?))).collect();
         let id = self.next;
         self.next += 1;
         self.room.add(&entry);

@@ -22,6 +22,10 @@ fn entry(tenant: &str, priority: i32, tokens: u32, due: Instant) -> Entry<&'stat
     Entry { pool: "pool".into(), lane: "m", tenant: tenant.into(), priority, tokens, bytes: 1, due }
 }
 
+fn numbers(pushed_out: Vec<(Id, Entry<&'static str>)>) -> Vec<Id> {
+    pushed_out.into_iter().map(|(id, _)| id).collect()
+}
+
 /// A line at an instant that does not pass.
 struct Play {
     line: Line<&'static str>,
@@ -206,7 +210,7 @@ fn a_full_line_lets_in_who_matters_more_for_the_newest_that_matters_least() {
     let (terms, now) = (play.terms.clone(), play.now);
     let mut enter = |priority| {
         let entered = play.line.enter(entry("a", priority, 10, now), &terms, now);
-        entered.map(|it| (it.id, it.pushed_out))
+        entered.map(|it| (it.id, numbers(it.pushed_out)))
     };
     assert_eq!(enter(-1), Err(Full::Line));
     let (third, gone) = enter(0).unwrap();
@@ -227,7 +231,7 @@ fn nobody_fills_the_line_for_others() {
     let mut came = 0;
     while let Ok(entered) = play.line.enter(entry("modest", 0, 10, play.at(30)), &play.terms, play.now) {
         came += 1;
-        assert_eq!(entered.pushed_out, [greedy[10 - came]], "the newest of it");
+        assert_eq!(numbers(entered.pushed_out), [greedy[10 - came]], "the newest of it");
     }
     assert_eq!(came, 5, "half of it each");
     play.terms.requests = 100;
@@ -351,7 +355,7 @@ proptest! {
                     let mut entry = entry(&format!("t{tenant}"), priority, tokens, play.at(due));
                     (entry.lane, entry.bytes) = (LANES[lane], bytes);
                     if let Ok(entered) = play.line.enter(entry, &play.terms, play.now) {
-                        for gone in entered.pushed_out {
+                        for gone in numbers(entered.pushed_out) {
                             prop_assert!(there.remove(&gone));
                         }
                         there.insert(entered.id);

@@ -92,13 +92,13 @@ pub(super) struct Turns<L> {
     tenants: HashMap<Arc<str>, Tenant<L>>,
     /// Those who came anew, and then those who have had a turn. A tenant is in one of both.
     fresh: VecDeque<Arc<str>>,
-    turns: VecDeque<Arc<str>>,
+    round_robin: VecDeque<Arc<str>>,
     all: Ahead,
 }
 
 impl<L> Default for Turns<L> {
     fn default() -> Self {
-        Self { tenants: HashMap::new(), fresh: VecDeque::new(), turns: VecDeque::new(), all: Ahead::default() }
+        Self { tenants: HashMap::new(), fresh: VecDeque::new(), round_robin: VecDeque::new(), all: Ahead::default() }
     }
 }
 
@@ -141,7 +141,7 @@ impl<L: Ord + Clone> Turns<L> {
             }
         });
         while let Some(name) = shut.pop() {
-            self.turns.push_front(name);
+            self.round_robin.push_front(name);
         }
         found
     }
@@ -150,7 +150,7 @@ impl<L: Ord + Clone> Turns<L> {
         while let Some(name) = self.fresh.pop_front() {
             let Some(tenant) = self.tenants.get(&name) else { continue };
             if tenant.all.requests == 0 || tenant.credit <= 0 {
-                self.turns.push_back(name);
+                self.round_robin.push_back(name);
                 continue;
             }
             match tenant.head(open) {
@@ -167,8 +167,8 @@ impl<L: Ord + Clone> Turns<L> {
     /// Goes round once: who may go, or else the most credit that one has who could, which is none.
     fn round(&mut self, open: &mut Open<'_, L>, shut: &mut Vec<Arc<str>>) -> Result<Option<(Id, u32)>, i64> {
         let mut most = None;
-        for _ in 0..self.turns.len() {
-            let Some(name) = self.turns.pop_front() else { break };
+        for _ in 0..self.round_robin.len() {
+            let Some(name) = self.round_robin.pop_front() else { break };
             let Some(tenant) = self.tenants.get(&name) else { continue };
             if tenant.all.requests > 0 {
                 match tenant.head(open) {
@@ -177,13 +177,13 @@ impl<L: Ord + Clone> Turns<L> {
                         continue;
                     }
                     Some(found) if tenant.credit > 0 => {
-                        self.turns.push_front(name);
+                        self.round_robin.push_front(name);
                         return Ok(Some(found));
                     }
                     Some(_) => most = most.max(Some(tenant.credit)),
                 }
             }
-            self.turns.push_back(name);
+            self.round_robin.push_back(name);
         }
         most.map_or(Ok(None), Err)
     }
@@ -191,7 +191,7 @@ impl<L: Ord + Clone> Turns<L> {
     /// As many rounds pass at once as it takes until somebody has credit again: a large request must not cost as many
     /// rounds as it has quanta. Who has paid and wants nothing is forgotten.
     fn earn(&mut self, rounds: i64) {
-        self.turns.retain(|name| {
+        self.round_robin.retain(|name| {
             let Some(tenant) = self.tenants.get_mut(name) else { return false };
             tenant.credit = (tenant.credit + rounds * QUANTUM).min(QUANTUM);
             let stays = tenant.all.requests > 0 || tenant.credit <= 0;
@@ -238,7 +238,7 @@ impl<L: Ord + Clone> Turns<L> {
     fn forget(&mut self, which: impl Fn(&Arc<str>) -> bool) {
         self.tenants.retain(|name, _| !which(name));
         self.fresh.retain(|name| !which(name));
-        self.turns.retain(|name| !which(name));
+        self.round_robin.retain(|name| !which(name));
     }
 
     /// What would be served before `entry`: of its own tenant those that are due before it, of each other one no more than

@@ -64,6 +64,7 @@ fn pool(file: &PoolFile, full: Saturation, sheet: &mut Sheet) -> Pool {
         forward_authorization,
         ca_file: file.ca_file.as_ref().map(|path| path.value.clone()),
         saturation: settings::saturation(file.saturation.as_ref(), full, sheet),
+        priority_scheduling: file.priority_scheduling.unwrap_or_default(),
     }
 }
 

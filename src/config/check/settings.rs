@@ -292,6 +292,7 @@ pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Ext
     picker.observe_responses = given.observe_responses.unwrap_or(picker.observe_responses);
     picker.fallbacks = given.fallbacks.as_ref().map_or(picker.fallbacks, |at| at.value as usize);
     picker.health = given.health.as_ref().and_then(|door| address(&door.address, sheet));
+    picker.message_timeout = given_span(given.message_timeout.as_ref(), sheet);
     picker.other_paths = given.other_paths.unwrap_or(picker.other_paths);
     Some(picker)
 }

@@ -1,11 +1,11 @@
 //! How a listener serves Envoy that asks for pods: as typed, and as checked.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::{file::DoorFile, tree::At};
+use crate::config::{file::DoorFile, tree::At, units::Span};
 
 /// How Envoy is served that asks for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct ExtProc {
     pub fallbacks: usize,
     /// Whether paths that are no inference get a pod as well.
     pub other_paths: bool,
+    /// For how long Envoy's filter waits for a word of ours, if that is told.
+    pub message_timeout: Option<Duration>,
     /// Where health is told without TLS, besides the listener itself.
     pub health: Option<SocketAddr>,
 }
@@ -67,6 +69,8 @@ pub(in crate::config) struct ExtProcFile {
     pub(in crate::config) fallbacks: Option<At<u32>>,
     /// Whether paths that are no inference get a pod as well: the route has let them through. Default: true.
     pub(in crate::config) other_paths: Option<bool>,
+    /// The filter's `message_timeout`: a request waits for no more than nine tenths of it. Default: not told.
+    pub(in crate::config) message_timeout: Option<At<Span>>,
     /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
     pub(in crate::config) health: Option<DoorFile>,
 }

@@ -184,6 +184,7 @@ impl<'a> Furnishing<'a> {
                 forward_authorization: false,
                 ca_file: None,
                 saturation: self.config.saturation,
+                priority_scheduling: false,
             }));
         }
         free

@@ -59,6 +59,7 @@ impl Following {
         self.tasks.spawn_until_stop(async move {
             sleep(first).await;
             pick.course.first_token();
+            pick.bell.ring();
             sleep(rest).await;
             drop((pick, followed));
         });

@@ -45,15 +45,21 @@ pub(in crate::gateway) const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objectiv
 /// And how what its model shall be called at its pod.
 pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
 
+/// And whose turn it takes where all are full.
+pub(in crate::gateway) const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
+
+/// And within how many milliseconds its first token is wanted.
+pub(in crate::gateway) const SLO_TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
+
+/// How much a request matters, as a number: our own word for it.
+pub(in crate::gateway) const PRIORITY: &str = "x-tidegate-priority";
+
+/// The priority that vLLM schedules by, where it does: the lower, the earlier.
+pub(in crate::gateway) const VLLM_PRIORITY: &str = "x-vllm-priority";
+
 /// What else a gateway tells a picker and no pod.
-const FOR_PICKERS: [&str; 6] = [
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
-    "x-llm-d-slo-ttft-ms",
-    "x-slo-ttft-ms",
-    "x-llm-d-slo-tpot-ms",
-    "x-slo-tpot-ms",
-];
+const FOR_PICKERS: [&str; 6] =
+    [FAIRNESS[0], FAIRNESS[1], SLO_TTFT[0], SLO_TTFT[1], "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];

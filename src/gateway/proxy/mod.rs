@@ -146,9 +146,12 @@ impl Story {
             return self.revisit(head, body, &id, receipt);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
-        shed(&matter, receipt)?;
+        shed(&matter, &config.waiting, receipt)?;
         let forward = matter.pool.config().forward_authorization;
-        let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
+        let mut carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
+        if let (Some(priority), Some(headers)) = (matter.vllm_priority(), Arc::get_mut(&mut carry.headers)) {
+            headers.insert(headers::VLLM_PRIORITY, HeaderValue::from(priority));
+        }
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.

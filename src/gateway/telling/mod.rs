@@ -1,5 +1,8 @@
 //! What is told of one request: to its client why it was refused, to the operator how it went.
 
+pub(in crate::gateway) mod busy;
+pub(in crate::gateway) mod cuts;
+pub(in crate::gateway) mod facts;
 pub(in crate::gateway) mod receipt;
 pub(in crate::gateway) mod rejection;
 pub(in crate::gateway) mod summary;

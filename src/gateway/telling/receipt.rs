@@ -11,6 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub(in crate::gateway) use super::facts::{Chosen, Outcome, Step, WaitsFor};
 use super::{
     rejection::{PANIC, Rejection},
     summary::Summary,
@@ -33,47 +34,6 @@ const CLIENT_LEFT: u16 = 499;
 /// Why an answer broke off at a gateway that does not say which side had had enough.
 const UNTOLD: &str = "client_or_pod";
 
-/// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Step {
-    /// Its body is being read.
-    Reading,
-    /// No pod is ready, and it waits for one.
-    Waiting,
-    /// It is at a pod, without an answer yet.
-    AtPod,
-    /// Its answer is being relayed.
-    Relaying,
-}
-
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Outcome {
-    /// Not yet: if it stays so, the client left.
-    Open,
-    /// Its answer is complete.
-    Complete,
-    /// We said no, or Envoy for a pod that we chose.
-    Refused(&'static str),
-    /// The answer broke off.
-    Cut(&'static str),
-    /// The answer broke off, and whether its client or its pod had had enough is not told to us.
-    BrokeOff,
-}
-
-/// The pod that was chosen.
-#[derive(Clone, Debug)]
-pub(in crate::gateway) struct Chosen {
-    pub(in crate::gateway) pool: Name,
-    pub(in crate::gateway) pod: Arc<str>,
-    /// The one that was, where Envoy went elsewhere.
-    pub(in crate::gateway) asked_pod: Option<Arc<str>>,
-    pub(in crate::gateway) served_model: Name,
-    pub(in crate::gateway) policy: &'static str,
-    pub(in crate::gateway) sight: &'static str,
-    pub(in crate::gateway) cost_ms: f64,
-}
-
 /// One request's facts.
 pub(in crate::gateway) struct Receipt {
     house: Arc<House>,
@@ -87,8 +47,10 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) received: Instant,
     pub(in crate::gateway) read: Option<Instant>,
     pub(in crate::gateway) added: Option<Duration>,
-    /// How long it waited because no pod was ready.
+    /// How long it waited because no pod was ready, or all were full.
     pub(in crate::gateway) waited: Option<Duration>,
+    /// Which of both, if it did.
+    pub(in crate::gateway) waits_for: Option<WaitsFor>,
     /// Since when it stands in line, if it ever did.
     pub(in crate::gateway) in_line_since: Option<Instant>,
     pub(in crate::gateway) sent: Option<Instant>,
@@ -137,6 +99,7 @@ impl Receipt {
             added: None,
             waited: None,
             in_line_since: None,
+            waits_for: None,
             sent: None,
             first_token: None,
             last_token: None,
@@ -299,6 +262,7 @@ impl Receipt {
             read_ms = self.ms_to(self.read),
             added_ms = self.added.map(|added| rounded(added.as_secs_f64() * 1e3)),
             waited_ms = self.waited_in_all().map(|waited| rounded(waited.as_secs_f64() * 1e3)),
+            waited_for = self.waits_for.map(WaitsFor::name),
             ttft_ms = self.ms_to(self.first_token),
             itl_ms = self.itl_ms().map(rounded),
             duration_ms = rounded(whole.as_secs_f64() * 1e3),
@@ -363,17 +327,6 @@ impl Receipt {
 /// To a microsecond: more digits are noise in a log line.
 fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Reading => "reading_body",
-            Self::Waiting => "in_line",
-            Self::AtPod => "waiting_for_pod",
-            Self::Relaying => "relaying",
-        }
-    }
 }
 
 impl Drop for Receipt {

@@ -6,6 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
+use super::busy::Busy;
+pub(in crate::gateway) use super::cuts::{
+    CUTS, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
+};
 use crate::{
     openai::{self, Dialect, ErrorBody, Malformed, PathProblem},
     routing::UnknownModel,
@@ -106,6 +110,14 @@ pub enum Rejection {
     #[error("the model servers are busy, and this request may be refused while they are; try again later")]
     Saturated {
         /// When they have likely done what is waiting there.
+        pause: Duration,
+    },
+    /// All pods are full, and it could not wait until one is not, or did so in vain.
+    #[error("the model servers are busy, and {}; try again later", .why.told())]
+    Busy {
+        /// Why it was no use to wait.
+        why: Busy,
+        /// When those who were before it are likely served.
         pause: Duration,
     },
     /// Every attempt failed.
@@ -209,6 +221,7 @@ impl Rejection {
             Self::NoPodInTime { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod_in_time"),
             Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
             Self::Saturated { .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", "saturated"),
+            Self::Busy { why, .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", why.reason()),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -272,6 +285,7 @@ impl Rejection {
             Self::BuffersFull
             | Self::LineFull { .. }
             | Self::Saturated { .. }
+            | Self::Busy { .. }
             | Self::Stopping
             | Self::Panicked(_)
             | Self::Unreadable(_)
@@ -285,7 +299,10 @@ impl Rejection {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BuffersFull => Some(BUFFERS_PAUSE),
-            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } | Self::Saturated { pause } => Some(*pause),
+            Self::NoPodInTime { pause, .. }
+            | Self::LineFull { pause }
+            | Self::Saturated { pause }
+            | Self::Busy { pause, .. } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }
@@ -348,54 +365,6 @@ pub(in crate::gateway) fn shortened(text: &str) -> String {
     const SHOWN: usize = 128;
     text.chars().take(SHOWN).collect()
 }
-
-/// What a stream's client is told when its answer is cut.
-pub(in crate::gateway) fn cut_error(why: &'static str) -> ErrorBody<'static> {
-    let message = match why {
-        STOPPING => "the gateway stopped before the answer was complete",
-        TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
-        FIRST_TOKEN_TIMEOUT => "the model server did not begin its answer in time",
-        IDLE_TIMEOUT => "the model server fell silent before the answer was complete",
-        PANIC => "the gateway failed before the answer was complete",
-        _ => "the model server stopped before the answer was complete",
-    };
-    ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") }
-}
-
-/// Whether an answer cut for this reason was cut by us and not by the pod's fault.
-pub(in crate::gateway) fn is_our_doing(why: &'static str) -> bool {
-    matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
-}
-
-/// Every reason for which an answer is cut.
-pub(in crate::gateway) const CUTS: [&str; 11] = [
-    "connection_died",
-    "no_end",
-    "error_event",
-    "aborted_by_pod",
-    "empty_answer",
-    "refused_in_stream",
-    FIRST_TOKEN_TIMEOUT,
-    IDLE_TIMEOUT,
-    TOTAL_TIMEOUT,
-    STOPPING,
-    PANIC,
-];
-
-/// Why an answer is cut when the gateway stops and its grace is over.
-pub(in crate::gateway) const STOPPING: &str = "stopping";
-
-/// Why one is cut that took longer than the operator allows.
-pub(in crate::gateway) const TOTAL_TIMEOUT: &str = "total_timeout";
-
-/// Why one is cut whose pod sends no token.
-pub(in crate::gateway) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
-
-/// Why one is cut whose pod fell silent.
-pub(in crate::gateway) const IDLE_TIMEOUT: &str = "idle_timeout";
-
-/// Why one is cut in which this gateway failed.
-pub(in crate::gateway) const PANIC: &str = "panic";
 
 #[cfg(test)]
 mod tests {

@@ -99,9 +99,8 @@ impl Door for Ours {
                 self.asks.insert(entered.id, nth);
                 self.ids.insert(nth, entered.id);
                 self.dues.insert((due, entered.id));
-                for id in entered.pushed_out {
-                    let due = self.dues.iter().find(|(_, it)| *it == id).map(|(due, _)| *due);
-                    if let Some(nth) = due.and_then(|due| self.forget(id, due)) {
+                for (id, gone) in entered.pushed_out {
+                    if let Some(nth) = self.forget(id, gone.due) {
                         self.refuse(nth, wait);
                     }
                 }
