@@ -48,6 +48,13 @@ impl Saturation {
         Some(Self { wait_ms, level: wait_ms / too_long_ms(pool) })
     }
 
+    /// The pods of `pool` at which a request would wait too long. While others have room, they are no pods to choose: what
+    /// waits in the line can still go wherever a place gets free, and what waits at a pod cannot.
+    pub fn full<'a>(pool: &PoolState, pods: &'a [Arc<Pod>], now: Instant) -> impl Iterator<Item = &'a Arc<Pod>> {
+        let (sights, too_long) = (Sights::of(pool, now), too_long_ms(pool));
+        pods.iter().filter(move |pod| sights.wait_ms(pod, now) >= too_long)
+    }
+
     /// Whether what is sheddable is refused.
     pub fn is_full(&self) -> bool {
         self.level >= 1.0
@@ -97,6 +104,7 @@ impl Room {
     }
 }
 
+/// In milliseconds, what the operator finds too long.
 fn too_long_ms(pool: &PoolState) -> f64 {
     pool.config().saturation.wait.as_secs_f64() * 1e3
 }
@@ -320,9 +328,28 @@ mod tests {
         assert_eq!(wait_us(&pool, now), 2_430_000, "3 of them stand behind 5");
         held.truncate(5);
         assert_eq!(wait_us(&pool, now), 0);
+        held.extend(streams(&pod, 3));
+        page(&pod, (4, 4), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 2_430_000, "one has ended and nobody begun in its place yet");
+        page(&pod, (6, 2), 0.1, now);
+        // Eight where six run: a third of 250 tokens at 15 + 8 * 0.15 ms.
+        assert_eq!(wait_us(&pool, now), 1_350_000, "one more than was known");
+        held.truncate(5);
         page(&pod, (5, 0), 0.1, now);
         held.extend(streams(&pod, 3));
         assert_eq!(wait_us(&pool, now), 0, "nobody waited: there may be room");
+    }
+
+    #[test]
+    fn pods_that_keep_a_request_waiting_too_long_are_told_apart_from_the_others() {
+        let now = crate::clock::now();
+        let pool = pool(3, now);
+        let pods = pool.pods();
+        let _long = sent(&pods[0], 20_000, 20_000);
+        let _short = sent(&pods[1], 19_999, 19_999);
+        pods[2].health.pushed_back(Some(Duration::from_secs(2)), now, now);
+        let full: Vec<_> = Saturation::full(&pool, &pods, now).map(|pod| pod.slot).collect();
+        assert_eq!(full, [pods[0].slot, pods[2].slot]);
     }
 
     #[test]

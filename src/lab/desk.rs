@@ -11,6 +11,7 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
+    doors::{Arrival, Door, Sight, Word},
     rivals::{Policy, Rival, Seen, Truth, View},
     script::{Ask, Piece},
     setup::{self, MODEL, POOL, Setup, adapter_name},
@@ -19,9 +20,10 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Scheduler, Target},
+    config::{self, Scheduler, Target, Waiting},
     fleet::{
-        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
+        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel,
+        Saturation, Send,
     },
     prefix::{BLOCK_BYTES, Chain, Claim, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
@@ -43,6 +45,9 @@ pub(super) struct Desk {
     pods: Arc<Vec<Arc<Pod>>>,
     index: Index,
     chooser: Chooser,
+    door: Box<dyn Door>,
+    spares_full: bool,
+    terms: Waiting,
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
@@ -119,6 +124,9 @@ impl Desk {
             fleet,
             index: Index::default(),
             chooser,
+            door: setup.door.make(),
+            spares_full: setup.door.spares_full,
+            terms: config.waiting.clone(),
             rng: StdRng::seed_from_u64(seed),
             epoch,
             seen: Vec::new(),
@@ -148,6 +156,33 @@ impl Desk {
     /// The configuration with other weights is in force.
     pub(super) fn shift(&mut self) {
         self.table = self.next_table.clone();
+    }
+
+    /// A request came to the door.
+    pub(super) fn came(&mut self, nth: u32, ask: &Ask, now_ms: f64) {
+        let bytes = text::prompt_bytes(&ask.prompt);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+        let answer = self.pool.expected_output_tokens() as u32;
+        let tokens = self.pool.tokens(bytes).saturating_add(answer);
+        let arrival = Arrival { nth, at_ms: now_ms, client: ask.client, tokens, bytes };
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
+        self.door.came(arrival, &sight);
+    }
+
+    /// Its client has gone.
+    pub(super) fn gone(&mut self, nth: u32) {
+        self.door.gone(nth);
+    }
+
+    /// What the door says next.
+    pub(super) fn says(&mut self, now_ms: f64) -> Option<Word> {
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
+        self.door.next(&sight)
+    }
+
+    /// When the door wants to be asked even if nothing happens until then.
+    pub(super) fn alarm_ms(&self) -> f64 {
+        self.door.alarm_ms()
     }
 
     /// A request came: where it goes, under which name, and who holds how much of it.
@@ -203,6 +238,7 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
+                let tried = &if self.spares_full { spared(&scene, tried) } else { tried.clone() };
                 let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }
@@ -351,6 +387,13 @@ impl Desk {
     fn instant(&self, at_ms: f64) -> Instant {
         self.epoch + Duration::from_secs_f64(at_ms / 1e3)
     }
+}
+
+/// With the full pods among those that need not be tried, if others are left.
+fn spared(scene: &Scene<'_>, tried: &Tried) -> Tried {
+    let mut spared = tried.clone();
+    Saturation::full(scene.pool, scene.pods, scene.now).for_each(|pod| spared.add(pod));
+    if scene.pods.iter().all(|pod| spared.contains(pod)) { tried.clone() } else { spared }
 }
 
 fn cached(hits: &Hits, pod: &Pod, block_tokens: f32) -> f64 {
