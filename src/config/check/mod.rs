@@ -581,7 +581,7 @@ admin: { address: 0.0.0.0:9090 }
   |
 2 |   - { name: openai, adress: 0.0.0.0:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, trust_headers
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, trust_headers, tls, proxy_protocol, trusted_proxies, client_address_header, allow, deny, cors
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
