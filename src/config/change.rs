@@ -91,7 +91,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
             None => keys.push(format!("listeners[{}]", listener.name)),
             Some(it) if it.address != listener.address => keys.push(format!("listeners[{}].address", listener.name)),
             Some(it) if !same_door(it.ext_proc.as_ref(), listener.ext_proc.as_ref()) => {
-                keys.push(format!("listeners[{}].ext_proc", listener.name))
+                keys.push(format!("listeners[{}].ext_proc", listener.name));
             }
             Some(it) if it.tls != listener.tls => keys.push(format!("listeners[{}].tls", listener.name)),
             Some(it) if it.network.proxy_protocol != listener.network.proxy_protocol => {

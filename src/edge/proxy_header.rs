@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_no_header_is_none() {
         let long = format!("PROXY TCP4 {} 10.0.0.1 1 2\r\n", "1".repeat(200));
-        let huge = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 70_000]].concat();
+        let huge = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &vec![0; 70_000]].concat();
         for bytes in [
             &b"GET / HTTP/1.1\r\n"[..],
             b"PROXY TCP4 192.0.2.1 10.0.0.1 12345\r\n",

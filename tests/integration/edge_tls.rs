@@ -192,8 +192,10 @@ async fn a_broken_certificate_leaves_the_one_before_and_is_told() {
     let ends = gateway.counted("tidegate_certificate_not_after_seconds", &["listener=\"main\"", "tls.crt"]).await;
     assert!(ends > 1.7e9, "{ends}");
     secret.swap(&other);
-    until("the sound one to be shown", async || shown(&config, &gateway, "localhost").await == other.der().as_ref())
-        .await;
+    until("the sound one to be shown", async || {
+        shown(&authority.client(None), &gateway, "localhost").await == other.der().as_ref()
+    })
+    .await;
     assert_eq!(gateway.counted("tidegate_certificate_reload_failures_total", &[]).await, 1.0);
 }
 
