@@ -25,7 +25,7 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
-pub use listener::{BodyMode, ExtProc, Listener};
+pub use listener::{Admin, BodyMode, ExtProc, Listener};
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
@@ -66,7 +66,7 @@ pub struct Config {
     /// How a pod is chosen where a listener says nothing else.
     pub scheduler: Scheduler,
     /// The operator's listener: probes, metrics, state, and all that changes something.
-    pub admin: SocketAddr,
+    pub admin: Admin,
     /// Probes and metrics alone, for kubelet and Prometheus.
     pub probes: Option<SocketAddr>,
     /// Bounds on what one request or all of them together may hold.

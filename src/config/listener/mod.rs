@@ -1,5 +1,6 @@
 //! Where clients come in, and how: one address, as typed and as checked.
 
+mod admin;
 mod ext_proc;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
@@ -7,6 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use admin::Admin;
+pub(super) use admin::AdminFile;
 pub use ext_proc::{BodyMode, ExtProc};
 pub(super) use ext_proc::{ExtProcFile, ProtocolFile};
 
