@@ -56,7 +56,7 @@ impl Story {
         let granted = self.house.counts.reserve(&plan, &demand, Mode::Enforce, &moment());
         let Granted { hold, standing, would } = granted.map_err(|refusal| {
             self.house.note_refusal(&refusal, true);
-            Rejection::Quota(Box::new(refusal))
+            Rejection::Quota(refusal)
         })?;
         for refusal in &would {
             self.house.note_refusal(refusal, false);

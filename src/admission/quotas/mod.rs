@@ -143,7 +143,7 @@ impl Counts {
     ///
     /// # Errors
     /// The limit that lets it wait longest.
-    pub fn reserve(&self, plan: &Plan, demand: &Demand, mode: Mode, now: &Moment) -> Result<Granted, Refusal> {
+    pub fn reserve(&self, plan: &Plan, demand: &Demand, mode: Mode, now: &Moment) -> Result<Granted, Box<Refusal>> {
         let mut tabs: SmallVec<[_; 4]> = plan.scopes.iter().map(|it| (self.tab(it, now), it)).collect();
         // In one order for all, and each once, so that no two requests wait for each other, nor one for itself. Only an
         // overflow is out of order, or there twice.
@@ -185,7 +185,7 @@ impl Counts {
             }
         }
         match worst {
-            Some(refusal) => Err(Refusal { standing, ..refusal }),
+            Some(refusal) => Err(Box::new(Refusal { standing, ..refusal })),
             None => Ok(Granted { hold: Hold { taken }, standing, would }),
         }
     }

@@ -9,7 +9,7 @@ use crate::{admission::Caller, config::Quotas};
 const WALL: u64 = 1_795_309_200;
 
 fn moment() -> Moment {
-    Moment { at: Instant::now(), unix: Duration::from_secs(WALL) }
+    Moment { at: crate::clock::now(), unix: Duration::from_secs(WALL) }
 }
 
 fn later(moment: &Moment, seconds: u64) -> Moment {
@@ -21,8 +21,8 @@ fn caller(tenant: &str, key: Option<&str>) -> Caller {
     Caller { tenant: tenant.into(), key: key.map(Into::into), priority: None, models: None, limits: None }
 }
 
-fn tokens(limit: u64) -> Option<Arc<Quota>> {
-    Some(Arc::new(Quota { tokens_per_minute: Some(limit), ..Quota::default() }))
+fn tokens(limit: u64) -> Arc<Quota> {
+    Arc::new(Quota { tokens_per_minute: Some(limit), ..Quota::default() })
 }
 
 fn plan(quotas: &Quotas, tenant: &str) -> Plan {
@@ -45,7 +45,7 @@ fn level(counts: &Counts, scope: &Scope, of: Limit, now: &Moment) -> f64 {
 
 #[test]
 fn a_thousand_at_once_do_not_slip_past_a_budget_of_a_hundred() {
-    let quotas = Quotas { each_tenant: tokens(100), ..Quotas::default() };
+    let quotas = Quotas { each_tenant: Some(tokens(100)), ..Quotas::default() };
     let (counts, now) = (Counts::default(), moment());
     let granted: Vec<_> = thread::scope(|scope| {
         let ask = || {
@@ -65,10 +65,10 @@ fn a_thousand_at_once_do_not_slip_past_a_budget_of_a_hundred() {
 #[test]
 fn what_one_scope_refuses_no_other_has_counted() {
     let quotas = Quotas {
-        all: tokens(1_000),
-        models: BTreeMap::from([("m".into(), tokens(1_000).unwrap())]),
-        each_tenant: tokens(50),
-        each_key: tokens(1_000),
+        all: Some(tokens(1_000)),
+        models: BTreeMap::from([("m".into(), tokens(1_000))]),
+        each_tenant: Some(tokens(50)),
+        each_key: Some(tokens(1_000)),
         ..Quotas::default()
     };
     let (counts, now) = (Counts::default(), moment());
@@ -127,7 +127,7 @@ fn a_budget_says_when_it_begins_anew_and_does() {
 
 #[test]
 fn a_prompt_larger_than_its_limit_is_told_so_and_a_long_answer_is_not_held_against_it() {
-    let quotas = Quotas { each_tenant: tokens(100), ..Quotas::default() };
+    let quotas = Quotas { each_tenant: Some(tokens(100)), ..Quotas::default() };
     let (counts, now) = (Counts::default(), moment());
     let refused = counts.reserve(&plan(&quotas, "t"), &demand(101, 1), Mode::Enforce, &now).unwrap_err();
     assert_eq!(refused.relief, Relief::Never { needs: 102 });
@@ -169,10 +169,10 @@ fn the_tightest_room_of_each_kind_is_told() {
 #[test]
 fn new_limits_hold_from_the_next_request_on_and_counts_stay() {
     let (counts, now) = (Counts::default(), moment());
-    let before = Quotas { each_tenant: tokens(100), ..Quotas::default() };
+    let before = Quotas { each_tenant: Some(tokens(100)), ..Quotas::default() };
     let granted = counts.reserve(&plan(&before, "t"), &demand(80, 0), Mode::Enforce, &now).unwrap();
     granted.hold.settle(&Spent { requests: 1, input: 80, output: 0, cost: Money(0) }, &now);
-    let after = Quotas { each_tenant: tokens(200), ..Quotas::default() };
+    let after = Quotas { each_tenant: Some(tokens(200)), ..Quotas::default() };
     let granted = counts.reserve(&plan(&after, "t"), &demand(20, 0), Mode::Enforce, &now).unwrap();
     assert_eq!(granted.standing.tokens.unwrap().remaining, 100);
 }
@@ -202,7 +202,7 @@ fn counts_outlive_the_process_but_for_who_was_open() {
 
 #[test]
 fn idle_scopes_are_forgotten_and_their_number_is_bounded() {
-    let quotas = Quotas { each_tenant: tokens(60), ..Quotas::default() };
+    let quotas = Quotas { each_tenant: Some(tokens(60)), ..Quotas::default() };
     let (counts, now) = (Counts::at_most(100), moment());
     let ask = |tenant: usize, now: &Moment| {
         let granted = counts.reserve(&plan(&quotas, &format!("t{tenant}")), &demand(50, 0), Mode::Enforce, now);
@@ -217,7 +217,7 @@ fn idle_scopes_are_forgotten_and_their_number_is_bounded() {
 
 #[test]
 fn an_overflow_of_two_scopes_locks_no_request_out_of_itself() {
-    let quotas = Quotas { each_tenant: tokens(60), each_key: tokens(60), ..Quotas::default() };
+    let quotas = Quotas { each_tenant: Some(tokens(60)), each_key: Some(tokens(60)), ..Quotas::default() };
     let (counts, now) = (Counts::at_most(1), moment());
     let hold = counts.reserve(&plan(&quotas, "a"), &demand(5, 0), Mode::Enforce, &now);
     assert!(hold.is_ok() && counts.reserve(&plan(&quotas, "b"), &demand(5, 0), Mode::Enforce, &now).is_ok());

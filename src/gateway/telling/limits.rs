@@ -51,18 +51,15 @@ pub(super) fn pause(refusal: &Refusal) -> Option<Duration> {
 
 /// What a refusal says besides its body.
 pub(super) fn tell_refusal(headers: &mut HeaderMap, refusal: &Refusal, dialect: Dialect) {
-    match pause(refusal) {
-        Some(pause) => {
-            let whole = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
-            let millis = u64::try_from(pause.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole.max(1)));
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis.max(1)));
-        }
-        None => {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-            if let Relief::Anew { wait, .. } | Relief::After(wait) = refusal.relief {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().saturating_add(1)));
-            }
+    if let Some(pause) = pause(refusal) {
+        let whole = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+        let millis = u64::try_from(pause.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(whole.max(1)));
+        headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis.max(1)));
+    } else {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        if let Relief::Anew { wait, .. } | Relief::After(wait) = refusal.relief {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().saturating_add(1)));
         }
     }
     tell_standing(headers, &refusal.standing, dialect);
