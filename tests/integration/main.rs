@@ -28,6 +28,7 @@ mod forwarding;
 mod harness;
 mod hostile_bodies;
 mod hostile_http2;
+mod identifying;
 mod keeping;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
