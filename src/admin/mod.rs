@@ -5,6 +5,7 @@
 
 mod config;
 mod explain;
+mod quotas;
 mod state;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
@@ -79,6 +80,7 @@ pub fn everything(office: Office) -> Router {
     Router::new()
         .route("/", get(state::index))
         .route("/debug/fleet", get(state::fleet))
+        .route("/debug/quotas", get(quotas::quotas))
         .route("/debug/config", get(config::config))
         .route("/debug/explain", post(explain::explain))
         .with_state(office.clone())

@@ -14,6 +14,7 @@ GET  /healthz        the process answers
 GET  /readyz         traffic may come
 GET  /metrics        OpenMetrics
 GET  /debug/fleet    every pod as the scheduler sees it (JSON; `tidegate explain --state` reads it)
+GET  /debug/quotas   what callers have used up of their limits, the closest to one first (JSON)
 GET  /debug/config   hash of the configuration in force, and how the last reload went (JSON)
 POST /debug/explain  a request body: its route, every candidate with its terms, the verdict
                      (?listener=NAME&path=/v1/chat/completions)

@@ -5,7 +5,12 @@
 
 mod certificate;
 mod identity;
+mod quotas;
 
 pub use crate::keys::Caller;
 pub use certificate::PeerCertificate;
 pub use identity::{CREDENTIALS, Credential, Secret, Stranger, credential, of_certificate};
+pub use quotas::{
+    Counted, Counts, Demand, Granted, Hold, Limit, Mode, Moment, Plan, Refusal, Relief, Room, Saved, Scope, Spent,
+    Standing, rfc3339,
+};

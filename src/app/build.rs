@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower::ServiceExt as _;
 
 use super::{
-    Running, StartError,
+    Running, StartError, counts,
     handed::{Bound, Handed},
     house::live_house,
     picker::{self, Hosts},
@@ -49,7 +49,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let (house, instruments) = live_house(&config, decision_log, resources, &background)?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
-    prune(&house, &policy, &background);
+    keep_house(&house, &policy, &background);
     let stage = Arc::new(Stage::default());
     let (clients, office_tasks) = (Tasks::new(), Tasks::new());
 
@@ -148,8 +148,9 @@ fn bind_all(config: &Config) -> Result<Opened, StartError> {
     Ok(Opened { sockets, admin, probes })
 }
 
-/// Closes what was idle too long, as the policy in force has it.
-fn prune(house: &Arc<House>, policy: &CurrentPolicy, tasks: &Tasks) {
+/// Closes what was idle too long, as the policy in force has it, and writes down what is counted.
+fn keep_house(house: &Arc<House>, policy: &CurrentPolicy, tasks: &Tasks) {
+    counts::keep(house, policy.load().config.quotas.state_file.clone(), tasks);
     let (house, policy) = (Arc::clone(house), Arc::clone(policy));
     tasks.spawn_until_stop(async move {
         house.upstream.prune_forever(|| policy.load().config.timeouts.pool_idle).await;

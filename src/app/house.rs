@@ -12,22 +12,23 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    StartError,
+    StartError, counts,
     reload::{pool_tls, tls_of},
     senses::{self, Ears},
 };
 use crate::{
+    admission::{Counts, Limit},
     clock,
-    config::{Config, resources::Kind},
+    config::{Config, Money, resources::Kind},
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
-    gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting},
+    gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting, moment},
     keys::Keyring,
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
-    telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, Rows},
+    telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, QuotaRow, Rows},
     upstream::{Connector, PoolTls, RetryBudget, Upstream, client_tls},
 };
 
@@ -35,6 +36,7 @@ use crate::{
 struct Known {
     fleet: Arc<Fleet>,
     prefix: Arc<prefix::Index>,
+    counts: Arc<Counts>,
     metrics: Arc<Metrics>,
     waiting: Arc<Waiting>,
     keyring: Arc<Keyring>,
@@ -60,19 +62,23 @@ impl std::fmt::Debug for Instruments {
 }
 
 impl Known {
-    fn nothing(config: &Config, resources: &Resources, tasks: &Tasks) -> Self {
+    fn nothing(config: &Config, resources: &Resources, counts: Counts, tasks: &Tasks) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
-        let resources = resources.clone();
-        let metrics =
-            Arc::new(Metrics::new(Arc::new(move || Rows { kinds: kinds(&resources), ..rows(&pods, &index) })));
+        let (resources, counts) = (resources.clone(), Arc::new(counts));
+        let counted = Arc::clone(&counts);
+        let metrics = Arc::new(Metrics::new(Arc::new(move || Rows {
+            kinds: kinds(&resources),
+            quotas: quotas(&counted),
+            ..rows(&pods, &index)
+        })));
         for pool in &config.pools {
             begin_counting(&metrics, &pool.name);
         }
         let waiting = Arc::new(Waiting::new(&metrics));
         let keyring = Arc::new(Keyring::new(Box::new(|| client_tls(None)), &metrics, tasks));
-        Self { fleet, prefix, metrics, waiting, keyring, ready_once: Arc::default(), decisions: None }
+        Self { fleet, prefix, counts, metrics, waiting, keyring, ready_once: Arc::default(), decisions: None }
     }
 }
 
@@ -84,7 +90,7 @@ pub(super) fn live_house(
     resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
-    let mut known = Known::nothing(config, &resources, tasks);
+    let mut known = Known::nothing(config, &resources, counts::load(config.quotas.state_file.as_deref()), tasks);
     if let Some(read) = known.keyring.read(&config.identity)? {
         known.keyring.follow(read);
     }
@@ -116,20 +122,21 @@ pub(super) fn live_house(
 pub fn still_house(config: &Arc<Config>) -> House {
     furnish(
         config,
-        Known::nothing(config, &Resources::none(), &Tasks::new()),
+        Known::nothing(config, &Resources::none(), Counts::default(), &Tasks::new()),
         Connector::new(PoolTls::new()),
         Box::new(|_| {}),
     )
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, metrics, waiting, keyring, ready_once, decisions } = known;
+    let Known { fleet, prefix, counts, metrics, waiting, keyring, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
         upstream: Upstream::new(connector),
         lexicon: Lexicon::default(),
         decisions,
+        counts,
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
@@ -151,6 +158,22 @@ fn kinds(resources: &Resources) -> Vec<KindRow> {
         heard,
     };
     resources.kinds().into_iter().map(row).collect()
+}
+
+/// What is used of the limits that the configuration names: as few as it has lines.
+fn quotas(counts: &Counts) -> Vec<QuotaRow> {
+    let mut rows = Vec::new();
+    counts.each(&moment(), |scope, named, _, used| {
+        let row = |(limit, used, size): &(Limit, f64, u64)| {
+            let scale = if limit.is_budget() { Money(1).amount() } else { 1.0 };
+            let (used, size) = (used * scale, *size as f64 * scale);
+            QuotaRow { scope: scope.kind(), name: scope.name().into(), limit: limit.name(), used, size }
+        };
+        if named {
+            rows.extend(used.iter().map(row));
+        }
+    });
+    rows
 }
 
 fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
@@ -183,6 +206,7 @@ fn rows(fleet: &Fleet, index: &prefix::Index) -> Rows {
     };
     Rows {
         kinds: Vec::new(),
+        quotas: Vec::new(),
         pools: fleet.pools().map(pool).collect(),
         pods: fleet.pools().flat_map(of_pool).collect(),
     }

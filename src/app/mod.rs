@@ -1,6 +1,7 @@
 //! All rooms put together: a checked configuration becomes a running gateway, and a running gateway stops in order.
 
 mod build;
+mod counts;
 mod files;
 mod handed;
 mod house;

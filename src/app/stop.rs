@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
-use super::Running;
+use super::{Running, counts};
 use crate::edge::Phase;
 
 /// How long clients have to take in that their stream is cut.
@@ -51,6 +51,9 @@ impl Running {
         self.office.wait().await;
         self.background.stop();
         self.background.wait().await;
+        if let Some(file) = &self.policy.load().config.quotas.state_file {
+            counts::save(&self.house, file);
+        }
         tell(cut);
         Stopped { cut }
     }

@@ -174,6 +174,11 @@ impl Matter {
         })
     }
 
+    /// The tokens of its prompt, and those that its answer is expected to have.
+    pub fn tokens(&self) -> (u32, u32) {
+        (self.prompt_tokens, self.expected_output_tokens)
+    }
+
     /// Only such pods may be chosen.
     pub fn only_among(&mut self, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
         self.among = Some(Box::new(among));

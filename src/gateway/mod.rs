@@ -13,6 +13,7 @@ mod homes;
 mod models;
 mod proxy;
 mod reading;
+mod spending;
 mod story;
 mod telling;
 mod waiting;
@@ -32,13 +33,14 @@ pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
+pub use spending::moment;
 pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
 
 use telling::{receipt, rejection};
 
 use crate::{
-    admission::Caller,
+    admission::{Caller, Counts},
     config::{Config, Cors, Credentials, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
     keys::Keyring,
@@ -63,6 +65,8 @@ pub struct House {
     pub metrics: Arc<Metrics>,
     /// Where decisions are logged, if the operator wants that.
     pub decisions: Option<DecisionLog>,
+    /// What callers have used up.
+    pub counts: Arc<Counts>,
     /// Which pod made which response.
     pub homes: ResponseHomes,
     /// The bound on buffered bodies.

@@ -13,7 +13,7 @@ use super::{
     body::Share,
     decide::{Matter, Pick},
     health::note_status,
-    receipt::{Outcome, Receipt, Step},
+    receipt::{Outcome, Receipt},
     rejection::{cut_error, is_our_doing},
     story::Story,
 };
@@ -134,7 +134,7 @@ impl Reading {
             .as_ref()
             .filter(|matter| matter.route.rewrite_response_model && status.is_success())
             .map(|matter| ModelRenamer::new(&matter.route.client_model, framing));
-        receipt.step = Step::Relaying;
+        receipt.relays_from(&pick.verdict.pod);
         receipt.streamed |= events;
         Self {
             house: Arc::clone(&story.house),
@@ -348,7 +348,7 @@ impl Reading {
         {
             self.house.homes.remember(self.receipt.tenant(), id, &self.pick.verdict.pod.id);
         }
-        self.receipt.usage = usage;
+        self.receipt.took(usage, &self.pick.verdict.pod);
         if self.receipt.outcome == Outcome::Open && came_to_its_end {
             match bad_end {
                 Some(why) => self.broke_off(why),

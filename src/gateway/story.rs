@@ -144,9 +144,14 @@ impl Story {
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
     /// is let go.
-    pub(super) fn body_for_pod(&self, body: Bytes, ask: &Ask, matter: &Matter) -> Result<Bytes, Rejection> {
-        let changes =
-            Changes { model: Some(&matter.route.served_model), include_usage: self.policy.config.api.inject_usage };
+    pub(super) fn body_for_pod(
+        &self,
+        body: Bytes,
+        ask: &Ask,
+        matter: &Matter,
+        include_usage: bool,
+    ) -> Result<Bytes, Rejection> {
+        let changes = Changes { model: Some(&matter.route.served_model), include_usage };
         if ask.model.is_empty() || changes.change_nothing(ask) {
             Ok(body)
         } else {

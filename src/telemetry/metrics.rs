@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    CertificateMetrics, IdentityMetrics, Tallies,
+    CertificateMetrics, IdentityMetrics, QuotaMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
@@ -142,6 +142,8 @@ pub struct Metrics {
     pub waiting: Family<PoolLabels, Gauge>,
     /// How long those waited that do so no more, by how it ended: `served`, `expired`, `left`.
     pub waited: Histograms<PoolReasonLabels>,
+    /// Limits and budgets.
+    pub quotas: QuotaMetrics,
     /// Reloads of the configuration, by how they went.
     pub reloads: Family<OutcomeLabels, Counter>,
     /// 1 if the last reload was applied, and before the first.
@@ -198,6 +200,7 @@ impl Metrics {
             decisions_dropped: Counter::default(),
             waiting: Family::default(),
             waited: histograms(&DURATION),
+            quotas: QuotaMetrics::default(),
             reloads: Family::default(),
             last_reload_successful: Gauge::default(),
             config_generation: Gauge::default(),
@@ -208,6 +211,7 @@ impl Metrics {
         metrics.register_attempts();
         metrics.register_waiting();
         metrics.identity.register(&mut metrics.registry);
+        metrics.quotas.register(&mut metrics.registry, std::sync::Arc::clone(&rows));
         metrics.register_state(rows);
         metrics.certificates.register(&mut metrics.registry);
         metrics
@@ -328,7 +332,7 @@ fn encode_kinds(
 
 impl prometheus_client::collector::Collector for FleetCollector {
     fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Rows { kinds, pools, pods: rows } = (self.0)();
+        let Rows { kinds, pools, pods: rows, .. } = (self.0)();
         encode_kinds(&kinds, &mut encoder)?;
         let full = Fractions::<PoolLabels>::default();
         for PoolRow { pool, saturation } in pools {
@@ -402,6 +406,7 @@ mod tests {
             kinds: kinds.clone(),
             pools: pools.clone(),
             pods: vec![row.clone()],
+            quotas: Vec::new(),
         }));
         let labels = ModelLabels { listener: "openai".into(), model: "llama2".into() };
         metrics.ttft.get_or_create(&labels).observe(0.2);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Name;
+use super::{Name, quotas::QuotaRow};
 
 /// The state of a pod as the scheduler sees it, for the families that are read at scrape time.
 #[derive(Clone, Debug)]
@@ -64,6 +64,8 @@ pub struct Rows {
     pub pools: Vec<PoolRow>,
     /// Their pods.
     pub pods: Vec<PodRow>,
+    /// Limits that the configuration names.
+    pub quotas: Vec<QuotaRow>,
 }
 
 /// Reads the fleet's state when Prometheus asks.

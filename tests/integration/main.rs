@@ -33,6 +33,7 @@ mod keeping;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod leaving;
+mod limiting;
 mod logging_decisions;
 mod logging_requests;
 mod mistaking;

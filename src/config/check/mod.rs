@@ -250,8 +250,8 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let timeouts = settings::timeouts(file.timeouts.as_ref(), sheet);
     // Reported models may have any name.
     let names = || models.iter().map(|model| &*model.name).collect::<Vec<_>>();
-    let named = (sheet.models_known && !reported).then(names);
-    let quotas = quotas::quotas(file.quotas.as_ref(), named.as_deref(), sheet);
+    let served = (sheet.models_known && !reported).then(names);
+    let quotas = quotas::quotas(file.quotas.as_ref(), served.as_deref(), sheet);
     Config {
         listeners,
         reuse_port: file.reuse_port.unwrap_or(false),

@@ -163,7 +163,8 @@ fn without_prices(file: &QuotasFile, quotas: &Quotas, sheet: &mut Sheet) {
     }
     let given = [&file.all, &file.each_tenant, &file.each_key].into_iter().flatten();
     let given = given.chain(file.tenants.iter().map(|it| &it.limits)).chain(file.models.iter().map(|it| &it.limits));
-    let budget = given.filter_map(|it| it.budget_per_day.as_ref().or(it.budget_per_month.as_ref())).next();
+    let mut given = given;
+    let budget = given.find_map(|it| it.budget_per_day.as_ref().or(it.budget_per_month.as_ref()));
     if let Some(at) = budget {
         let remedy = "add `prices: [ { modelName: llama2, input_per_million: 0.5, output_per_million: 1.5 } ]`";
         sheet.warning(at.place, "no model has a price, so this budget is never used up", remedy);

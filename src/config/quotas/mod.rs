@@ -202,7 +202,7 @@ pub(super) struct ModelQuotaFile {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ url: \"redis://10.0.0.5:6379\" }`")]
 pub(super) struct RedisFile {
-    /// Such as redis://10.0.0.5:6379/0, without a password.
+    /// Such as `redis://10.0.0.5:6379/0`, without a password.
     pub(super) url: At<String>,
     /// A file whose trimmed content is the password. Default: none.
     pub(super) password_file: Option<PathBuf>,

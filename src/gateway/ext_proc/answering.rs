@@ -3,13 +3,13 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 
 use super::{
     dialog::{Dialog, Stage, UNSEEN},
     head::{AnswerHead, differ},
     session::{Noted, Session},
-    wire::{HeaderMutation, HttpBody, HttpHeaders},
+    wire::{HeaderMutation, HeaderValue as Field, HeaderValueOption, HttpBody, HttpHeaders},
 };
 use crate::{
     fleet::Pod,
@@ -19,6 +19,7 @@ use crate::{
         reading::{self, Asking, MadeBy, Reading},
         receipt::{Outcome, Receipt},
         rejection::{Rejection, STOPPING, shortened},
+        telling::limits::tell_standing,
     },
     telemetry::{Name, labels::PoolReasonLabels},
     upstream::{Failure, FailureKind, Fault},
@@ -37,7 +38,7 @@ impl Dialog {
                 self.not_reached(&head, pick.pod_if(is_ours), &mut receipt);
             } else {
                 self.stage = self.reading(&head, (pick, is_ours), asking, receipt);
-                mutation = self.new_length();
+                mutation = self.edits();
                 if bodiless {
                     self.settle();
                 }
@@ -47,11 +48,32 @@ impl Dialog {
         self.say(replies);
     }
 
-    /// An answer that is edited has another length than its head says.
-    fn new_length(&self) -> Option<HeaderMutation> {
-        let Stage::Reading(reading) = &self.stage else { return None };
-        let remove_headers = vec!["content-length".to_owned()];
-        reading.rewrites().then(|| HeaderMutation { remove_headers, ..HeaderMutation::default() })
+    /// An answer that is edited has another length than its head says, and one that counts against limits says what is
+    /// left of them.
+    fn edits(&self) -> Option<HeaderMutation> {
+        let mut mutation = HeaderMutation::default();
+        let receipt = match &self.stage {
+            Stage::Reading(reading) => {
+                if reading.rewrites() {
+                    mutation.remove_headers.push("content-length".to_owned());
+                }
+                let mut told = HeaderMap::new();
+                if let Some(spending) = &reading.receipt.spending {
+                    tell_standing(&mut told, &spending.standing, reading.endpoint.dialect());
+                }
+                told
+            }
+            _ => return None,
+        };
+        for (name, value) in &receipt {
+            let header = Some(Field {
+                key: Bytes::copy_from_slice(name.as_str().as_bytes()),
+                value: Bytes::new(),
+                raw_value: Bytes::copy_from_slice(value.as_bytes()),
+            });
+            mutation.set_headers.push(HeaderValueOption { header, append_action: HeaderValueOption::OVERWRITE });
+        }
+        (!mutation.remove_headers.is_empty() || !mutation.set_headers.is_empty()).then_some(mutation)
     }
 
     /// Envoy may have gone to another pod than the first that we named: then the place is there, and the log says both.

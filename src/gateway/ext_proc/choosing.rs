@@ -114,9 +114,11 @@ async fn send(
     if let Some(subset) = subset {
         matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
+    story.reserve_quotas(&matter, receipt)?;
     shed(&matter, receipt)?;
+    let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();
-    let body = story.body_for_pod(body, &ask, &matter)?;
+    let body = story.body_for_pod(body, &ask, &matter, wants_usage)?;
     let changed = body.as_ptr() != before;
     let pick = reserve(story, &matter, receipt, (body.len(), among_few)).await?;
     receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
@@ -129,7 +131,7 @@ async fn send(
         endpoints.push(Arc::clone(next.address()));
     }
     let decided = decided(head, &endpoints, receipt, (body, changed));
-    let inject_usage = story.policy.config.api.inject_usage && ask.lacks_usage();
+    let inject_usage = wants_usage && ask.lacks_usage();
     let asking = Asking { matter: Some(matter), endpoint, inject_usage };
     let fallbacks = endpoints.into_iter().skip(1).collect();
     Ok(Told::ByPod(Box::new(Sent { decided, pick, fallbacks, asking })))

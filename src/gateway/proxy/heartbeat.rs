@@ -25,6 +25,7 @@ use crate::{
         receipt::{Outcome, Receipt},
         rejection::Rejection,
         story::X_REQUEST_ID,
+        telling::limits::tell_standing,
     },
     openai::{Dialect, ErrorBody, Reported},
     upstream::Fault,
@@ -106,6 +107,7 @@ impl Story {
         every: Duration,
     ) -> Response<Answer> {
         let (request_id, story) = (receipt.request_id.clone(), self.clone());
+        let standing = receipt.spending.as_ref().map(|it| it.standing);
         let mut work = Box::pin(async move {
             let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
             (brought, receipt)
@@ -129,6 +131,9 @@ impl Story {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(X_REQUEST_ID, request_id);
+        if let Some(standing) = standing {
+            tell_standing(headers, &standing, dialect);
+        }
         response
     }
 

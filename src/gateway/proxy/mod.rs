@@ -28,6 +28,7 @@ use super::{
     receipt::{Outcome, Receipt},
     rejection::Rejection,
     story::{Story, request_id, shed},
+    telling::limits::tell_standing,
 };
 use crate::{
     admission::Stranger,
@@ -157,9 +158,11 @@ impl Story {
             return self.revisit(head, body, &id, receipt);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
+        self.reserve_quotas(&matter, receipt)?;
         shed(&matter, receipt)?;
+        let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());
-        let carry = carry(head, self.body_for_pod(body, &ask, &matter)?, &receipt.request_id, forward);
+        let carry = carry(head, self.body_for_pod(body, &ask, &matter, wants_usage)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.
@@ -167,7 +170,7 @@ impl Story {
             timeouts.first_byte = timeouts.first_byte.min(timeouts.first_token);
         }
         let heartbeat = config.api.heartbeat.filter(|_| ask.stream);
-        let inject_usage = config.api.inject_usage && ask.lacks_usage();
+        let inject_usage = wants_usage && ask.lacks_usage();
         let asking = Asking { matter: Some(matter), endpoint, inject_usage };
         let sent = Box::new(Sent { asking, timeouts, heartbeat });
         Ok(Told::ByPod(Errand { carry, sent, home: None }))
@@ -214,6 +217,7 @@ impl Story {
         *response.status_mut() = status;
         *response.headers_mut() = answer.head.headers;
         let (attempts, request_id) = (receipt.attempts, receipt.request_id.clone());
+        let standing = receipt.spending.as_ref().map(|it| (it.standing, sent.asking.endpoint.dialect()));
         let decided = self
             .policy
             .config
@@ -228,6 +232,9 @@ impl Story {
             let text = |text: &str| HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("?"));
             headers.insert(X_TIDEGATE_POD, text(&pod));
             headers.insert(X_TIDEGATE_DECISION, text(&decision));
+        }
+        if let Some((standing, dialect)) = standing {
+            tell_standing(headers, &standing, dialect);
         }
         tell_attempts(headers, attempts);
         (response, relay)

@@ -1,5 +1,7 @@
 //! What is told of one request: to its client why it was refused, to the operator how it went.
 
+mod cuts;
+pub(in crate::gateway) mod limits;
 mod outcome;
 pub(in crate::gateway) mod receipt;
 pub(in crate::gateway) mod rejection;

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     admission::Caller,
     clock,
-    gateway::{House, Peer, decide::Shed},
+    gateway::{House, Peer, decide::Shed, spending::Spending},
     openai::Usage,
     telemetry::{
         Decision, Name, Tally,
@@ -92,6 +92,8 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) shed: Option<Box<Shed>>,
     /// What the decision log will tell, if there is one and the request was routed.
     pub(in crate::gateway) decision: Option<Box<Decision>>,
+    /// What it holds of its callers' limits.
+    pub(in crate::gateway) spending: Option<Box<Spending>>,
     /// What it counts in, once its model is known.
     tally: Option<Arc<Tally>>,
 }
@@ -132,6 +134,7 @@ impl Receipt {
             outcome: Outcome::Open,
             shed: None,
             decision: None,
+            spending: None,
             tally: None,
         }
     }
@@ -356,6 +359,9 @@ impl Drop for Receipt {
         if std::thread::panicking() && self.outcome == Outcome::Open {
             // Nobody who could have said so is left.
             self.outcome = Outcome::Cut(PANIC);
+        }
+        if let Some(spending) = self.spending.take() {
+            spending.settle(&self.house, self);
         }
         let whole = clock::now().saturating_duration_since(self.received);
         self.count(whole);

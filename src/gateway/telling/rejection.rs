@@ -6,8 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
+pub(in crate::gateway) use super::cuts::{
+    CUTS, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
+};
+use super::limits;
 use crate::{
-    admission::Stranger,
+    admission::{Refusal, Stranger},
     openai::{self, Dialect, ErrorBody, Malformed, PathProblem},
     routing::UnknownModel,
     scheduler::NoPod,
@@ -121,6 +125,9 @@ pub enum Rejection {
         /// When they have likely done what is waiting there.
         pause: Duration,
     },
+    /// A limit of its callers.
+    #[error("{0}")]
+    Quota(Box<Refusal>),
     /// Every attempt failed.
     #[error("{}", told(.0.kind))]
     Failed(#[source] Failure),
@@ -163,14 +170,14 @@ fn told(kind: FailureKind) -> &'static str {
 }
 
 /// Status, `type`, `code`, and the word in metrics.
-struct Told {
+pub(super) struct Told {
     status: StatusCode,
     kind: &'static str,
     code: &'static str,
     reason: &'static str,
 }
 
-const fn told_as(status: StatusCode, kind: &'static str, code: &'static str, reason: &'static str) -> Told {
+pub(super) const fn told_as(status: StatusCode, kind: &'static str, code: &'static str, reason: &'static str) -> Told {
     Told { status, kind, code, reason }
 }
 
@@ -231,6 +238,7 @@ impl Rejection {
             Self::NoPodInTime { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "no_pod_in_time"),
             Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
             Self::Saturated { .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", "saturated"),
+            Self::Quota(refusal) => limits::told(refusal),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -298,7 +306,8 @@ impl Rejection {
             | Self::Denied
             | Self::HeadTooLarge
             | Self::TargetTooLong
-            | Self::Expectation => Fault::Client,
+            | Self::Expectation
+            | Self::Quota(_) => Fault::Client,
             // The operator's bounds on the whole, whatever the pods did meanwhile; and whom he named a pod.
             Self::BuffersFull
             | Self::LineFull { .. }
@@ -315,6 +324,7 @@ impl Rejection {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::Quota(refusal) => limits::pause(refusal),
             Self::BuffersFull => Some(BUFFERS_PAUSE),
             Self::NoPodInTime { pause, .. } | Self::LineFull { pause } | Self::Saturated { pause } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
@@ -364,6 +374,9 @@ impl Rejection {
         if let Some(pause) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
         }
+        if let Self::Quota(refusal) = self {
+            limits::tell_refusal(headers, refusal, dialect);
+        }
         if let Self::Path(PathProblem::WrongMethod { allowed, .. }) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
@@ -383,54 +396,6 @@ pub(in crate::gateway) fn shortened(text: &str) -> String {
     const SHOWN: usize = 128;
     text.chars().take(SHOWN).collect()
 }
-
-/// What a stream's client is told when its answer is cut.
-pub(in crate::gateway) fn cut_error(why: &'static str) -> ErrorBody<'static> {
-    let message = match why {
-        STOPPING => "the gateway stopped before the answer was complete",
-        TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
-        FIRST_TOKEN_TIMEOUT => "the model server did not begin its answer in time",
-        IDLE_TIMEOUT => "the model server fell silent before the answer was complete",
-        PANIC => "the gateway failed before the answer was complete",
-        _ => "the model server stopped before the answer was complete",
-    };
-    ErrorBody { message, kind: "server_error", param: None, code: Some("stream_cut") }
-}
-
-/// Whether an answer cut for this reason was cut by us and not by the pod's fault.
-pub(in crate::gateway) fn is_our_doing(why: &'static str) -> bool {
-    matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
-}
-
-/// Every reason for which an answer is cut.
-pub(in crate::gateway) const CUTS: [&str; 11] = [
-    "connection_died",
-    "no_end",
-    "error_event",
-    "aborted_by_pod",
-    "empty_answer",
-    "refused_in_stream",
-    FIRST_TOKEN_TIMEOUT,
-    IDLE_TIMEOUT,
-    TOTAL_TIMEOUT,
-    STOPPING,
-    PANIC,
-];
-
-/// Why an answer is cut when the gateway stops and its grace is over.
-pub(in crate::gateway) const STOPPING: &str = "stopping";
-
-/// Why one is cut that took longer than the operator allows.
-pub(in crate::gateway) const TOTAL_TIMEOUT: &str = "total_timeout";
-
-/// Why one is cut whose pod sends no token.
-pub(in crate::gateway) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
-
-/// Why one is cut whose pod fell silent.
-pub(in crate::gateway) const IDLE_TIMEOUT: &str = "idle_timeout";
-
-/// Why one is cut in which this gateway failed.
-pub(in crate::gateway) const PANIC: &str = "panic";
 
 #[cfg(test)]
 mod tests {

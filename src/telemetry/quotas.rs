@@ -1,0 +1,118 @@
+//! What is told of limits and budgets: who was refused, what was used, what it cost.
+
+use std::{fmt, sync::atomic::AtomicU64};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{Name, rows::ReadRows};
+
+/// Whose tokens and money.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SpendLabels {
+    /// A tenant that the configuration names, `anonymous`, or `other`.
+    pub tenant: Name,
+    /// The client's name for the model.
+    pub model: Name,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpentTokens {
+    tenant: Name,
+    model: Name,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    scope: &'static str,
+    limit: &'static str,
+    enforced: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    scope: &'static str,
+    name: Name,
+    limit: &'static str,
+}
+
+/// One limit of a scope that the configuration names, for the families that are read at scrape time.
+#[derive(Clone, Debug)]
+pub struct QuotaRow {
+    /// `all`, `tenant` or `model`.
+    pub scope: &'static str,
+    /// Whose, where there are several.
+    pub name: Name,
+    /// The limit's key in the configuration.
+    pub limit: &'static str,
+    /// What is used of it.
+    pub used: f64,
+    /// How large it is.
+    pub size: f64,
+}
+
+/// Families of limits and budgets.
+#[derive(Debug, Default)]
+pub struct QuotaMetrics {
+    refusals: Family<RefusalLabels, Counter>,
+    tokens: Family<SpentTokens, Counter>,
+    cost: Family<SpendLabels, Counter<f64, AtomicU64>>,
+}
+
+impl QuotaMetrics {
+    /// A limit refused a request, or would have if it were kept.
+    pub fn refused(&self, scope: &'static str, limit: &'static str, enforced: bool) {
+        let enforced = if enforced { "true" } else { "false" };
+        self.refusals.get_or_create(&RefusalLabels { scope, limit, enforced }).inc();
+    }
+
+    /// A request took so many tokens (input, output, cached) and so much money.
+    pub fn spent(&self, labels: &SpendLabels, tokens: [u64; 3], cost: f64) {
+        for (kind, tokens) in ["input", "output", "cached"].into_iter().zip(tokens) {
+            if tokens > 0 {
+                let SpendLabels { tenant, model } = labels.clone();
+                self.tokens.get_or_create(&SpentTokens { tenant, model, kind }).inc_by(tokens);
+            }
+        }
+        if cost > 0.0 {
+            self.cost.get_or_create(labels).inc_by(cost);
+        }
+    }
+
+    pub(super) fn register(&self, r: &mut Registry, rows: ReadRows) {
+        let refusals = "Requests over a limit, by whose and which; not enforced: they were let in";
+        r.register("quota_refusals", refusals, self.refusals.clone());
+        let tokens = "Tokens that counted against limits, as reported or else as seen or estimated";
+        r.register("tenant_tokens", tokens, self.tokens.clone());
+        r.register("tenant_cost", "What requests cost, in the currency of the price table", self.cost.clone());
+        r.register_collector(Box::new(QuotaCollector(rows)));
+    }
+}
+
+struct QuotaCollector(ReadRows);
+
+impl fmt::Debug for QuotaCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("QuotaCollector")
+    }
+}
+
+impl Collector for QuotaCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        type Gauges = Family<LimitLabels, Gauge<f64, AtomicU64>>;
+        let (used, size) = (Gauges::default(), Gauges::default());
+        for row in (self.0)().quotas {
+            let labels = LimitLabels { scope: row.scope, name: row.name, limit: row.limit };
+            used.get_or_create(&labels).set(row.used);
+            size.get_or_create(&labels).set(row.size);
+        }
+        let help = "What is used of a limit that the configuration names";
+        used.encode(encoder.encode_descriptor("quota_used", help, None, used.metric_type())?)?;
+        size.encode(encoder.encode_descriptor("quota_limit", "How large it is", None, size.metric_type())?)
+    }
+}
