@@ -206,3 +206,81 @@ pub fn of_certificate(certificate: &PeerCertificate, rule: &Certificates) -> Res
     let caller = callers.next().ok_or(Stranger::UnknownName)?;
     if callers.any(|other| other.tenant != caller.tenant) { Err(Stranger::UnknownName) } else { Ok(caller) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AllowedModels, CertificateName};
+
+    fn certificate(uris: &[&str], dns: &[&str]) -> PeerCertificate {
+        let owned = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
+        PeerCertificate { uris: owned(uris), dns_names: owned(dns), ..PeerCertificate::default() }
+    }
+
+    #[test]
+    fn a_header_counts_before_a_certificate_and_both_before_nothing() {
+        let certificate = certificate(&["spiffe://a"], &[]);
+        let (mut headers, none) = (HeaderMap::new(), HeaderMap::new());
+        headers.insert("x-api-key", HeaderValue::from_static("k"));
+        let judged = |headers, certificate, reads| match credential(headers, certificate, reads) {
+            Ok(Credential::Secret(secret)) => secret.reveal().to_owned(),
+            other => format!("{other:?}").split('(').next().unwrap_or_default().to_owned(),
+        };
+        assert_eq!(judged(&headers, Some(&certificate), true), "k");
+        assert_eq!(judged(&headers, Some(&certificate), false), "Ok", "where no keys are known a header is the pods'");
+        assert_eq!(judged(&none, None, true), "Ok");
+        assert!(matches!(credential(&headers, Some(&certificate), false), Ok(Credential::Certificate(_))));
+        assert!(matches!(credential(&none, None, true), Ok(Credential::Nothing)));
+        assert!(!format!("{:?}", credential(&headers, None, true)).contains('k'), "it is not shown");
+        headers
+            .insert("authorization", HeaderValue::from_bytes(b"Bearer \xff").unwrap_or(HeaderValue::from_static("")));
+        assert!(matches!(credential(&headers, None, true), Err(Stranger::Unreadable)));
+    }
+
+    #[test]
+    fn one_name_of_a_certificate_counts_and_no_more() {
+        let shop = CertificateName {
+            name: "spiffe://prod/shop/*".into(),
+            tenant: "shop".into(),
+            models: Some(AllowedModels::new(["m"])),
+            priority: Some(1),
+        };
+        let bank =
+            CertificateName { name: "spiffe://prod/bank".into(), tenant: "bank".into(), models: None, priority: None };
+        let listed = Certificates { from: NameKind::Uri, names: Some(vec![shop, bank]) };
+        let any = Certificates { from: NameKind::Dns, names: None };
+        let who = |uris: &[&str], rule| {
+            of_certificate(&certificate(uris, &["a.example"]), rule).map(|it| it.tenant.to_string())
+        };
+        assert_eq!(who(&["spiffe://prod/shop/web"], &listed), Ok("shop".into()));
+        assert_eq!(who(&["spiffe://other", "spiffe://prod/bank"], &listed), Ok("bank".into()));
+        assert_eq!(who(&["spiffe://prod/shop/a", "spiffe://prod/shop/b"], &listed), Ok("shop".into()));
+        assert_eq!(who(&["spiffe://prod/shop/a", "spiffe://prod/bank"], &listed), Err(Stranger::UnknownName));
+        assert_eq!(who(&["spiffe://prod/bank/x"], &listed), Err(Stranger::UnknownName));
+        assert_eq!(who(&[], &listed), Err(Stranger::UnknownName));
+        assert_eq!(who(&[], &any), Ok("a.example".into()));
+        let caller = of_certificate(&certificate(&["spiffe://prod/shop/web"], &[]), &listed).map_err(|_| ());
+        let caller = caller.unwrap_or_else(|()| Caller::anonymous());
+        assert_eq!((caller.key.as_deref(), caller.priority), (Some("spiffe://prod/shop/web"), Some(1)));
+        assert!(caller.may_ask_for("m") && !caller.may_ask_for("n"));
+    }
+
+    #[test]
+    fn a_stranger_is_told_no_more_than_it_has_shown_to_know() {
+        let vague = "this API key or token is not valid";
+        for stranger in [
+            Stranger::UnknownKey,
+            Stranger::DisabledKey,
+            Stranger::BadToken,
+            Stranger::UnknownIssuer,
+            Stranger::WrongAlgorithm,
+            Stranger::UnknownSigner,
+            Stranger::WrongSignature,
+            Stranger::WrongAudience,
+            Stranger::NoTenant,
+            Stranger::NotYet,
+        ] {
+            assert_eq!(stranger.told(), vague, "{}", stranger.word());
+        }
+    }
+}

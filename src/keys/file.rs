@@ -117,3 +117,47 @@ fn bounded(bytes: Vec<u8>, most: u64) -> io::Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_is_heard_of_within_a_second_and_only_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.yaml");
+        fs::write(&path, "one").unwrap();
+        let mut file = Followed::new(path.clone(), 100, Some(mark_of(b"one")));
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, file.changed()).await.is_err(), "nothing changed");
+        for text in ["two", "six", "seven"] {
+            fs::write(&path, text).unwrap();
+            let began = clock::now();
+            assert_eq!(file.changed().await.unwrap(), text.as_bytes());
+            assert!(clock::now() - began <= Duration::from_secs(1), "{text}");
+        }
+        assert!(tokio::time::timeout(hour, file.changed()).await.is_err());
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file.changed().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "seven").unwrap();
+        assert_eq!(file.changed().await.unwrap(), b"seven", "it is back");
+        fs::write(&path, "x".repeat(101)).unwrap();
+        assert_eq!(file.changed().await.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_leads_elsewhere_is_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["one", "two"] {
+            fs::write(at(name), name).unwrap();
+        }
+        symlink("one", at("link")).unwrap();
+        let mut file = Followed::new(at("link"), 100, Some(mark_of(b"one")));
+        symlink("two", at("new")).unwrap();
+        fs::rename(at("new"), at("link")).unwrap();
+        assert_eq!(file.changed().await.unwrap(), b"two");
+    }
+}

@@ -70,3 +70,91 @@ pub(in crate::config) fn unguarded(file: &File, listeners: &[Listener], identity
         sheet.error(at.place, message, "take it out, and give pods their own with `token_file`");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn told(listener: &str, rest: &str) -> Vec<String> {
+        let text = format!(
+            "listeners: [{{ name: main, {listener} }}]\n\
+             pools: [{{ name: p, endpoints: [{{ url: \"http://10.0.0.1:8000\" }}], forward_authorization: {} }}]\n{rest}\n",
+            rest.contains("#forward"),
+        );
+        let problems = match load("t", &text) {
+            Ok((_, warnings)) => warnings,
+            Err(report) => report.problems,
+        };
+        problems.iter().map(|it| format!("{}:{}", it.place.line, it.message)).collect()
+    }
+
+    const KEYS: &str = "identity: { keys: { file: keys.yaml } }";
+    const OPEN: &str = "1:listener `main` is open to other machines and asks nobody who they are";
+
+    #[test]
+    fn a_listener_that_others_can_reach_knows_who_comes_or_says_that_it_does_not_want_to() {
+        for address in ["0.0.0.0:1", "10.0.0.1:1", "\"[::]:1\"", "\"[fd00::1]:1\""] {
+            let at = format!("address: {address}");
+            assert_eq!(told(&at, ""), [OPEN], "{address}");
+            assert_eq!(told(&format!("{at}, identity: false"), KEYS), [OPEN], "{address}");
+            for fine in [
+                told(&at, KEYS),
+                told(&at, "identity: { certificates: { from: uri } }"),
+                told(&format!("{at}, allow_anonymous: true"), ""),
+                told(&format!("{at}, allow_anonymous: true"), KEYS),
+                told(&format!("{at}, identity: false, allow_anonymous: true"), KEYS),
+                told(&format!("{at}, protocol: ext-proc"), ""),
+            ] {
+                assert_eq!(fine, [] as [&str; 0], "{address}");
+            }
+        }
+        for address in ["127.0.0.1:1", "127.9.9.9:1", "\"[::1]:1\""] {
+            assert_eq!(told(&format!("address: {address}"), ""), [] as [&str; 0], "{address}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_together_is_refused() {
+        let here = "address: 127.0.0.1:1";
+        let nothing = "1:there is nothing by which anybody could be known";
+        assert_eq!(told(&format!("{here}, identity: true"), ""), [nothing]);
+        let envoy = "1:a listener with `protocol: ext-proc` does not ask who its peer is";
+        assert_eq!(told(&format!("{here}, protocol: ext-proc, identity: true"), KEYS), [envoy]);
+        assert_eq!(told(&format!("{here}, protocol: ext-proc, allow_anonymous: true"), ""), [envoy]);
+        let shown = "2:clients show Tidegate's own keys, which no pod gets to see";
+        assert_eq!(told(here, &format!("{KEYS} #forward")), [shown]);
+        for fine in [told(&format!("{here}, identity: false"), &format!("{KEYS} #forward")), told(here, "#forward")] {
+            assert_eq!(fine, [] as [&str; 0]);
+        }
+    }
+
+    #[test]
+    fn an_issuer_says_for_whom_it_signs_and_where_its_keys_are() {
+        let issuer = |more: &str| {
+            told("address: 127.0.0.1:1", &format!("identity: {{ jwt: [{{ issuer: \"https://a\", {more} }}] }}"))
+        };
+        assert_eq!(issuer("audiences: [t]"), [] as [&str; 0]);
+        for (more, said) in [
+            ("audiences: []", "there is no audience"),
+            ("audiences: [t], algorithms: []", "there is no algorithm"),
+            ("audiences: [t], leeway: 6m", "a clock so far off is broken"),
+            ("audiences: [t], refresh: 1s", "keys would be fetched too often"),
+            (
+                "audiences: [t], jwks_url: \"https://a/k\", jwks_file: k",
+                "`jwks_url` and `jwks_file` both say where the keys are",
+            ),
+            (
+                "audiences: [t], jwks_url: \"http://a/k\"",
+                "keys that come over plain HTTP can be changed on the way, and with them who is let in",
+            ),
+            ("audiences: [t], jwks_url: a", "`a` has no scheme"),
+        ] {
+            assert_eq!(issuer(more), [format!("3:{said}")], "{more}");
+        }
+        for algorithm in ["HS256", "none"] {
+            assert!(issuer(&format!("audiences: [t], algorithms: [{algorithm}]"))[0].contains("is not known here"));
+        }
+        assert_eq!(issuer("audiences: [t], jwks_url: \"http://127.0.0.1:1/k\""), [] as [&str; 0]);
+    }
+}

@@ -189,7 +189,7 @@ pub(super) struct IssuerFile {
     pub(super) jwks_url: Option<At<String>>,
     /// The same in a file, read again when it changes.
     pub(super) jwks_file: Option<At<PathBuf>>,
-    /// By what its tokens may be signed. Default: RS256, ES256 and EdDSA.
+    /// By what its tokens may be signed. Default: RS256, ES256 and `EdDSA`.
     pub(super) algorithms: Option<At<Vec<Algorithm>>>,
     /// How far its clock may be from ours. Default: 30s.
     pub(super) leeway: Option<At<Span>>,
