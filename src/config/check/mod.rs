@@ -658,7 +658,14 @@ t.yaml:11:19: error: the admin listener tells everything, and asks other machine
         assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
         assert_eq!(how.health.unwrap().port(), 9003);
         assert!(how.client_certificates.as_ref().unwrap().required);
-        let rest = crate::config::ExtProc { cert_path: None, client_certificates: None, health: None, ..how.clone() };
+        assert_eq!(how.message_timeout, Some(Duration::from_secs(10)));
+        let rest = crate::config::ExtProc {
+            cert_path: None,
+            client_certificates: None,
+            health: None,
+            message_timeout: None,
+            ..how.clone()
+        };
         assert_eq!(rest, defaults::EXT_PROC, "the example says that these are the defaults");
     }
 
