@@ -86,6 +86,8 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
         },
         forward_authorization: false,
         ca_file: None,
+        client_certificate: None,
+        server_name: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
     });
     let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
