@@ -256,7 +256,7 @@ async fn who_is_slow_to_begin_is_let_go_and_who_speaks_clear_text_is_told_so() {
     assert!(error["message"].as_str().unwrap().contains("https://"), "{error}");
     let mut raw = RawClient::connect(gateway.addr).await;
     raw.say(
-        [b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n", &[b'x'; 30_000][..]]
+        [b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n", &vec![b'x'; 30_000][..]]
             .concat(),
     )
     .await;
