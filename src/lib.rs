@@ -6,7 +6,8 @@ pub mod config; // what the operator asked for: YAML in, one checked Config or e
 pub mod openai; // the clients' dialect: what is asked, for which model, and how answers are framed
 pub mod tasks; // the only place that spawns, so that stopping can wait for everything
 
-// What we tell operators.
+// What we tell operators, and what we show and believe.
+pub mod certificates; // certificates and authorities in files, read again when they change
 pub mod telemetry; // metric families, log set-up, bounded labels
 
 // Knowledge: what is true about the pods. No I/O.
@@ -15,6 +16,7 @@ pub mod prefix; // which pod likely holds the beginning of this prompt
 
 // Senses: I/O that keeps the knowledge fresh.
 pub mod discovery; // which pods exist
+pub mod keys; // who may come
 pub mod scrape; // how busy each is
 
 // Judgement: pure functions of (knowledge, ask, now, rng).

@@ -43,6 +43,12 @@ impl Tasks {
         })
     }
 
+    /// Does `work` on a thread of its own, where it holds nobody up who has less to do: reading a file of 10,000 entries
+    /// takes longer than a request may wait. `None`: it panicked.
+    pub async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.tracker.spawn_blocking(work).await.ok()
+    }
+
     /// Asks every looping task to end.
     pub fn stop(&self) {
         self.stop.cancel();

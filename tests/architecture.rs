@@ -23,7 +23,7 @@ use std::{
 /// The rooms, from the ground up. A room may know only rooms on floors below its own.
 const FLOORS: &[&[&str]] = &[
     &["clock", "tasks", "config", "openai"],
-    &["telemetry"],
+    &["telemetry", "certificates"],
     &["fleet"],
     &["prefix"],
     &["discovery", "scrape", "kv_events", "keys", "routing", "scheduler"],

@@ -3,10 +3,13 @@
 //!
 //! Pure but for the line: (who, what, now) -> verdict. It reads no header and no file, and it chooses no pod.
 
-mod caller;
+mod certificate;
+mod identity;
 mod quotas;
 
-pub use caller::Caller;
+pub use crate::keys::Caller;
+pub use certificate::PeerCertificate;
+pub use identity::{CREDENTIALS, Credential, Secret, Stranger, credential, of_certificate};
 pub use quotas::{
     Counted, Counts, Demand, Granted, Hold, Limit, Mode, Moment, Plan, Refusal, Relief, Room, Saved, Scope, Spent,
     Standing, rfc3339,

@@ -21,10 +21,10 @@ use crate::{
     admin::{self, ConfigRecord, Guard, Office},
     config::Config,
     discovery::Resources,
-    edge::{self, Door, Rejected, Stage},
+    edge::{self, Door, Rejected, Rules, Stage, Tls},
     gateway::{CurrentPolicy, Desk, House, Policy},
     tasks::Tasks,
-    telemetry::Metrics,
+    telemetry::{Metrics, Name},
 };
 
 /// Starts a gateway for `config`.
@@ -56,23 +56,18 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let room = Arc::new(Semaphore::new(config.limits.connections));
     let (mut listeners, mut health) = (Vec::with_capacity(sockets.len()), Vec::new());
     let hosts = Hosts { house: &house, policy: &policy, stage: &stage, clients: &clients, background: &background };
-    for (at, ((socket, prepared), listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
+    for (at, ((socket, tls, prepared), listener)) in sockets.into_iter().zip(&config.listeners).enumerate() {
         listeners.push((Arc::clone(&listener.name), local(&socket.socket, listener.address)));
-        let desk = Desk::new(Arc::clone(&house), Arc::clone(&policy), at);
         let guests = (Arc::clone(&room), house.metrics.connections.clone());
-        let door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
-        let told = Arc::clone(&stage);
+        let mut door = door(&config, Arc::clone(&listener.name), socket, guests, &house.metrics);
+        door.rules = rules(&policy, at);
         if let Some(prepared) = prepared {
             health.extend(prepared.health_address().map(|address| (Arc::clone(&listener.name), address)));
             picker::open(&hosts, at, door, prepared);
-            continue;
+        } else {
+            door.tls = tls;
+            open(&hosts, at, door);
         }
-        // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
-        let serve = move |peer, request: Request<Incoming>| {
-            let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
-            Box::pin(async move { desk.serve(peer, request).await.map(|answer| told.take_leave(version, answer)) })
-        };
-        clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
     }
 
     let record = Arc::new(ConfigRecord::default());
@@ -110,10 +105,27 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     })
 }
 
+/// Opens the door to clients that the configuration's listener number `at` is.
+fn open(hosts: &Hosts<'_>, at: usize, door: Door) {
+    let Hosts { house, policy, stage, clients, background } = *hosts;
+    let desk = Desk::new(Arc::clone(house), Arc::clone(policy), at);
+    if let Some(tls) = door.tls.clone() {
+        let told = house.metrics.certificates.clone();
+        background.spawn_until_stop(tls.follow_forever(Name::from(&door.name), told));
+    }
+    let told = Arc::clone(stage);
+    // Boxed, because a connection would else keep the room of a whole story while it relays, and while it is idle.
+    let serve = move |peer, request: Request<Incoming>| {
+        let (desk, told, version) = (desk.clone(), Arc::clone(&told), request.version());
+        Box::pin(async move { desk.serve(peer, request).await.map(|answer| told.take_leave(version, answer)) })
+    };
+    clients.spawn(edge::run(door, serve, stage.watch(), clients.clone()));
+}
+
 /// Every address of a configuration.
 struct Opened {
-    /// The listeners', in the configuration's order, each with what a picker needs besides.
-    sockets: Vec<(Bound, Option<picker::Prepared>)>,
+    /// The listeners', in the configuration's order, each with its TLS, or with what a picker needs besides.
+    sockets: Vec<(Bound, Option<Tls>, Option<picker::Prepared>)>,
     admin: Bound,
     probes: Option<Bound>,
 }
@@ -130,7 +142,9 @@ fn bind_all(config: &Config) -> Result<Opened, StartError> {
         let socket = handed.bind(format!("listener '{}'", listener.name), listener.address, config.reuse_port)?;
         let picker = listener.ext_proc.as_ref();
         let picker = picker.map(|how| picker::prepare(listener, how, &mut handed, config.reuse_port)).transpose()?;
-        sockets.push((socket, picker));
+        let tls = listener.tls.as_ref().map(Tls::of_listener).transpose();
+        let tls = tls.map_err(|source| StartError::Certificate { listener: Arc::clone(&listener.name), source })?;
+        sockets.push((socket, tls, picker));
     }
     let admin = handed.bind("admin".to_owned(), config.admin.address, config.reuse_port)?;
     let probes = match config.probes {
@@ -167,7 +181,13 @@ fn door(
         http2_streams: config.limits.http2_streams,
         may_give_up: false,
     };
-    Door { name, socket, limits, room, open, shared, rejected, tls: None }
+    Door { name, socket, limits, room, open, shared, rejected, tls: None, rules: Rules::default() }
+}
+
+/// The rules on addresses of listener number `at`, as the policy in force has them.
+fn rules(policy: &CurrentPolicy, at: usize) -> Rules {
+    let policy = Arc::clone(policy);
+    Rules::of(move || policy.load().listeners.get(at).map(|it| Arc::clone(&it.network)).unwrap_or_default())
 }
 
 /// The operator's doors have their own small room, so that clients cannot fill it, and close last.

@@ -23,12 +23,13 @@ use crate::{
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting, moment},
+    keys::Keyring,
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
     tasks::Tasks,
     telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, QuotaRow, Rows},
-    upstream::{Connector, PoolTls, RetryBudget, Upstream},
+    upstream::{Connector, PoolTls, RetryBudget, Upstream, client_tls},
 };
 
 /// What is known, before anybody senses or sends.
@@ -38,6 +39,7 @@ struct Known {
     counts: Arc<Counts>,
     metrics: Arc<Metrics>,
     waiting: Arc<Waiting>,
+    keyring: Arc<Keyring>,
     ready_once: Arc<AtomicBool>,
     decisions: Option<DecisionLog>,
 }
@@ -60,7 +62,7 @@ impl std::fmt::Debug for Instruments {
 }
 
 impl Known {
-    fn nothing(config: &Config, resources: &Resources, counts: Counts) -> Self {
+    fn nothing(config: &Config, resources: &Resources, counts: Counts, tasks: &Tasks) -> Self {
         let fleet = Arc::new(Fleet::new(&config.pools, clock::now()));
         let prefix = Arc::<prefix::Index>::default();
         let (pods, index) = (Arc::clone(&fleet), Arc::clone(&prefix));
@@ -75,7 +77,8 @@ impl Known {
             begin_counting(&metrics, &pool.name);
         }
         let waiting = Arc::new(Waiting::new(&metrics));
-        Self { fleet, prefix, counts, metrics, waiting, ready_once: Arc::default(), decisions: None }
+        let keyring = Arc::new(Keyring::new(Box::new(|| client_tls(None)), &metrics, tasks));
+        Self { fleet, prefix, counts, metrics, waiting, keyring, ready_once: Arc::default(), decisions: None }
     }
 }
 
@@ -87,7 +90,10 @@ pub(super) fn live_house(
     resources: Resources,
     tasks: &Tasks,
 ) -> Result<(Arc<House>, Instruments), StartError> {
-    let mut known = Known::nothing(config, &resources, counts::load(config.quotas.state_file.as_deref()));
+    let mut known = Known::nothing(config, &resources, counts::load(config.quotas.state_file.as_deref()), tasks);
+    if let Some(read) = known.keyring.read(&config.identity)? {
+        known.keyring.follow(read);
+    }
     if let Some(path) = decision_log {
         let log = DecisionLog::start(path, known.metrics.decisions_dropped.clone(), tasks);
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
@@ -116,14 +122,14 @@ pub(super) fn live_house(
 pub fn still_house(config: &Arc<Config>) -> House {
     furnish(
         config,
-        Known::nothing(config, &Resources::none(), Counts::default()),
+        Known::nothing(config, &Resources::none(), Counts::default(), &Tasks::new()),
         Connector::new(PoolTls::new()),
         Box::new(|_| {}),
     )
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, counts, metrics, waiting, ready_once, decisions } = known;
+    let Known { fleet, prefix, counts, metrics, waiting, keyring, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
@@ -135,6 +141,7 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),
         waiting,
+        keyring,
         requests_open: AtomicUsize::new(0),
         cut: CancellationToken::new(),
         ready_once,

@@ -30,6 +30,7 @@ use crate::{
     clock, config,
     edge::Stage,
     gateway::{CurrentPolicy, House},
+    keys::KeyringError,
     tasks::Tasks,
     telemetry::logs::Level,
 };
@@ -118,7 +119,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// What a listener is to show.
-    #[error("listener '{listener}' has no certificate that it could show; check its `cert_path`")]
+    #[error("listener '{listener}' cannot speak TLS; check the files that its certificates are read from")]
     Certificate {
         /// Which.
         listener: Arc<str>,
@@ -131,6 +132,9 @@ pub enum StartError {
     /// There is no cluster whose resources could be followed.
     #[error("the resources of a cluster cannot be followed:\n{0}")]
     Cluster(config::Report),
+    /// What it is read from who may come.
+    #[error("it cannot be told who may come in")]
+    Identity(#[from] KeyringError),
     /// The certificates for https pods.
     #[error("cannot prepare TLS towards the pods")]
     Tls(#[from] io::Error),

@@ -15,10 +15,11 @@ use super::{
     handed::{Bound, Handed},
 };
 use crate::{
-    config::{ExtProc, Listener},
-    edge::{self, Door, Phase, Stage, Tls},
+    config::{ExtProc, KeyPair, Listener},
+    edge::{self, Door, Phase, Rules, Stage, Tls},
     gateway::{CurrentPolicy, House, IsServing, Picker, Serving, serve_health},
     tasks::Tasks,
+    telemetry::Name,
 };
 
 /// Conversations on one connection: Envoy brings all of a worker's requests on one, and each lives as long as its
@@ -57,11 +58,8 @@ pub(super) fn prepare(
     handed: &mut Handed,
     reuse_port: bool,
 ) -> Result<Prepared, StartError> {
-    let tls = match (how.secure, &how.cert_path) {
-        (false, _) => None,
-        (true, None) => Some(Tls::self_signed()),
-        (true, Some(folder)) => Some(Tls::from_folder(folder)),
-    };
+    let files = how.cert_path.as_deref().map(KeyPair::in_folder);
+    let tls = how.secure.then(|| Tls::of_picker(files.as_ref(), how.client_certificates.as_ref()));
     let failed = |source| StartError::Certificate { listener: Arc::clone(&listener.name), source };
     let tls = tls.transpose().map_err(failed)?;
     let health = match how.health {
@@ -83,13 +81,15 @@ pub(super) fn open(hosts: &Hosts<'_>, at: usize, mut door: Door, prepared: Prepa
     door.limits.may_give_up = true;
     door.limits.http2_streams = door.limits.http2_streams.max(CONVERSATIONS);
     if let Some(tls) = &prepared.tls {
-        background.spawn_until_stop(tls.clone().follow_forever());
+        let told = house.metrics.certificates.clone();
+        background.spawn_until_stop(tls.clone().follow_forever(Name::from(&door.name), told));
     }
     if let Some(Bound { socket, shared }) = prepared.health {
         let room = Arc::new(Semaphore::new(HEALTH_CONNECTIONS));
         let (name, limits) = (Arc::clone(&door.name), door.limits);
         let rejected = door.rejected.clone();
-        let health = Door { name, socket, limits, room, open: Gauge::default(), shared, rejected, tls: None };
+        let (open, rules) = (Gauge::default(), Rules::default());
+        let health = Door { name, socket, limits, room, open, shared, rejected, tls: None, rules };
         let is_serving = Arc::clone(&is_serving);
         let serve = move |_, request: Request<Incoming>| {
             let is_serving = Arc::clone(&is_serving);

@@ -24,6 +24,7 @@ use crate::{
     discovery::out_of_files,
     edge::{Phase, Stage},
     gateway::{CurrentPolicy, House, Policy, begin_counting},
+    keys,
     scrape::Kits,
     telemetry::{
         labels::{ConfigLabels, OutcomeLabels},
@@ -79,6 +80,7 @@ struct Prepared {
     config: Arc<Config>,
     tls: PoolTls,
     kits: Kits,
+    keys: Option<keys::Read>,
     changes: Vec<String>,
     warnings: Vec<Problem>,
 }
@@ -209,7 +211,8 @@ impl Reloader {
         let kits = self.instruments.scraper.equip(&config.pools, &|pool| tls_of(&tls, pool));
         let changes = resources::differences(&in_force, &config);
         let kits = kits.map_err(io::Error::other)?;
-        Ok(Prepared { config: Arc::new(config), tls, kits, changes, warnings: Vec::new() })
+        let keys = self.house.keyring.read(&config.identity).map_err(io::Error::other)?;
+        Ok(Prepared { config: Arc::new(config), tls, kits, keys, changes, warnings: Vec::new() })
     }
 
     /// What the command line said at the start holds on.
@@ -237,7 +240,7 @@ impl Reloader {
     /// Nothing here can fail. Requests see the new policy from the one store on; those that began before keep theirs,
     /// and with it the pools that are taken off the list.
     fn commit(&self, prepared: Prepared) {
-        let Prepared { config, tls, kits, .. } = prepared;
+        let Prepared { config, tls, kits, keys, .. } = prepared;
         let (house, with) = (&self.house, &self.instruments);
         let kept: BTreeSet<_> = config.pools.iter().map(|pool| Arc::clone(&pool.name)).collect();
         house.fleet.follow(&config.pools, clock::now());
@@ -252,6 +255,10 @@ impl Reloader {
         }
         with.scraper.follow(&house.fleet, &kits);
         house.bodies.set_limit(config.limits.buffered_bodies.0);
+        if let Some(keys) = keys {
+            // Before the policy that asks for them.
+            house.keyring.follow(keys);
+        }
         self.policy.store(Arc::new(Policy::new(Arc::clone(&config), &house.fleet)));
     }
 

@@ -18,6 +18,7 @@ mod completions;
 mod demo;
 mod epp;
 mod explain;
+mod keys;
 mod lab;
 mod serve;
 mod sim;
@@ -51,6 +52,7 @@ enum Verb {
     Sim(sim::Args),
     Lab(lab::Args),
     Explain(explain::Args),
+    Keys(keys::Args),
     Completions(completions::Args),
 }
 
@@ -64,6 +66,7 @@ impl Verb {
             Self::Lab(args) => lab::run(&args),
             Self::Check(args) => check::run(&args),
             Self::Explain(args) => explain::run(&args),
+            Self::Keys(args) => keys::run(&args),
             Self::Completions(args) => completions::run(&args),
         }
     }

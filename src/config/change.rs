@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, fmt, net::SocketAddr, path::Path};
 
 use super::{
-    Config, Limits, Listener, Place, Report,
+    ClientCertificates, Config, Limits, Listener, Place, Report,
     report::{Finding, Source},
     tree::{self, Entry, Kind, Node},
 };
@@ -72,8 +72,11 @@ pub fn compare(file: &str, old: (&Config, &str), new: (&Config, &str)) -> Result
 }
 
 /// What of a listener that Envoy asks is made when it starts.
-fn doors(listener: &Listener) -> Option<(bool, Option<&Path>, Option<SocketAddr>)> {
-    listener.ext_proc.as_ref().map(|how| (how.secure, how.cert_path.as_deref(), how.health))
+fn doors(listener: &Listener) -> Option<(bool, Option<&Path>, Option<&ClientCertificates>, Option<SocketAddr>)> {
+    listener
+        .ext_proc
+        .as_ref()
+        .map(|how| (how.secure, how.cert_path.as_deref(), how.client_certificates.as_ref(), how.health))
 }
 
 /// The keys that only a start can set and that differ: what is bound, and what each connection was given when it began.
@@ -84,6 +87,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
             None => keys.push(format!("listeners[{}]", listener.name)),
             Some(it) if it.address != listener.address => keys.push(format!("listeners[{}].address", listener.name)),
             Some(it) if doors(it) != doors(listener) => keys.push(format!("listeners[{}].ext_proc", listener.name)),
+            Some(it) if it.tls != listener.tls => keys.push(format!("listeners[{}].tls", listener.name)),
             Some(_) => {}
         }
     }

@@ -143,8 +143,13 @@ pub(super) const EXT_PROC: ExtProc = ExtProc {
     observe_responses: true,
     fallbacks: 0,
     other_paths: true,
+    client_certificates: None,
     health: None,
 };
+
+/// As long as Chromium remembers a preflight at most on its own is two hours; ten minutes are enough that few calls pay for
+/// one, and a changed list is heard of soon.
+pub(super) const CORS_MAX_AGE: Duration = Duration::from_secs(600);
 
 /// The most further pods named behind a chosen one: as many as further attempts.
 pub(super) const MOST_FALLBACKS: u32 = MOST_ATTEMPTS;

@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
-    listener::{AdminFile, ListenerFile},
+    identity::IdentityFile,
+    listener::{AdminFile, KeyPairFile, ListenerFile},
     overload::{SaturationFile, WaitingFile},
     quotas::QuotasFile,
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
@@ -53,6 +54,8 @@ pub(super) struct File {
     pub(super) waiting: Option<WaitingFile>,
     /// When a pool is full, so that what is sheddable is refused.
     pub(super) saturation: Option<SaturationFile>,
+    /// Who may come, and how they show who they are. Default: nobody is known.
+    pub(super) identity: Option<IdentityFile>,
     /// Who may use up how much, and what it costs.
     pub(super) quotas: Option<QuotasFile>,
     /// How requests name the session they belong to.
@@ -124,6 +127,10 @@ pub(super) struct PoolFile {
     pub(super) forward_authorization: Option<At<bool>>,
     /// Further certificate authorities (PEM) trusted for this pool's https pods. Default: the system's alone.
     pub(super) ca_file: Option<At<PathBuf>>,
+    /// What is shown to https pods that ask who calls; read again when it changes. Default: nothing.
+    pub(super) client_certificate: Option<At<KeyPairFile>>,
+    /// The name that https pods' certificates have to be for. Default: the host name or address of each.
+    pub(super) server_name: Option<At<String>>,
     /// When this pool is full. Default: the common one.
     pub(super) saturation: Option<SaturationFile>,
 }

@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod defaults;
 mod file;
+mod identity;
 mod listener;
 mod overload;
 mod quotas;
@@ -25,7 +26,14 @@ mod units;
 
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
-pub use listener::{Admin, BodyMode, ExtProc, Listener};
+pub use identity::{
+    Algorithm, AllowedModels, CertificateName, Certificates, Claims, Credentials, Identity, Issuer, IssuerKeys,
+    KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
+};
+pub use listener::{
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
+    ProxyProtocol, TlsVersion,
+};
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
@@ -79,6 +87,8 @@ pub struct Config {
     pub waiting: Waiting,
     /// When a pool is full that says nothing of its own.
     pub saturation: Saturation,
+    /// Who may come.
+    pub identity: Identity,
     /// Who may use up how much, and what it costs.
     pub quotas: Quotas,
     /// How requests name the session they belong to.
@@ -104,6 +114,10 @@ pub struct Pool {
     pub forward_authorization: bool,
     /// Further certificate authorities (PEM) trusted for this pool's https pods.
     pub ca_file: Option<PathBuf>,
+    /// What it shows to https pods that ask who calls.
+    pub client_certificate: Option<KeyPair>,
+    /// The name that its https pods' certificates have to be for, instead of each pod's own.
+    pub server_name: Option<String>,
     /// When it is full.
     pub saturation: Saturation,
 }

@@ -50,7 +50,18 @@ impl Entry {
 
 /// Reads one YAML document.
 pub(super) fn parse(text: &str) -> Result<Node, Finding> {
-    match serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options()) {
+    parse_with(text, options())
+}
+
+/// The same for a list of tens of thousands of entries.
+pub(super) fn parse_large(text: &str) -> Result<Node, Finding> {
+    let mut options = options();
+    options.budget = serde_saphyr::budget! { max_events: 2_000_000, max_nodes: 1_000_000, max_depth: 32 };
+    parse_with(text, options)
+}
+
+fn parse_with(text: &str, options: serde_saphyr::Options) -> Result<Node, Finding> {
+    match serde_saphyr::from_str_with_options::<Spanned<Kind>>(text, options) {
         Ok(root) => Ok(Node::from(root)),
         Err(error) => Err(finding(text, &error)),
     }

@@ -160,6 +160,8 @@ mod tests {
             },
             forward_authorization: false,
             ca_file: None,
+            client_certificate: None,
+            server_name: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));

@@ -9,10 +9,16 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
-use super::{Limits, Phase, Rejected, connection::Host, drain, tls::Tls};
+use super::{
+    Limits, Phase, Rejected, Rules,
+    connection::Host,
+    drain,
+    entering::{Entered, First, Porch, at_the_door},
+    tls::Tls,
+};
 use crate::{gateway::Peer, tasks::Tasks};
 
 /// After a failed accept (no file descriptors left), wait this long: the next try would fail as well.
@@ -54,6 +60,8 @@ pub struct Door {
     pub rejected: Rejected,
     /// How it speaks TLS, if it does.
     pub tls: Option<Tls>,
+    /// From where clients may come.
+    pub rules: Rules,
 }
 
 /// Counts a connection while it lives.
@@ -78,6 +86,7 @@ where
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
     let host = Host::new(door.limits, door.rejected.clone(), &tasks);
+    let porch = Porch { tls: door.tls.clone(), rejected: door.rejected.clone(), limit: door.limits.header_read };
     let mut closing = pin!(drain::may_close(&door.socket, phase.clone(), door.shared));
     loop {
         let (stream, peer, guest) = tokio::select! {
@@ -86,16 +95,22 @@ where
             next = accept(&door) => next,
             () = &mut closing => break,
         };
+        let network = door.rules.now();
+        let first = match at_the_door(&network, peer.ip()) {
+            Ok(first) => first,
+            Err(reason) => {
+                door.rejected.count(reason);
+                continue;
+            }
+        };
         let peer = Peer::from(peer);
-        if let Some(tls) = &door.tls {
-            let (tls, host, service, phase) = (tls.clone(), host.clone(), service.clone(), phase.clone());
-            let rejected = door.rejected.clone();
+        if door.tls.is_some() || first != First::Nothing {
+            let (porch, host, service, phase) = (porch.clone(), host.clone(), service.clone(), phase.clone());
             tasks.spawn(async move {
-                // Whoever does not speak it, or not in time, is not told anything it could read.
-                match timeout(door.limits.header_read, tls.greet(stream)).await {
-                    Ok(Ok(stream)) => host.serve((stream, peer), service, phase).await,
-                    Ok(Err(error)) => rejected.no_handshake(Some(&error)),
-                    Err(_) => rejected.no_handshake(None),
+                match porch.lead(stream, peer, (network, first)).await {
+                    Some((Entered::Plain(stream), peer)) => host.serve((stream, peer), service, phase).await,
+                    Some((Entered::Tls(stream), peer)) => host.serve((*stream, peer), service, phase).await,
+                    None => {}
                 }
                 drop(guest);
             });

@@ -199,6 +199,7 @@ mod tests {
             shared: false,
             rejected: Rejected::default(),
             tls: None,
+            rules: super::super::Rules::default(),
         };
         let (stage, tasks) = (Stage::default(), Tasks::new());
         stage.enter(Phase::Closing);

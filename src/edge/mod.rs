@@ -6,8 +6,10 @@
 mod accept;
 mod connection;
 mod drain;
+mod entering;
 mod gather;
 mod head;
+mod proxy_header;
 mod pulse;
 mod rejected;
 mod stall;
@@ -17,5 +19,6 @@ mod wire;
 pub use accept::{Door, run};
 pub use connection::Limits;
 pub use drain::{Phase, Stage};
+pub use entering::Rules;
 pub use rejected::Rejected;
 pub use tls::Tls;

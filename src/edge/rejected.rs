@@ -55,15 +55,18 @@ impl Rejected {
         match error {
             None => self.count(SILENT),
             Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            Some(error) if is_clear_text(error) => {
-                self.count(CLEAR_TEXT);
-                self.advise(
-                    "the picker's clients speak clear text, and it speaks TLS: give Envoy's cluster for it a TLS \
-                     transport_socket, or start it with --secure-serving=false (`ext_proc: { secure: false }`)",
-                );
-            }
+            Some(error) if is_clear_text(error) => self.clear_text(),
             Some(_) => self.count(HANDSHAKE),
         }
+    }
+
+    /// A client spoke clear text where TLS is spoken.
+    pub(super) fn clear_text(&self) {
+        self.count(CLEAR_TEXT);
+        self.advise(
+            "the picker's clients speak clear text, and it speaks TLS: give Envoy's cluster for it a TLS \
+             transport_socket, or start it with --secure-serving=false (`ext_proc: { secure: false }`)",
+        );
     }
 
     /// A client began with TLS at a door without; what it said is counted as what it is not.

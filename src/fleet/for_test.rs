@@ -20,6 +20,8 @@ pub(crate) fn pool(name: &str) -> Arc<Pool> {
         metrics,
         forward_authorization: false,
         ca_file: None,
+        client_certificate: None,
+        server_name: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
     })
 }

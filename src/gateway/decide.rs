@@ -55,6 +55,8 @@ pub struct Wishes<'a> {
     pub objective: Option<&'a str>,
     /// What its model is to be called at its pod, whatever splits say.
     pub served_as: Option<&'a str>,
+    /// Whose it is.
+    pub tenant: &'a str,
 }
 
 /// Why a request was refused that its pool could have taken.
@@ -164,7 +166,7 @@ impl Matter {
             prompt_tokens: pool.tokens(prompt_bytes),
             expected_output_tokens: expected_output(&pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
-            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(id)),
+            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(wishes.tenant, id)),
             among: None,
             priority: policy.objectives.priority(wishes.objective, &route),
             pool,

@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod entering;
 mod ext_proc;
 mod health;
 mod homes;
@@ -17,12 +18,9 @@ mod story;
 mod telling;
 mod waiting;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
@@ -30,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
 pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use entering::Peer;
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
-pub use proxy::{Answer, Desk, refuse_unparsed};
+pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
 pub use spending::moment;
 pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
 pub use waiting::Waiting;
@@ -42,24 +41,15 @@ use telling::{receipt, rejection};
 
 use crate::{
     admission::{Caller, Counts},
-    config::{Config, Listener, Scheduler},
+    config::{Config, Cors, Credentials, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
+    keys::Keyring,
     openai::Lexicon,
     prefix,
     routing::{Objectives, Table},
     telemetry::{DecisionLog, Metrics, Name},
     upstream::{RetryBudget, Upstream},
 };
-
-/// Who is at the other end of a connection, as the log names it; written once for all its requests.
-#[derive(Clone, Debug)]
-pub struct Peer(Arc<str>);
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Self {
-        Self(address.to_string().into())
-    }
-}
 
 /// What lives as long as the process.
 pub struct House {
@@ -83,6 +73,8 @@ pub struct House {
     pub bodies: Arc<BodyBudget>,
     /// The bound on retries.
     pub retries: RetryBudget,
+    /// Who may come.
+    pub keyring: Arc<Keyring>,
     /// Who waits for a pod because none is ready.
     pub waiting: Arc<Waiting>,
     /// Requests being worked on.
@@ -102,9 +94,9 @@ impl std::fmt::Debug for House {
 }
 
 impl House {
-    /// The pod that made response `id`, if it is still there.
-    fn pod_of_response(&self, id: &str) -> Option<Arc<Pod>> {
-        self.fleet.pod(&self.homes.find(id)?)
+    /// The pod that made response `id` for `tenant`, if it is still there.
+    fn pod_of_response(&self, tenant: &str, id: &str) -> Option<Arc<Pod>> {
+        self.fleet.pod(&self.homes.find(tenant, id)?)
     }
 }
 
@@ -126,10 +118,16 @@ pub struct ListenerPolicy {
     pub table: Table,
     /// How it chooses pods.
     pub scheduler: Scheduler,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Who shows nothing, where nothing need be shown.
     pub anonymous: Arc<Caller>,
     /// What requests may name to say how much they matter.
     objectives: Arc<Objectives>,
+    /// Who may come in by address, and who may say where another comes from.
+    pub network: Arc<Network>,
+    /// Which web pages may call.
+    cors: Option<Arc<Cors>>,
     /// Whether headers are believed that say so, or what a model is called at its pod.
     pub trusts_headers: bool,
     /// The pools as they were when this policy was made: one that a later policy has no more is still here for those who
@@ -179,8 +177,11 @@ impl Policy {
             name: Name::from(&listener.name),
             table: Table::for_listener(&config, listener),
             scheduler: listener.scheduler.clone().unwrap_or_else(|| config.scheduler.clone()),
+            credentials: listener.credentials,
             anonymous: Arc::clone(&anonymous),
             objectives: Arc::clone(&objectives),
+            network: Arc::clone(&listener.network),
+            cors: listener.cors.clone(),
             trusts_headers: listener.trust_headers,
             pools: Arc::clone(&pools),
             pool_only: listener.pool.clone(),

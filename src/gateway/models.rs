@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 
 use super::{House, ListenerPolicy};
-use crate::{openai, openai::ModelCard};
+use crate::{
+    admission::Caller,
+    openai::{self, ModelCard},
+};
 
 /// Who owns a model, where nobody says: OpenAI's field is required, and SDK users print it.
 const OWNER: &str = "tidegate";
@@ -37,14 +40,19 @@ impl House {
         self.cards(policy).into_iter().map(|card| card.id).collect()
     }
 
+    /// Those that `caller` may ask for: it learns of no other.
+    fn cards_for(&self, policy: &ListenerPolicy, caller: &Caller) -> Vec<ModelCard> {
+        self.cards(policy).into_iter().filter(|card| caller.may_ask_for(&card.id)).collect()
+    }
+
     /// The list.
-    pub(super) fn models(&self, policy: &ListenerPolicy) -> Bytes {
-        openai::list(&self.cards(policy))
+    pub(super) fn models(&self, policy: &ListenerPolicy, caller: &Caller) -> Bytes {
+        openai::list(&self.cards_for(policy, caller))
     }
 
     /// One entry of it.
-    pub(super) fn model(&self, policy: &ListenerPolicy, name: &str) -> Option<Bytes> {
-        self.cards(policy).iter().find(|card| card.id == name).map(openai::one)
+    pub(super) fn model(&self, policy: &ListenerPolicy, caller: &Caller, name: &str) -> Option<Bytes> {
+        self.cards_for(policy, caller).iter().find(|card| card.id == name).map(openai::one)
     }
 }
 

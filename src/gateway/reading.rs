@@ -346,7 +346,7 @@ impl Reading {
         if let (Some(id), Dialect::Responses) =
             (response_id.filter(|_| self.made_by == MadeBy::Ours), self.endpoint.dialect())
         {
-            self.house.homes.remember(id, &self.pick.verdict.pod.id);
+            self.house.homes.remember(self.receipt.tenant(), id, &self.pick.verdict.pod.id);
         }
         self.receipt.took(usage, &self.pick.verdict.pod);
         if self.receipt.outcome == Outcome::Open && came_to_its_end {

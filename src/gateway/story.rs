@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admission::Caller,
     clock,
+    config::Credentials,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
 };
@@ -84,22 +85,61 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(Ask, Matter), Rejection> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
-        let mut wishes = Wishes { session: text(&self.policy.config.sessions.header), ..Wishes::default() };
+        let mut ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
+        self.keep_apart(&mut ask)?;
+        let session = text(&self.policy.config.sessions.header);
+        let mut wishes = Wishes { session, tenant: &self.caller.tenant, ..Wishes::default() };
         if self.listener.trusts_headers {
             let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
             wishes.objective = first(OBJECTIVE);
             wishes.served_as = first(SERVED_AS);
         }
-        let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).inspect_err(|rejection| {
+        if !ask.model.is_empty() {
+            self.may_ask_for(&ask.model)?;
+        }
+        let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).map_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
                 receipt.asked = Some(shortened(&ask.model));
             }
+            self.seen_by_caller(rejection)
         })?;
+        self.may_ask_for(&matter.route.client_model)?;
         receipt.for_model(&matter.route.client_model);
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
         Ok((ask, matter))
+    }
+
+    /// What one tenant asked is nobody else's: neither what is in prefix caches of it, nor its responses.
+    fn keep_apart(&self, ask: &mut Ask) -> Result<(), Rejection> {
+        let tenant = &*self.caller.tenant;
+        if let Some(salt) = self.house.keyring.salt().filter(|_| ask.endpoint.generates()) {
+            let own = ask.cache_salt.take().unwrap_or_default();
+            ask.put_salt(salt.of(tenant, &own));
+        }
+        // Where nobody is known, a pod may still have a response that we have forgotten.
+        let continued =
+            ask.previous_response_id.as_deref().filter(|_| self.listener.credentials != Credentials::Ignored);
+        match continued.filter(|id| self.house.pod_of_response(tenant, id).is_none()) {
+            Some(id) => Err(Rejection::UnknownResponse(shortened(id))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whoever may not ask for a model does not learn whether it exists.
+    fn may_ask_for(&self, model: &str) -> Result<(), Rejection> {
+        if self.caller.may_ask_for(model) { Ok(()) } else { Err(Rejection::ModelNotAllowed(shortened(model))) }
+    }
+
+    /// Nor of others that exist.
+    fn seen_by_caller(&self, rejection: Rejection) -> Rejection {
+        match rejection {
+            Rejection::UnknownModel(mut unknown) => {
+                unknown.served.retain(|model| self.caller.may_ask_for(model));
+                Rejection::UnknownModel(unknown)
+            }
+            other => other,
+        }
     }
 
     /// The body with what the pod must read otherwise: its own name for the model, and the wish for usage. The client's
@@ -122,11 +162,11 @@ impl Story {
     /// The models served here, or the one that is asked for.
     pub(super) fn list_models(&self, asked: Asked<'_>) -> Result<Bytes, Rejection> {
         let Some(name) = asked.decoded_id() else {
-            return Ok(self.house.models(&self.listener));
+            return Ok(self.house.models(&self.listener, &self.caller));
         };
-        self.house.model(&self.listener, &name).ok_or_else(|| {
+        self.house.model(&self.listener, &self.caller, &name).ok_or_else(|| {
             let served = self.house.served_names(&self.listener);
-            Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served })
+            self.seen_by_caller(Rejection::UnknownModel(UnknownModel { asked: name.into_owned(), served }))
         })
     }
 }

@@ -45,6 +45,10 @@ pub struct Ask {
     pub session: Option<String>,
     /// What separates this caller's prefix cache from others'.
     pub cache_salt: Option<String>,
+    /// Where the client's own stands, `null` included.
+    pub(super) salt_span: Option<Range<usize>>,
+    /// Whether the pod is to read another one than the client wrote.
+    pub(super) salted: bool,
     /// The response that this one continues; its pod alone knows it.
     pub previous_response_id: Option<String>,
 }
@@ -79,6 +83,7 @@ impl Ask {
         ask.goes_on = goes_on(endpoint, &top);
         ask.session = top.word("session_id").or_else(|| top.word("user"));
         ask.cache_salt = top.word("cache_salt");
+        ask.salt_span = top.raw("cache_salt").map(|raw| top.span(raw));
         ask.previous_response_id = top.word("previous_response_id");
         Ok(ask)
     }
@@ -119,6 +124,12 @@ impl Ask {
         self.stream && !self.include_usage && self.endpoint.has_stream_options()
     }
 
+    /// From now on its prefix cache is apart by `salt`, whatever the client wrote; what is made for the pod says so.
+    pub fn put_salt(&mut self, salt: String) {
+        self.cache_salt = Some(salt);
+        self.salted = true;
+    }
+
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
         let form = multipart::read(content_type, body)?;
         let model = valid_model(form.model_name.to_owned())?;
@@ -139,6 +150,8 @@ impl Ask {
             choices: None,
             session: None,
             cache_salt: None,
+            salt_span: None,
+            salted: false,
             previous_response_id: None,
         }
     }

@@ -1,6 +1,6 @@
-//! The two edits that a request may need, made in place.
+//! The edits that a request may need, made in place.
 //!
-//! The served model's name replaces the client's, and usage is asked for; every other byte stays as the client wrote
+//! The served model's name replaces the client's, usage is asked for, tenants' caches are kept apart; every other byte stays as the client wrote
 //! it, because number precision, key order and unknown fields are the client's business and the engine's.
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub struct Changes<'a> {
 impl Changes<'_> {
     /// Whether the body can go on as it is, without a copy.
     pub fn change_nothing(&self, ask: &Ask) -> bool {
-        self.model.is_none_or(|model| model == ask.model) && !(self.include_usage && ask.lacks_usage())
+        self.model.is_none_or(|model| model == ask.model) && !(self.include_usage && ask.lacks_usage()) && !ask.salted
     }
 }
 
@@ -29,7 +29,8 @@ impl Changes<'_> {
 pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
     let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
     let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
-    let mut edits: Vec<Edit> = model.into_iter().chain(usage).collect();
+    let salt = ask.cache_salt.as_deref().filter(|_| ask.salted).and_then(|salt| salt_edit(body, ask, salt));
+    let mut edits: Vec<Edit> = model.into_iter().chain(usage).chain(salt).collect();
     edits.sort_by_key(|edit| edit.at.start);
 
     let growth: usize = edits.iter().map(|edit| edit.text.len()).sum();
@@ -77,6 +78,15 @@ fn usage_edit(body: &[u8], ask: &Ask) -> Option<Edit> {
     let inside = options.start + 1;
     let comma = if top.is_empty() { "" } else { "," };
     Some(Edit { at: inside..inside, text: format!("{MEMBER}{comma}") })
+}
+
+fn salt_edit(body: &[u8], ask: &Ask, salt: &str) -> Option<Edit> {
+    let salt = quoted(salt);
+    if let Some(at) = ask.salt_span.clone() {
+        return Some(Edit { at, text: salt });
+    }
+    let inside = body.iter().position(|byte| *byte == b'{')? + 1;
+    Some(Edit { at: inside..inside, text: format!(r#""cache_salt":{salt},"#) })
 }
 
 #[cfg(test)]
@@ -132,6 +142,29 @@ mod tests {
         }
         let whole = r#"{"model":"m"}"#;
         assert_eq!(spliced(whole, USAGE), whole);
+    }
+
+    #[test]
+    fn a_salt_is_put_in_or_takes_the_place_of_the_clients_own() {
+        for (before, after) in [
+            (r#"{"model":"m"}"#, r#"{"cache_salt":"s","model":"m"}"#),
+            (r#" { "model":"m"}"#, r#" {"cache_salt":"s", "model":"m"}"#),
+            (r#"{"model":"m","cache_salt" : "mine" }"#, r#"{"model":"m","cache_salt" : "s" }"#),
+            (r#"{"cache_salt":null,"model":"m"}"#, r#"{"cache_salt":"s","model":"m"}"#),
+            (r#"{"cache\u005fsalt":"mine","model":"m"}"#, r#"{"cache\u005fsalt":"s","model":"m"}"#),
+            (r#"{"cache_salt":{"a":1},"model":"m"}"#, r#"{"cache_salt":"s","model":"m"}"#),
+        ] {
+            let mut ask = Ask::parse(Endpoint::ChatCompletions, None, before.as_bytes()).unwrap();
+            assert!(Changes::default().change_nothing(&ask));
+            ask.put_salt("s".to_owned());
+            assert!(!Changes::default().change_nothing(&ask));
+            assert_eq!(splice(before.as_bytes(), &ask, &Changes::default()), after);
+        }
+        let body = r#"{"stream":true,"model":"old"}"#;
+        let mut ask = Ask::parse(Endpoint::ChatCompletions, None, body.as_bytes()).unwrap();
+        ask.put_salt("s".to_owned());
+        let all = splice(body.as_bytes(), &ask, &Changes { model: Some("new"), include_usage: true });
+        assert_eq!(all, r#"{"stream_options":{"include_usage":true},"cache_salt":"s","stream":true,"model":"new"}"#);
     }
 
     #[test]

@@ -270,7 +270,11 @@ mod tests {
             models: models.map(named),
             pool: None,
             ext_proc: None,
+            credentials: crate::config::Credentials::Ignored,
             trust_headers: false,
+            tls: None,
+            network: Arc::default(),
+            cors: None,
         }
     }
 
@@ -314,6 +318,7 @@ mod tests {
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting { timeout: second, requests: 1, bytes: Bytes(1) },
             saturation: Saturation { wait: second },
+            identity: crate::config::Identity::default(),
             quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },
             api: Api {

@@ -119,6 +119,8 @@ impl Watched {
             },
             forward_authorization: false,
             ca_file: None,
+            client_certificate: None,
+            server_name: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));

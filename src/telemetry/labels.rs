@@ -84,6 +84,15 @@ pub struct ListenerLabels {
     pub listener: Name,
 }
 
+/// A certificate that a listener shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabels {
+    /// Listener name.
+    pub listener: Name,
+    /// The file that it is in, as the configuration names it.
+    pub name: Name,
+}
+
 /// A listener and a model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ModelLabels {

@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 
 use super::{
-    QuotaMetrics, Tallies,
+    CertificateMetrics, IdentityMetrics, QuotaMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
         OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
@@ -80,6 +80,8 @@ pub struct Metrics {
     pub names: Bounded,
     /// What nearly every request counts in, kept at hand.
     pub tallies: Tallies,
+    /// Who came, and by what they are known.
+    pub identity: IdentityMetrics,
     /// Requests answered or refused.
     pub requests: Family<RequestLabels, Counter>,
     /// Requests being worked on.
@@ -150,6 +152,8 @@ pub struct Metrics {
     pub config_generation: Gauge,
     /// 1 for the one in force.
     pub config_hash: Family<ConfigLabels, Gauge>,
+    /// What is shown and believed at the doors.
+    pub certificates: CertificateMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -165,6 +169,7 @@ impl Metrics {
             registry: Registry::with_prefix("tidegate"),
             names: Bounded::default(),
             tallies: Tallies::default(),
+            identity: IdentityMetrics::default(),
             requests: Family::default(),
             requests_open: Family::default(),
             duration: histograms(&DURATION),
@@ -200,12 +205,15 @@ impl Metrics {
             last_reload_successful: Gauge::default(),
             config_generation: Gauge::default(),
             config_hash: Family::default(),
+            certificates: CertificateMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_attempts();
         metrics.register_waiting();
+        metrics.identity.register(&mut metrics.registry);
         metrics.quotas.register(&mut metrics.registry, std::sync::Arc::clone(&rows));
         metrics.register_state(rows);
+        metrics.certificates.register(&mut metrics.registry);
         metrics
     }
 

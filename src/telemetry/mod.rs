@@ -2,7 +2,9 @@
 //!
 //! This room knows nobody above the ground floor: facts are handed to it.
 
+mod certificates;
 pub mod decisions;
+pub mod identity;
 pub mod labels;
 mod line;
 pub mod logs;
@@ -12,7 +14,9 @@ mod rows;
 mod seldom;
 mod tally;
 
+pub use certificates::CertificateMetrics;
 pub use decisions::{Decision, DecisionLog, Hex};
+pub use identity::IdentityMetrics;
 pub use labels::Name;
 pub use metrics::{Histograms, Metrics};
 pub use quotas::{QuotaMetrics, QuotaRow, SpendLabels};

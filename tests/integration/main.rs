@@ -29,6 +29,7 @@ mod guarding;
 mod harness;
 mod hostile_bodies;
 mod hostile_http2;
+mod identifying;
 mod keeping;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;

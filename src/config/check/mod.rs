@@ -3,6 +3,7 @@
 //! Every check goes on after a problem, and asks what it can of what is left. It looks at the text alone: whether a
 //! token file exists or a pod answers is for those who open them.
 
+mod doors;
 mod models;
 mod pickers;
 mod pools;
@@ -21,6 +22,7 @@ use std::{
 use super::{
     Admin, Bytes, Config, Place, Problem, Report, Severity, defaults,
     file::File,
+    identity,
     listener::{AdminFile, ListenerFile},
     quotas,
     report::{Finding, Source},
@@ -236,9 +238,11 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     let saturation = settings::saturation(file.saturation.as_ref(), defaults::SATURATION, sheet);
     let pools = pools::pools(&file.pools, saturation, sheet);
     let models = models::models(file, reported, sheet);
-    let listeners = models::listeners(file, sheet);
+    let known = identity::identity(file.identity.as_ref(), sheet);
+    let listeners = models::listeners(file, &known, sheet);
     models::unused(file, reported, sheet);
     pools::loops(file, sheet);
+    identity::unguarded(file, &listeners, &known, sheet);
     pickers::unnameable(file, &listeners, &models, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();
@@ -266,6 +270,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
         retry: settings::retry(file.retry.as_ref(), sheet),
         waiting: settings::waiting(file.waiting.as_ref(), sheet),
         saturation,
+        identity: known,
         quotas,
         sessions: settings::sessions(file.sessions.as_ref(), sheet),
         api: settings::api(file.api.as_ref(), &timeouts, sheet),
@@ -424,7 +429,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     fn an_endpoint_that_is_a_listener_of_the_same_gateway_would_send_requests_round() {
         let said = |listener: &str, url: &str| {
             told(&format!(
-                "listeners: [{{ name: openai, address: \"{listener}\" }}]\npools: [{{ name: vllm, endpoints: [{url}] }}]\n"
+                "listeners: [{{ name: openai, address: \"{listener}\", allow_anonymous: true }}]\npools: [{{ name: vllm, endpoints: [{url}] }}]\n"
             ))
         };
         let looped = "2:42 this endpoint is listener `openai` of this gateway: requests would go round for ever -> \
@@ -580,7 +585,7 @@ scheduler: *s
     #[test]
     fn a_report_shows_every_problem_with_its_line_and_a_remedy() {
         let text = "listeners:
-  - { name: openai, adress: 0.0.0.0:8081 }
+  - { name: openai, adress: 127.0.0.1:8081 }
   - { name: classic, address: :8080, scheduler: { policy: round_robbin } }
 pools:
   - name: vllm
@@ -593,9 +598,9 @@ admin: { address: 0.0.0.0:9090 }
 ";
         let expected = "t.yaml:2:21: error: `adress` is not a field here
   |
-2 |   - { name: openai, adress: 0.0.0.0:8081 }
+2 |   - { name: openai, adress: 127.0.0.1:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, trust_headers
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, identity, allow_anonymous, trust_headers, tls, proxy_protocol, trusted_proxies, address_header, allow, deny, cors
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
@@ -855,7 +860,7 @@ t.yaml:11:19: error: the admin listener tells everything, and asks other machine
         (
             "shceduler: { policy: weighted, scorers: [] }",
             &[
-                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, saturation, quotas, sessions, api, log",
+                "3:1 `shceduler` is not a field here -> did you mean `scheduler`? the fields are: listeners, reuse_port, pools, kubernetes, models, scheduler, admin, probes, limits, timeouts, retry, waiting, saturation, identity, quotas, sessions, api, log",
                 "3:41 no scorer counts, so every pod would score the same -> give at least one scorer a weight above 0, or leave `scorers` out for the defaults",
             ],
         ),
@@ -1077,7 +1082,7 @@ t.yaml:11:19: error: the admin listener tells everything, and asks other machine
     #[test]
     fn listeners_may_not_share_an_address_or_name_what_does_not_exist() {
         let text = "listeners:
-  - { name: a, address: 0.0.0.0:8080 }
+  - { name: a, address: 0.0.0.0:8080, allow_anonymous: true }
   - { name: b, address: 127.0.0.1:8080, models: [{ modelName: lama2 }] }
   - { name: c, address: 127.0.0.1:0, models: [{ modelName: llama2, poolRef: q }] }
   - { name: a, address: 127.0.0.1:0, models: [] }

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Sheet, address, settings};
+use super::{Sheet, address, doors, settings};
 use crate::config::{
-    Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
+    Identity, Listener, Model, Scheduler, TargetModel, WeightedScorer, defaults,
     file::{File, ModelFile, PolicyFile, SchedulerFile, TargetModelFile},
+    identity,
     listener::{ListenerFile, ListenerModelFile},
     report::suggestion,
     tree::At,
@@ -96,17 +97,17 @@ fn known_pool(reference: &At<String>, file: &File, sheet: &mut Sheet) {
 }
 
 /// Every listener of the file whose address can be understood.
-pub(super) fn listeners(file: &File, sheet: &mut Sheet) -> Vec<Listener> {
+pub(super) fn listeners(file: &File, known: &Identity, sheet: &mut Sheet) -> Vec<Listener> {
     let listeners = &file.listeners;
     if listeners.value.is_empty() && sheet.listeners_known {
         let remedy = "add one: `- { name: openai, address: 0.0.0.0:8081 }`";
         sheet.error(listeners.place, "there is no listener, so nobody could ask", remedy);
     }
     sheet.names("listener", &listeners.value.iter().map(|listener| &listener.name).collect::<Vec<_>>());
-    listeners.value.iter().filter_map(|listener| self::listener(listener, file, sheet)).collect()
+    listeners.value.iter().filter_map(|listener| self::listener(listener, (file, known), sheet)).collect()
 }
 
-fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<Listener> {
+fn listener(listener: &ListenerFile, (file, known): (&File, &Identity), sheet: &mut Sheet) -> Option<Listener> {
     let address = address(&listener.address, sheet);
     let scheduler = listener.scheduler.as_ref().map(|scheduler| self::scheduler(scheduler, sheet));
     let models = listener.models.as_ref().map(|models| {
@@ -142,8 +143,21 @@ fn listener(listener: &ListenerFile, file: &File, sheet: &mut Sheet) -> Option<L
     let pool = listener.pool.as_ref().map(|pool| pool.value.as_str().into());
     let ext_proc = settings::ext_proc(listener, sheet);
     let trust_headers = settings::trust_headers(listener);
+    let credentials = identity::credentials(listener, known, sheet);
     let name = listener.name.value.as_str().into();
-    Some(Listener { name, address: address?, scheduler, models, pool, ext_proc, trust_headers })
+    Some(Listener {
+        name,
+        address: address?,
+        scheduler,
+        models,
+        pool,
+        ext_proc,
+        credentials,
+        trust_headers,
+        tls: doors::tls(listener, sheet),
+        network: doors::addresses(listener, sheet),
+        cors: doors::cors(listener.cors.as_ref(), sheet),
+    })
 }
 
 /// Pools and models that no request could reach: probably a slip, but no harm.

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Sheet, address, covers, settings};
+use super::{Sheet, address, covers, doors, settings};
 use crate::config::{
     CustomMetrics, Endpoint, Engine, Metrics, Origin, Place, Pool, Saturation, Target, defaults,
     file::{CustomFile, EndpointFile, EngineFile, File, MetricsFile, PoolFile},
@@ -42,29 +42,52 @@ fn pool(file: &PoolFile, full: Saturation, sheet: &mut Sheet) -> Pool {
             sheet.warning(forward.place, message, "remove `forward_authorization`, or `token_file`");
         }
     }
-    if let Some(ca_file) = &file.ca_file {
-        let tls = |endpoint: &Endpoint| match endpoint {
-            Endpoint::Fixed(target) | Endpoint::Dns(target) => target.origin.https,
-            Endpoint::File(_) => true,
-            Endpoint::Cluster { .. } => false,
-        };
-        if !endpoints.is_empty() && !endpoints.iter().any(tls) {
-            sheet.warning(
-                ca_file.place,
-                "no endpoint of this pool uses https, so `ca_file` has no effect",
-                "write `https://`, or remove `ca_file`",
-            );
-        }
-    }
+    without_tls(file, &endpoints, sheet);
     Pool {
         name: file.name.value.as_str().into(),
         metrics: metrics(file.metrics.as_ref(), &engine, sheet),
         engine,
         endpoints,
         forward_authorization,
+        client_certificate: file.client_certificate.as_ref().and_then(|at| doors::certificate(at, sheet)),
+        server_name: server_name(file, sheet),
         ca_file: file.ca_file.as_ref().map(|path| path.value.clone()),
         saturation: settings::saturation(file.saturation.as_ref(), full, sheet),
     }
+}
+
+/// What is said of TLS where no pod speaks it.
+fn without_tls(file: &PoolFile, endpoints: &[Endpoint], sheet: &mut Sheet) {
+    let tls = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Fixed(target) | Endpoint::Dns(target) => target.origin.https,
+        Endpoint::File(_) => true,
+        Endpoint::Cluster { .. } => false,
+    };
+    if endpoints.is_empty() || endpoints.iter().any(tls) {
+        return;
+    }
+    let said = [
+        ("ca_file", file.ca_file.as_ref().map(|at| at.place)),
+        ("client_certificate", file.client_certificate.as_ref().map(|at| at.place)),
+        ("server_name", file.server_name.as_ref().map(|at| at.place)),
+    ];
+    for (key, place) in said {
+        let Some(place) = place else { continue };
+        let message = format!("no endpoint of this pool uses https, so `{key}` has no effect");
+        sheet.warning(place, message, format!("write `https://`, or remove `{key}`"));
+    }
+}
+
+/// The name that pods' certificates have to be for.
+fn server_name(file: &PoolFile, sheet: &mut Sheet) -> Option<String> {
+    let at = file.server_name.as_ref()?;
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_".contains(&it));
+    if !at.value.split('.').all(label) {
+        let remedy = "write the name alone, such as `vllm.inference.svc`";
+        sheet.error(at.place, format!("`{}` is not the name of a server", at.value), remedy);
+    }
+    Some(at.value.clone())
 }
 
 fn endpoints(pool: &PoolFile, sheet: &mut Sheet) -> Vec<Endpoint> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Sheet, address};
+use super::{Sheet, address, doors};
 use crate::config::{
     Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Saturation, Sessions, Timeouts, Waiting, defaults,
     file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
@@ -257,6 +257,10 @@ pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Ext
         let remedy = format!("write at most {}", defaults::MOST_FALLBACKS);
         sheet.error(at.place, format!("{} further pods are too many", at.value), remedy);
     }
+    if let Some(at) = given.client_certificates.as_ref().filter(|_| given.secure == Some(false)) {
+        let remedy = "take `secure: false` out; a certificate is shown within TLS";
+        sheet.error(at.ca_file.place, "`secure` is false, so nobody shows a certificate", remedy);
+    }
     if let Some(at) = given.cert_path.as_ref().filter(|_| given.secure == Some(false)) {
         sheet.warning(at.place, "`secure` is false, so there is no certificate", "take one of the two out");
     }
@@ -266,6 +270,7 @@ pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Ext
     picker.response_body = given.response_body.unwrap_or(picker.response_body);
     picker.observe_responses = given.observe_responses.unwrap_or(picker.observe_responses);
     picker.fallbacks = given.fallbacks.as_ref().map_or(picker.fallbacks, |at| at.value as usize);
+    picker.client_certificates = given.client_certificates.as_ref().map(doors::client_certificates);
     picker.health = given.health.as_ref().and_then(|door| address(&door.address, sheet));
     picker.other_paths = given.other_paths.unwrap_or(picker.other_paths);
     Some(picker)

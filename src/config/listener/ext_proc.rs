@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::{ClientCertificates, ClientCertificatesFile};
 use crate::config::{file::DoorFile, tree::At};
 
 /// How Envoy is served that asks for pods.
@@ -24,6 +25,8 @@ pub struct ExtProc {
     pub fallbacks: usize,
     /// Whether paths that are no inference get a pod as well.
     pub other_paths: bool,
+    /// Whose certificates gateways show, if they are asked for one.
+    pub client_certificates: Option<ClientCertificates>,
     /// Where health is told without TLS, besides the listener itself.
     pub health: Option<SocketAddr>,
 }
@@ -67,6 +70,8 @@ pub(in crate::config) struct ExtProcFile {
     pub(in crate::config) fallbacks: Option<At<u32>>,
     /// Whether paths that are no inference get a pod as well: the route has let them through. Default: true.
     pub(in crate::config) other_paths: Option<bool>,
+    /// Whether gateways are asked for a certificate. Default: they are not.
+    pub(in crate::config) client_certificates: Option<ClientCertificatesFile>,
     /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
     pub(in crate::config) health: Option<DoorFile>,
 }

@@ -1,7 +1,10 @@
 //! Where clients come in, and how: one address, as typed and as checked.
 
 mod admin;
+mod cors;
 mod ext_proc;
+mod network;
+mod tls;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -10,10 +13,16 @@ use serde::Deserialize;
 
 pub use admin::Admin;
 pub(super) use admin::AdminFile;
+pub use cors::Cors;
+pub(super) use cors::CorsFile;
 pub use ext_proc::{BodyMode, ExtProc};
 pub(super) use ext_proc::{ExtProcFile, ProtocolFile};
+pub(super) use network::network;
+pub use network::{AddressHeader, Network, Networks, ProxyProtocol};
+pub use tls::{ClientCertificates, KeyPair, ListenerTls, TlsVersion};
+pub(super) use tls::{ClientCertificatesFile, KeyPairFile, ListenerTlsFile};
 
-use super::{Scheduler, file::SchedulerFile, tree::At, units::AddressText};
+use super::{Credentials, Scheduler, file::SchedulerFile, tree::At, units::AddressText};
 
 /// One address on which clients come in.
 #[derive(Clone, Debug)]
@@ -31,8 +40,16 @@ pub struct Listener {
     pub pool: Option<Arc<str>>,
     /// If it is asked by Envoy for pods, and not by clients for answers: how.
     pub ext_proc: Option<ExtProc>,
+    /// What becomes of what clients show.
+    pub credentials: Credentials,
     /// Whether who comes in may say by header which objective is theirs and which model they get; where Envoy asks, always.
     pub trust_headers: bool,
+    /// How it speaks TLS, if clients come in and it does.
+    pub tls: Option<ListenerTls>,
+    /// Who may come in by address.
+    pub network: Arc<Network>,
+    /// Which web pages may call; `None` = none.
+    pub cors: Option<Arc<Cors>>,
 }
 
 /// One address on which clients come in.
@@ -54,8 +71,27 @@ pub(in crate::config) struct ListenerFile {
     pub(in crate::config) protocol: Option<At<ProtocolFile>>,
     /// How Envoy is served, where `protocol` is ext-proc.
     pub(in crate::config) ext_proc: Option<At<ExtProcFile>>,
+    /// Whether keys, tokens and certificates are looked at here. Default: true, if `identity` says which.
+    pub(in crate::config) identity: Option<At<bool>>,
+    /// Whether clients may come in who show nothing. Default: false, which on an address that other machines can reach
+    /// takes `identity`.
+    pub(in crate::config) allow_anonymous: Option<At<bool>>,
     /// Whether clients here may say by header which objective is theirs and which model they get. Default: false.
     pub(in crate::config) trust_headers: Option<At<bool>>,
+    /// How it speaks TLS. Default: it does not; where Envoy asks, `ext_proc` says it.
+    pub(in crate::config) tls: Option<At<ListenerTlsFile>>,
+    /// Whether connections begin with the PROXY protocol, by which balancers say whose they are. Default: off.
+    pub(in crate::config) proxy_protocol: Option<At<ProxyProtocol>>,
+    /// The networks of proxies and balancers that are believed about where a client comes from. Default: none.
+    pub(in crate::config) trusted_proxies: Option<At<Vec<At<String>>>>,
+    /// The header by which they say it. Default: x-forwarded-for.
+    pub(in crate::config) client_address_header: Option<At<AddressHeader>>,
+    /// The networks from which clients may come. Default: all.
+    pub(in crate::config) allow: Option<At<Vec<At<String>>>>,
+    /// The networks from which none may; wins over `allow`. Default: none.
+    pub(in crate::config) deny: Option<At<Vec<At<String>>>>,
+    /// Which web pages may call from a browser. Default: none.
+    pub(in crate::config) cors: Option<CorsFile>,
 }
 
 /// A model that a listener serves.

@@ -51,7 +51,7 @@ pub(in crate::config) fn quotas(file: Option<&QuotasFile>, models: Option<&[&str
 }
 
 /// What one quota says.
-pub(super) fn quota(file: &QuotaFile, sheet: &mut Sheet) -> Quota {
+pub(in crate::config) fn quota(file: &QuotaFile, sheet: &mut Sheet) -> Quota {
     let mut count = |at: Option<&At<u64>>| {
         if let Some(at) = at.filter(|at| at.value == 0) {
             sheet.warning(at.place, "with a limit of zero nothing comes in", "leave it out for no limit");

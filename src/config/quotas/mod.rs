@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub(super) use check::quotas;
+pub(super) use check::{quota, quotas};
 pub(super) use prices::PriceFile;
 pub use prices::{GpuPrice, Money, Price, TokenPrice};
 

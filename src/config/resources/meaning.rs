@@ -183,6 +183,8 @@ impl<'a> Furnishing<'a> {
                 metrics: defaults::metrics(),
                 forward_authorization: false,
                 ca_file: None,
+                client_certificate: None,
+                server_name: None,
                 saturation: self.config.saturation,
             }));
         }

@@ -17,6 +17,7 @@ use crate::{
     clock,
     gateway::{
         decide::{Matter, Pick},
+        entering::told,
         proxy::{front, headers::steers},
         reading::Asking,
         receipt::{Receipt, Step},
@@ -58,6 +59,9 @@ pub(super) async fn choose(
 ) -> Result<Told, Rejection> {
     let Whole { head, body, noted } = whole;
     let head = Head::read(head, noted);
+    let caller = told(&story.house, &story.listener, &head.headers);
+    receipt.caller = Some(Arc::clone(&caller));
+    let story = &Story { caller, ..story.clone() };
     let id = request_id(&head.headers);
     receipt.request_id = id;
     receipt.read = Some(clock::now());
@@ -82,7 +86,7 @@ pub(super) async fn choose(
 /// A request about a response that one pod made: to that pod or to nobody.
 fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Receipt) -> Result<Told, Rejection> {
     let unknown = || Rejection::UnknownResponse(id.to_owned());
-    let pod = story.house.pod_of_response(id).ok_or_else(unknown)?;
+    let pod = story.house.pod_of_response(&story.caller.tenant, id).ok_or_else(unknown)?;
     let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
     let pick = Pick::of_pod(&pool, &pod);
     receipt.chose(pick.chosen(&"".into()), pick.took);

@@ -121,6 +121,15 @@ pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
         431 => Rejection::HeadTooLarge,
         _ => Rejection::NotHttp,
     };
+    (as_bytes(&rejection), rejection.reason())
+}
+
+/// The whole answer to who speaks clear text where TLS is spoken.
+pub fn refuse_clear_text() -> Bytes {
+    as_bytes(&Rejection::ClearText)
+}
+
+fn as_bytes(rejection: &Rejection) -> Bytes {
     let request_id = request_id(&HeaderMap::new());
     tracing::debug!(request_id = request_id.to_str().unwrap_or_default(), "refused: {rejection}");
     let mut response = rejection.to_response(Dialect::OpenAi);
@@ -135,7 +144,7 @@ pub fn refuse_unparsed(status: u16) -> (Bytes, &'static str) {
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(response.body());
-    (Bytes::from(bytes), rejection.reason())
+    Bytes::from(bytes)
 }
 
 /// JSON of our own.

@@ -45,15 +45,11 @@ pub(in crate::gateway) const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objectiv
 /// And how what its model shall be called at its pod.
 pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
 
+/// And whose share of a full fleet it counts in: its tenant.
+pub(in crate::gateway) const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
+
 /// What else a gateway tells a picker and no pod.
-const FOR_PICKERS: [&str; 6] = [
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
-    "x-llm-d-slo-ttft-ms",
-    "x-slo-ttft-ms",
-    "x-llm-d-slo-tpot-ms",
-    "x-slo-tpot-ms",
-];
+const FOR_PICKERS: [&str; 4] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
@@ -133,14 +129,15 @@ pub(in crate::gateway) fn steers(word: &str) -> bool {
 }
 
 fn is_for_pickers(word: &str) -> bool {
-    OBJECTIVE.iter().chain(&SERVED_AS).chain(&FOR_PICKERS).any(|it| *it == word)
+    OBJECTIVE.iter().chain(&SERVED_AS).chain(&FAIRNESS).chain(&FOR_PICKERS).any(|it| *it == word)
 }
 
 /// Which lengths the words of a table have, a bit each; none of them is longer than 63.
 struct Lengths(u64);
 
 const CONTROL_LENGTHS: Lengths = Lengths::of(&CONTROL, Lengths(0));
-const X_LENGTHS: Lengths = Lengths::of(&OBJECTIVE, Lengths::of(&SERVED_AS, Lengths::of(&FOR_PICKERS, CONTROL_LENGTHS)));
+const TOLD_LENGTHS: Lengths = Lengths::of(&FAIRNESS, Lengths::of(&FOR_PICKERS, CONTROL_LENGTHS));
+const X_LENGTHS: Lengths = Lengths::of(&OBJECTIVE, Lengths::of(&SERVED_AS, TOLD_LENGTHS));
 const OTHER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&REPLACED, CONTROL_LENGTHS));
 const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths(0)));
 

@@ -13,7 +13,7 @@ mod timer;
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-pub use answer::{Answer, refuse_unparsed};
+pub use answer::{Answer, refuse_clear_text, refuse_unparsed};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use hyper::body::Incoming;
@@ -23,6 +23,7 @@ use self::relay::Relay;
 use super::{
     CurrentPolicy, House, Peer, body,
     decide::Pick,
+    entering::identify,
     reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
@@ -30,8 +31,9 @@ use super::{
     telling::limits::tell_standing,
 };
 use crate::{
+    admission::Stranger,
     clock,
-    config::Timeouts,
+    config::{Credentials, Pool, Timeouts},
     fleet::{Pod, PoolState},
     openai::{Dialect, Endpoint},
     scheduler::NoPod,
@@ -99,11 +101,16 @@ impl Desk {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
+        let known = identify(&self.house, (&policy, &listener), request.headers(), &peer).await;
         receipt.client = Some(peer);
-        let caller = Arc::clone(&listener.anonymous);
+        let (caller, stranger) = match known {
+            Ok(caller) => (caller, None),
+            Err(stranger) => (Arc::clone(&listener.anonymous), Some(stranger)),
+        };
+        receipt.caller = Some(Arc::clone(&caller)).filter(|_| stranger.is_none());
         let story = Story { house: self.house, policy, listener, caller };
         let mut dialect = Dialect::OpenAi;
-        let told = story.guarded(pin!(story.tell(request, &mut receipt, &mut dialect))).await;
+        let told = story.guarded(pin!(story.tell(request, stranger, &mut receipt, &mut dialect))).await;
         Ok(match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
@@ -128,6 +135,7 @@ impl Story {
     async fn tell(
         &self,
         request: Request<Incoming>,
+        stranger: Option<Stranger>,
         receipt: &mut Receipt,
         dialect: &mut Dialect,
     ) -> Result<Told, Rejection> {
@@ -136,6 +144,9 @@ impl Story {
         front::check(&head, config.limits.header_fields)?;
         let asked = self.classify(&head.method, head.uri.path(), receipt, dialect)?;
         let endpoint = asked.endpoint;
+        if let Some(stranger) = stranger {
+            return Err(Rejection::Stranger(stranger));
+        }
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
@@ -150,7 +161,7 @@ impl Story {
         self.reserve_quotas(&matter, receipt)?;
         shed(&matter, receipt)?;
         let wants_usage = self.wants_usage(receipt);
-        let forward = matter.pool.config().forward_authorization;
+        let forward = self.may_forward(&matter.pool.config());
         let carry = carry(head, self.body_for_pod(body, &ask, &matter, wants_usage)?, &receipt.request_id, forward);
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
@@ -229,12 +240,18 @@ impl Story {
         (response, relay)
     }
 
+    /// Whether a client's own `Authorization` goes on to the pods of `pool`: not where it is one that we know them by.
+    fn may_forward(&self, pool: &Pool) -> bool {
+        let is_ours = self.listener.credentials != Credentials::Ignored && self.policy.config.identity.reads_headers();
+        pool.forward_authorization && !is_ours
+    }
+
     /// A request about a response that one pod made: to that pod or to nobody.
     fn revisit(&self, head: request::Parts, body: Bytes, id: &str, receipt: &Receipt) -> Result<Told, Rejection> {
         let unknown = || Rejection::UnknownResponse(id.to_owned());
-        let pod = self.house.pod_of_response(id).ok_or_else(unknown)?;
+        let pod = self.house.pod_of_response(&self.caller.tenant, id).ok_or_else(unknown)?;
         let pool = self.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-        let carry = carry(head, body, &receipt.request_id, pool.config().forward_authorization);
+        let carry = carry(head, body, &receipt.request_id, self.may_forward(&pool.config()));
         let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
         let sent = Box::new(Sent { asking, timeouts: self.policy.config.timeouts, heartbeat: None });
         let home = Some((pool, pod));

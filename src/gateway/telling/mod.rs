@@ -2,6 +2,7 @@
 
 mod cuts;
 pub(in crate::gateway) mod limits;
+mod outcome;
 pub(in crate::gateway) mod receipt;
 pub(in crate::gateway) mod rejection;
 pub(in crate::gateway) mod summary;

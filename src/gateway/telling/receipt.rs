@@ -11,11 +11,13 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub(in crate::gateway) use super::outcome::{Outcome, Step};
 use super::{
     rejection::{PANIC, Rejection},
     summary::Summary,
 };
 use crate::{
+    admission::Caller,
     clock,
     gateway::{House, Peer, decide::Shed, spending::Spending},
     openai::Usage,
@@ -32,34 +34,6 @@ const CLIENT_LEFT: u16 = 499;
 
 /// Why an answer broke off at a gateway that does not say which side had had enough.
 const UNTOLD: &str = "client_or_pod";
-
-/// How far a request is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Step {
-    /// Its body is being read.
-    Reading,
-    /// No pod is ready, and it waits for one.
-    Waiting,
-    /// It is at a pod, without an answer yet.
-    AtPod,
-    /// Its answer is being relayed.
-    Relaying,
-}
-
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Outcome {
-    /// Not yet: if it stays so, the client left.
-    Open,
-    /// Its answer is complete.
-    Complete,
-    /// We said no, or Envoy for a pod that we chose.
-    Refused(&'static str),
-    /// The answer broke off.
-    Cut(&'static str),
-    /// The answer broke off, and whether its client or its pod had had enough is not told to us.
-    BrokeOff,
-}
 
 /// The pod that was chosen.
 #[derive(Clone, Debug)]
@@ -82,6 +56,7 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) endpoint: &'static str,
     /// Who asked.
     pub(in crate::gateway) client: Option<Peer>,
+    pub(in crate::gateway) caller: Option<Arc<Caller>>,
     /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
     pub(in crate::gateway) asked: Option<String>,
     pub(in crate::gateway) received: Instant,
@@ -133,6 +108,7 @@ impl Receipt {
             request_id,
             endpoint: "unknown",
             client: None,
+            caller: None,
             asked: None,
             received: clock::now(),
             read: None,
@@ -170,6 +146,11 @@ impl Receipt {
         self.tally = Some(tally);
     }
 
+    /// Whose it is.
+    pub(in crate::gateway) fn tenant(&self) -> &str {
+        self.caller.as_ref().map_or(Caller::ANONYMOUS, |it| &it.tenant)
+    }
+
     /// The model's name, once it is known.
     pub(in crate::gateway) fn model(&self) -> Option<&str> {
         self.tally.as_ref().map(|it| &*it.model().0)
@@ -187,7 +168,7 @@ impl Receipt {
     /// We said no. That we failed ourselves, somebody should look into.
     pub(in crate::gateway) fn refused(&mut self, rejection: &Rejection) {
         self.outcome = Outcome::Refused(rejection.reason());
-        self.exactly = rejection.missed_bound(self.bound_by_token);
+        self.exactly = rejection.exactly(self.bound_by_token);
         self.error_code = Some(rejection.code().into());
         self.culprit = Some(rejection.fault().culprit());
         if let Rejection::Panicked(what) = rejection {
@@ -248,6 +229,9 @@ impl Receipt {
             metrics.shed.get_or_create(&PoolReasonLabels { pool: shed.pool.clone(), reason }).inc();
         }
         let (endpoint, code) = (self.endpoint, self.code());
+        if let Some(caller) = self.caller.as_ref().filter(|it| &*it.tenant != Caller::ANONYMOUS) {
+            metrics.identity.ended(&caller.tenant, code, self.usage);
+        }
         let Some(tally) = &self.tally else {
             let labels = RequestLabels { listener: self.listener.clone(), endpoint, model: "unknown".into(), code };
             metrics.requests.get_or_create(&labels).inc();
@@ -277,7 +261,9 @@ impl Receipt {
             target: REQUEST,
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
-            client = self.client.as_ref().map(|it| &*it.0),
+            client = self.client.as_ref().map(Peer::shown),
+            tenant = Some(self.tenant()).filter(|it| *it != Caller::ANONYMOUS),
+            key = self.caller.as_ref().and_then(|it| it.key.as_deref()),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
             model = self.model(),
@@ -366,17 +352,6 @@ impl Receipt {
 /// To a microsecond: more digits are noise in a log line.
 fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Reading => "reading_body",
-            Self::Waiting => "in_line",
-            Self::AtPod => "waiting_for_pod",
-            Self::Relaying => "relaying",
-        }
-    }
 }
 
 impl Drop for Receipt {

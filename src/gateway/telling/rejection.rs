@@ -11,7 +11,7 @@ pub(in crate::gateway) use super::cuts::{
 };
 use super::limits;
 use crate::{
-    admission::Refusal,
+    admission::{Refusal, Stranger},
     openai::{self, Dialect, ErrorBody, Malformed, PathProblem},
     routing::UnknownModel,
     scheduler::NoPod,
@@ -45,6 +45,18 @@ pub enum Rejection {
     /// The body's content.
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    /// Clear text at a door that speaks TLS.
+    #[error("this port speaks https; write https:// in place of http:// in the base URL")]
+    ClearText,
+    /// Its client comes from where none may.
+    #[error("requests are not taken from your address")]
+    Denied,
+    /// Nobody knows who asks.
+    #[error("{}", .0.told())]
+    Stranger(Stranger),
+    /// Whoever asks may not ask for this model.
+    #[error("this API key may not ask for the model `{0}`")]
+    ModelNotAllowed(String),
     /// A head that could be read in two ways.
     #[error("{0}")]
     Unclear(&'static str),
@@ -197,7 +209,16 @@ impl Rejection {
                 told_as(S::NOT_IMPLEMENTED, INVALID, "upgrade_not_supported", "upgrade")
             }
             Self::Path(_) => told_as(S::BAD_REQUEST, INVALID, "invalid_url", "path"),
+            Self::Stranger(Stranger::Conflicting) => {
+                told_as(S::BAD_REQUEST, INVALID, "conflicting_credentials", "conflicting_credentials")
+            }
+            Self::Stranger(_) => told_as(S::UNAUTHORIZED, "authentication_error", "invalid_api_key", "unauthorized"),
+            Self::ModelNotAllowed(_) => {
+                told_as(S::FORBIDDEN, "permission_error", "model_not_allowed", "model_not_allowed")
+            }
             Self::Unclear(_) => told_as(S::BAD_REQUEST, INVALID, "ambiguous_request", "unclear"),
+            Self::ClearText => told_as(S::BAD_REQUEST, INVALID, "tls_required", "clear_text"),
+            Self::Denied => told_as(S::FORBIDDEN, "permission_error", "address_not_allowed", "denied_address"),
             Self::NotHttp => told_as(S::BAD_REQUEST, INVALID, "malformed_http", "not_http"),
             Self::HeadTooLarge => {
                 told_as(S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, "headers_too_large", "headers_too_large")
@@ -253,7 +274,12 @@ impl Rejection {
 
     /// The bound that a pod did not begin its answer within: the first token's, if that is what a stream's head had to
     /// come `before_the_token` for.
-    pub(in crate::gateway) fn missed_bound(&self, before_the_token: bool) -> Option<&'static str> {
+    ///
+    /// And why nobody knew who asked.
+    pub(in crate::gateway) fn exactly(&self, before_the_token: bool) -> Option<&'static str> {
+        if let Self::Stranger(stranger) = self {
+            return Some(stranger.word());
+        }
         let Self::Failed(Failure { kind: kind @ FailureKind::FirstByteTimeout, .. }) = self else { return None };
         Some(if before_the_token { FIRST_TOKEN_TIMEOUT } else { kind.name() })
     }
@@ -272,8 +298,12 @@ impl Rejection {
             | Self::BodyBroken
             | Self::UnknownModel(_)
             | Self::UnknownResponse(_)
+            | Self::Stranger(_)
+            | Self::ModelNotAllowed(_)
             | Self::Unclear(_)
             | Self::NotHttp
+            | Self::ClearText
+            | Self::Denied
             | Self::HeadTooLarge
             | Self::TargetTooLong
             | Self::Expectation
@@ -318,6 +348,7 @@ impl Rejection {
                 | Self::BodyBroken
                 | Self::Unclear(_)
                 | Self::NotHttp
+                | Self::ClearText
                 | Self::HeadTooLarge
                 | Self::TargetTooLong
                 | Self::Expectation
@@ -330,7 +361,7 @@ impl Rejection {
         let Told { status, kind, reason, .. } = self.told();
         let param = match self {
             Self::Malformed(malformed) => malformed.param(),
-            Self::UnknownModel(_) => Some("model"),
+            Self::UnknownModel(_) | Self::ModelNotAllowed(_) => Some("model"),
             _ => None,
         };
         let message = self.to_string();
@@ -348,6 +379,9 @@ impl Rejection {
         }
         if let Self::Path(PathProblem::WrongMethod { allowed, .. }) = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.ends_the_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

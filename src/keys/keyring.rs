@@ -1,0 +1,282 @@
+//! All that is known of who may come, now: one value that outlives configurations and follows files and issuers.
+
+use std::{
+    collections::HashSet,
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BadKey, BadToken, Caller, Issuers, Keys,
+    file::{Followed, mark_of, read_now},
+    issuers::{Source, client},
+    jwt::looks_like_token,
+    salt::{MAX_SECRET_FILE, Salt},
+};
+use crate::{
+    config::{Identity, MAX_KEY_FILE, parse_keys},
+    tasks::Tasks,
+    telemetry::Metrics,
+};
+
+/// Tenants that tokens, certificates and trusted gateways may name: what is kept for each is a few hundred bytes, and
+/// more are not served by one fleet.
+const MOST_TENANTS: usize = 100_000;
+
+/// How key files are called in the metrics.
+const KEY_FILE: &str = "keys";
+
+/// Why it is not known who may come.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// A file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file says what nobody understands.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+/// Why somebody is not let in by what they showed.
+#[derive(Clone, Debug)]
+pub enum Bad {
+    /// It is no good key.
+    Key(BadKey),
+    /// It is no good token.
+    Token(BadToken),
+    /// It is good, but there are too many tenants already.
+    TooManyTenants,
+}
+
+/// Who may come.
+pub struct Keyring {
+    keys: ArcSwap<Keys>,
+    issuers: ArcSwap<Issuers>,
+    salt: ArcSwapOption<Salt>,
+    tenants: RwLock<HashSet<Arc<str>>>,
+    /// How issuers are reached; made where there are any.
+    tls: ClientTls,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    following: Mutex<Following>,
+}
+
+/// Makes what TLS to issuers needs.
+pub type ClientTls = Box<dyn Fn() -> io::Result<rustls::ClientConfig> + Send + Sync>;
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").finish_non_exhaustive()
+    }
+}
+
+/// Which sources are followed, and what ends that.
+#[derive(Debug, Default)]
+struct Following {
+    identity: Identity,
+    stop: CancellationToken,
+}
+
+/// All that had to be read for an identity section and could be.
+#[derive(Debug)]
+pub struct Read {
+    identity: Identity,
+    keys: (Keys, Option<u128>),
+    salt: (Option<Salt>, Option<u128>),
+    issuers: Vec<Arc<Source>>,
+    client: Option<reqwest::Client>,
+}
+
+impl Keyring {
+    /// One that knows nobody. It reaches issuers by `tls`, and follows what it is told to in `tasks`.
+    pub fn new(tls: ClientTls, metrics: &Arc<Metrics>, tasks: &Tasks) -> Self {
+        Self {
+            keys: ArcSwap::default(),
+            issuers: ArcSwap::default(),
+            salt: ArcSwapOption::empty(),
+            tenants: RwLock::default(),
+            tls,
+            metrics: Arc::clone(metrics),
+            tasks: tasks.clone(),
+            following: Mutex::default(),
+        }
+    }
+
+    /// Reads what `identity` names; `None` if nothing of it has changed.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn read(&self, identity: &Identity) -> Result<Option<Read>, KeyringError> {
+        if self.following().identity == *identity {
+            return Ok(None);
+        }
+        let content = |path: &Option<PathBuf>, most| {
+            let read = |path: &PathBuf| {
+                let unreadable = |source| KeyringError::Unreadable { path: path.clone(), source };
+                Ok((path.display().to_string(), read_now(path, most).map_err(unreadable)?))
+            };
+            path.as_ref().map(read).transpose()
+        };
+        let keys = match content(&identity.key_file, MAX_KEY_FILE)? {
+            Some((name, bytes)) => (read_keys(&name, &bytes).map_err(KeyringError::Wrong)?, Some(mark_of(&bytes))),
+            None => Default::default(),
+        };
+        let salt = match content(&identity.cache_salt, MAX_SECRET_FILE)? {
+            Some((name, bytes)) => {
+                let wrong = |problem| KeyringError::Wrong(format!("{name}: {problem}"));
+                (Some(Salt::new(&bytes).map_err(wrong)?), Some(mark_of(&bytes)))
+            }
+            None => Default::default(),
+        };
+        let before = self.issuers.load();
+        let source = |issuer: &Arc<_>| {
+            let before = before.sources().iter().find(|it| it.issuer == *issuer);
+            Source::open(issuer, before.map(|it| &**it)).map_err(KeyringError::Wrong)
+        };
+        let issuers = identity.issuers.iter().map(source).collect::<Result<_, _>>()?;
+        let client = if identity.issuers.is_empty() {
+            None
+        } else {
+            let made = (self.tls)().and_then(|tls| client(tls).map_err(io::Error::other));
+            Some(made.map_err(|error| KeyringError::Wrong(format!("cannot prepare TLS to issuers: {error}")))?)
+        };
+        Ok(Some(Read { identity: identity.clone(), keys, salt, issuers, client }))
+    }
+
+    /// Brings what was read into force, and follows its sources from now on instead of others.
+    pub fn follow(self: &Arc<Self>, read: Read) {
+        let Read { identity, keys: (keys, key_mark), salt: (salt, salt_mark), issuers, client } = read;
+        let stop = CancellationToken::new();
+        let run = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stop = stop.clone();
+            self.tasks.spawn_until_stop(async move {
+                stop.run_until_cancelled(work).await;
+            });
+        };
+        if identity.key_file.is_some() {
+            self.take_keys(Ok(keys));
+        } else {
+            self.metrics.identity.keys.set(0);
+            self.keys.store(Arc::default());
+        }
+        self.salt.store(salt.map(Arc::new));
+        if let Some(path) = identity.key_file.clone() {
+            let ring = Arc::clone(self);
+            run(Box::pin(async move { ring.follow_keys(path, key_mark).await }));
+        }
+        if let Some(path) = identity.cache_salt.clone() {
+            let ring = Arc::clone(self);
+            run(Box::pin(async move { ring.follow_salt(path, salt_mark).await }));
+        }
+        if let Some(client) = client {
+            for source in &issuers {
+                run(Box::pin(Arc::clone(source).keep_fresh(client.clone(), Arc::clone(&self.metrics))));
+            }
+        }
+        self.issuers.store(Arc::new(Issuers::new(issuers)));
+        let before = std::mem::replace(&mut *self.following(), Following { identity, stop });
+        before.stop.cancel();
+    }
+
+    /// Who it is that shows `secret`, a key or a token, at `now`.
+    ///
+    /// # Errors
+    /// Why it is good for nothing.
+    pub async fn whose(&self, secret: &str, now: SystemTime) -> Result<Arc<Caller>, Bad> {
+        let issuers = self.issuers.load_full();
+        let found = self.keys.load().find(secret.as_bytes(), now);
+        // Looking a key up costs a millionth of a second, so that it comes first.
+        if !matches!(found, Err(BadKey::Unknown)) || issuers.is_empty() || !looks_like_token(secret) {
+            return found.map_err(Bad::Key);
+        }
+        let mut judged = issuers.judge(secret, now);
+        if let Err(BadToken::UnknownKey(source)) = &judged
+            && source.refreshed().await
+        {
+            judged = issuers.judge(secret, now);
+        }
+        let caller = judged.map_err(Bad::Token)?;
+        let tenant = self.tenant(&caller.tenant).ok_or(Bad::TooManyTenants)?;
+        Ok(Arc::new(Caller { tenant, ..caller }))
+    }
+
+    /// The tenant of that name, as long as there are not too many. One that the operator did not write down is remembered
+    /// for as long as the process lives, because its limits are.
+    pub fn tenant(&self, name: &str) -> Option<Arc<str>> {
+        if let Some(known) = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Some(Arc::clone(known));
+        }
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        if tenants.len() >= MOST_TENANTS {
+            return None;
+        }
+        let name: Arc<str> = name.into();
+        tenants.insert(Arc::clone(&name));
+        Some(name)
+    }
+
+    /// What keeps prefix caches apart, if something shall.
+    pub fn salt(&self) -> Option<Arc<Salt>> {
+        self.salt.load_full()
+    }
+
+    async fn follow_keys(&self, path: PathBuf, mark: Option<u128>) {
+        let name = path.display().to_string();
+        let mut file = Followed::new(path, MAX_KEY_FILE, mark);
+        loop {
+            let found = file.changed().await;
+            let name = name.clone();
+            let keys = match found {
+                Ok(bytes) => self.tasks.aside(move || read_keys(&name, &bytes)).await,
+                Err(error) => Some(Err(format!("{name}: {error}"))),
+            };
+            self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())));
+        }
+    }
+
+    /// New keys into force; without any, the last ones stay.
+    fn take_keys(&self, found: Result<Keys, String>) {
+        self.metrics.identity.source(KEY_FILE, found.is_ok());
+        match found {
+            Ok(keys) => {
+                self.metrics.identity.keys.set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+                tracing::info!(keys = keys.len(), "keys taken over");
+                self.keys.store(Arc::new(keys));
+            }
+            Err(problem) => tracing::warn!(problem, "keys not taken over, the last ones stay"),
+        }
+    }
+
+    async fn follow_salt(&self, path: PathBuf, mark: Option<u128>) {
+        let name = path.display().to_string();
+        let mut file = Followed::new(path, MAX_SECRET_FILE, mark);
+        loop {
+            let found = file.changed().await.map_err(|error| error.to_string());
+            match found.and_then(|bytes| Salt::new(&bytes)) {
+                Ok(salt) => self.salt.store(Some(Arc::new(salt))),
+                Err(problem) => {
+                    tracing::warn!(file = name, problem, "cache salt not taken over, the last one stays");
+                }
+            }
+        }
+    }
+
+    fn following(&self) -> std::sync::MutexGuard<'_, Following> {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_keys(name: &str, bytes: &[u8]) -> Result<Keys, String> {
+    let text = str::from_utf8(bytes).map_err(|_| format!("{name}: this file is not UTF-8 text"))?;
+    parse_keys(name, text).map(Keys::new).map_err(|report| report.to_string())
+}
