@@ -31,8 +31,8 @@ pub use identity::{
     KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
 };
 pub use listener::{
-    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
-    ProxyProtocol, TlsVersion,
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,
+    Networks, ProxyProtocol, TlsVersion,
 };
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
