@@ -41,7 +41,8 @@ impl Plan {
         let own = quotas.tenants.get(&caller.tenant);
         add(&|| Scope::Tenant(Arc::clone(&caller.tenant)), own.or(quotas.each_tenant.as_ref()), own.is_some());
         if let Some(key) = &caller.key {
-            add(&|| Scope::Key(Arc::clone(key)), quotas.each_key.as_ref(), false);
+            let quota = caller.limits.as_ref().or(quotas.each_key.as_ref());
+            add(&|| Scope::Key(Arc::clone(key)), quota, false);
         }
         Self { scopes }
     }
