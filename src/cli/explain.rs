@@ -169,7 +169,7 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
     runtime.block_on(async {
         let client = reqwest::Client::builder()
             .no_proxy()
-            .tls_backend_preconfigured(crate::upstream::client_tls(None)?)
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(&crate::upstream::PodTls::common()?.config))
             .build()?;
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
         let asked = client.post(&url).query(&query).body(body).send().await;

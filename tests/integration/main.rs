@@ -21,6 +21,9 @@ mod binary;
 mod breaking;
 mod deploying;
 mod differential;
+mod edge_addresses;
+mod edge_pages;
+mod edge_tls;
 mod ejecting;
 
 mod failing;

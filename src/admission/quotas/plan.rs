@@ -41,7 +41,7 @@ impl Plan {
         let own = quotas.tenants.get(&caller.tenant);
         add(&|| Scope::Tenant(Arc::clone(&caller.tenant)), own.or(quotas.each_tenant.as_ref()), own.is_some());
         if let Some(key) = &caller.key {
-            add(&|| Scope::Key(Arc::clone(key)), quotas.each_key.as_ref(), false);
+            add(&|| Scope::Key(Arc::clone(key)), caller.limits.as_ref().or(quotas.each_key.as_ref()), false);
         }
         Self { scopes }
     }

@@ -18,7 +18,7 @@ fn later(moment: &Moment, seconds: u64) -> Moment {
 }
 
 fn caller(tenant: &str, key: Option<&str>) -> Caller {
-    Caller { tenant: tenant.into(), key: key.map(Into::into), priority: None }
+    Caller { key: key.map(Into::into), ..Caller::of(tenant.into()) }
 }
 
 fn tokens(limit: u64) -> Arc<Quota> {

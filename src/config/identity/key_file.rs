@@ -67,7 +67,7 @@ pub struct KeyRecord {
     pub models: Option<AllowedModels>,
     /// How much its requests matter.
     pub priority: Option<i32>,
-    /// What it may use up, besides what holds for all keys.
+    /// What it may use up, instead of what holds for each key that says nothing.
     pub limits: Option<Arc<Quota>>,
     /// From when on it is good for nothing.
     pub expires: Option<SystemTime>,
