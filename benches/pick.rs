@@ -40,6 +40,8 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         metrics,
         forward_authorization: false,
         ca_file: None,
+        client_certificate: None,
+        server_name: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
     };
     let now = clock::now();
