@@ -31,8 +31,8 @@ pub use identity::{
     KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
 };
 pub use listener::{
-    AddressHeader, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
-    ProxyProtocol, TlsVersion,
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,
+    Networks, ProxyProtocol, TlsVersion,
 };
 pub use overload::{Saturation, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
@@ -74,7 +74,7 @@ pub struct Config {
     /// How a pod is chosen where a listener says nothing else.
     pub scheduler: Scheduler,
     /// The operator's listener: probes, metrics, state, and all that changes something.
-    pub admin: SocketAddr,
+    pub admin: Admin,
     /// Probes and metrics alone, for kubelet and Prometheus.
     pub probes: Option<SocketAddr>,
     /// Bounds on what one request or all of them together may hold.
