@@ -64,4 +64,5 @@ mod streaming;
 mod telling;
 mod timing;
 mod tls;
+mod tokens;
 mod waiting;
