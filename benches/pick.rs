@@ -41,6 +41,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         forward_authorization: false,
         ca_file: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
+        priority_scheduling: false,
     };
     let now = clock::now();
     let fleet = Fleet::new(&[Arc::new(pool)], now);
