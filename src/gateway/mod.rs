@@ -6,6 +6,7 @@
 
 mod body;
 mod decide;
+mod explaining;
 mod ext_proc;
 mod health;
 mod homes;
@@ -29,7 +30,8 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, Waits, Wishes, explain};
+pub use decide::{Matter, Pick, Wishes};
+pub use explaining::{Explained, Waits, explain};
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;

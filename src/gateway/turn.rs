@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     House,
-    decide::{Matter, Wishes},
+    decide::{Matter, Pick, Wishes},
     proxy::headers::{FAIRNESS, PRIORITY, SLO_TTFT},
     waiting::{Among, Asked, Few, Waiting},
 };
@@ -50,6 +50,21 @@ impl Bell {
 impl Drop for Bell {
     fn drop(&mut self) {
         self.ring();
+    }
+}
+
+impl Pick {
+    /// `tokens` more of its answer came; with the first, its prompt stands in nobody's way any more.
+    pub(super) fn tokens(&mut self, tokens: u32, now: Instant) {
+        if self.course.tokens(tokens, now) {
+            self.bell.ring();
+        }
+    }
+
+    /// Its prompt is taken to be in nobody's way any more, though no token was seen.
+    pub(super) fn first_token(&mut self) {
+        self.course.first_token();
+        self.bell.ring();
     }
 }
 

@@ -38,6 +38,7 @@ mod mistaking;
 mod mixture;
 mod models;
 mod noticing;
+mod overload;
 mod picking;
 mod picking_for_the_worst;
 mod refusing;

@@ -84,11 +84,12 @@ impl Room {
             if !crowded && held.has_room(entry.bytes, most) {
                 return Ok(leaving);
             }
-            let full = if crowded { Full::Tenant } else { Full::Line };
+            let full = if held.has_room(entry.bytes, most) { Full::Tenant } else { Full::Line };
             if leaving.len() >= MOST_PUSHED_OUT {
                 return Err(full);
             }
-            let (id, victim) = self.least(entry, full, all, &leaving).ok_or(full)?;
+            let whose = if crowded { Full::Tenant } else { Full::Line };
+            let (id, victim) = self.least(entry, whose, all, &leaving).ok_or(full)?;
             held.give_back(victim.bytes);
             if victim.tenant == entry.tenant {
                 own.give_back(victim.bytes);
@@ -97,16 +98,16 @@ impl Room {
         }
     }
 
-    /// Who matters least of those that may be pushed out for `entry` and are not yet.
+    /// Who matters least of those that may be pushed out for `entry` and are not yet: of its own tenant's, or of all.
     fn least<'a, L>(
         &self,
         entry: &Entry<L>,
-        full: Full,
+        whose: Full,
         all: &'a HashMap<Id, Entry<L>>,
         leaving: &[Id],
     ) -> Option<(Id, &'a Entry<L>)> {
         let own = self.held_by(&entry.tenant).requests;
-        let gives_way = |victim: &Entry<L>| match full {
+        let gives_way = |victim: &Entry<L>| match whose {
             Full::Tenant => victim.tenant == entry.tenant && victim.priority < entry.priority,
             Full::Line if victim.priority == entry.priority => self.held_by(&victim.tenant).requests > own + 1,
             Full::Line => victim.priority < entry.priority,

@@ -258,7 +258,7 @@ fn bytes_are_bounded_in_all_and_for_each_tenant() {
     assert_eq!(enter("b", 0, 20), Ok(0));
     assert_eq!(enter("c", 0, 20), Ok(0));
     assert_eq!(enter("d", 1, 25), Ok(2), "two that matter less make room");
-    assert_eq!(enter("d", 1, 1_000), Err(Full::Tenant), "nobody leaves for one that does not fit anyway");
+    assert_eq!(enter("d", 1, 1_000), Err(Full::Line), "nobody leaves for one that does not fit anyway");
     assert_eq!(play.line.len(), 2);
 }
 

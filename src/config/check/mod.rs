@@ -637,7 +637,8 @@ t.yaml:11:19: warning: the admin listener can change things, asks for no key, an
         let how = config.listeners[3].ext_proc.as_ref().unwrap();
         assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
         assert_eq!(how.health.unwrap().port(), 9003);
-        let rest = crate::config::ExtProc { cert_path: None, health: None, ..how.clone() };
+        assert_eq!(how.message_timeout, Some(Duration::from_secs(10)));
+        let rest = crate::config::ExtProc { cert_path: None, health: None, message_timeout: None, ..how.clone() };
         assert_eq!(rest, defaults::EXT_PROC, "the example says that these are the defaults");
     }
 

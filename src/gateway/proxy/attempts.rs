@@ -205,8 +205,7 @@ impl Story {
                 biased;
                 answer = &mut attempt => return answer,
                 () = &mut started, if unstarted => {
-                    ours.pick.course.first_token();
-                    ours.pick.bell.ring();
+                    ours.pick.first_token();
                     unstarted = false;
                 }
                 () = &mut kept, if keeps => {

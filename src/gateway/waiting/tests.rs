@@ -1,3 +1,5 @@
+//! The line as those meet it who stand there, on a clock that runs only when told.
+
 use futures_util::FutureExt as _;
 
 use super::{gaps::RETRY_AFTER, *};
