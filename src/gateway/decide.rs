@@ -274,7 +274,7 @@ impl Matter {
         let scene = Scene { pool: &self.pool, pods: &pods, now: began };
         let question = self.question();
         let gate = self.pool.gate();
-        let verdict = scheduler::pick(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
+        let verdict = scheduler::pick_with_room(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
         let course = Course::begin(&self.pool, &verdict.pod, verdict.send, began);
         drop(gate);
         house.prefix.insert(verdict.pod.slot, self.chain.blocks());

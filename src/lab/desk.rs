@@ -45,7 +45,7 @@ pub(super) struct Desk {
     pods: Arc<Vec<Arc<Pod>>>,
     index: Index,
     chooser: Chooser,
-    door: Box<dyn Door>,
+    pub(super) door: Box<dyn Door>,
     spares_full: bool,
     terms: Waiting,
     rng: StdRng,
@@ -169,20 +169,10 @@ impl Desk {
         self.door.came(arrival, &sight);
     }
 
-    /// Its client has gone.
-    pub(super) fn gone(&mut self, nth: u32) {
-        self.door.gone(nth);
-    }
-
     /// What the door says next.
     pub(super) fn says(&mut self, now_ms: f64) -> Option<Word> {
         let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
         self.door.next(&sight)
-    }
-
-    /// When the door wants to be asked even if nothing happens until then.
-    pub(super) fn alarm_ms(&self) -> f64 {
-        self.door.alarm_ms()
     }
 
     /// A request came: where it goes, under which name, and who holds how much of it.
@@ -238,8 +228,8 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
-                let tried = &if self.spares_full { spared(&scene, tried) } else { tried.clone() };
-                let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
+                let pick = if self.spares_full { scheduler::pick_with_room } else { scheduler::pick };
+                let verdict = pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }
             Chooser::Rival(rival) => {
@@ -387,13 +377,6 @@ impl Desk {
     fn instant(&self, at_ms: f64) -> Instant {
         self.epoch + Duration::from_secs_f64(at_ms / 1e3)
     }
-}
-
-/// With the full pods among those that need not be tried, if others are left.
-fn spared(scene: &Scene<'_>, tried: &Tried) -> Tried {
-    let mut spared = tried.clone();
-    Saturation::full(scene.pool, scene.pods, scene.now).for_each(|pod| spared.add(pod));
-    if scene.pods.iter().all(|pod| spared.contains(pod)) { tried.clone() } else { spared }
 }
 
 fn cached(hits: &Hits, pod: &Pod, block_tokens: f32) -> f64 {

@@ -118,6 +118,9 @@ fn target(crowd: Crowd, wanted: String, measured: String, met: bool) -> Target {
 
 /// The mean and how far the day farthest from it is.
 pub(super) fn told(days: &Days, of: impl Fn(&Group) -> f64 + Copy, digits: usize) -> String {
+    if days.0.is_empty() {
+        return "-".to_owned();
+    }
     let (mean, spread) = (days.mean(of), days.spread(of));
     if days.0.len() > 1 { format!("{mean:.digits$} ± {spread:.digits$}") } else { format!("{mean:.digits$}") }
 }

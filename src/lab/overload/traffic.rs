@@ -10,7 +10,7 @@ use crate::lab::script::{Client, Script};
 /// What is played.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Crowd {
-    /// Half of the requests are critical, half are sheddable.
+    /// Half of the requests are critical, half are sheddable; all ask for their first token within the promised time.
     Classes,
     /// All are alike, and ask for their first token within the promised time.
     Hurried,
@@ -48,7 +48,9 @@ impl Crowd {
             let drawn: f64 = rng.random();
             let usual = Client::default();
             ask.client = match self {
-                Self::Classes => Client { priority: if drawn < 0.5 { CRITICAL } else { SHEDDABLE }, ..usual },
+                Self::Classes => {
+                    Client { priority: if drawn < 0.5 { CRITICAL } else { SHEDDABLE }, wanted_ms, ..usual }
+                }
                 Self::Hurried => Client { wanted_ms, ..usual },
                 Self::Impatient => Client { patience_ms: PATIENCE_MS, retries: RETRIES, ..usual },
                 Self::Tenants => Client { tenant: u32::from(drawn < 1.0 / (1.0 + TIMES)), ..usual },

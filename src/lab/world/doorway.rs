@@ -38,7 +38,7 @@ impl World<'_> {
             }
         }
         let Some(desk) = self.desks.get(at) else { return };
-        let (due, set) = (desk.alarm_ms(), self.alarms.get_mut(at));
+        let (due, set) = (desk.door.alarm_ms(), self.alarms.get_mut(at));
         if let Some(set) = set.filter(|set| due < **set) {
             *set = due;
             self.clock.put(due.max(now_ms), Event::Alarm(at));
@@ -68,7 +68,7 @@ impl World<'_> {
             return;
         }
         for desk in &mut self.desks {
-            desk.gone(nth);
+            desk.door.gone(nth);
         }
         if let Some((at, sent)) = self.sent.get_mut(nth as usize).and_then(Option::take) {
             if let Some(place) = self.pods.get_mut(sent.pod) {
