@@ -1,10 +1,11 @@
 //! The operator's door: probes, metrics, and the gateway's view of its fleet.
 //!
 //! Two routers: `probes` for kubelet and Prometheus (may face the network), and all of it for the operator (on
-//! loopback unless told otherwise). Nothing here changes anything.
+//! loopback unless told otherwise, and then only with a token). Nothing here changes anything.
 
 mod config;
 mod explain;
+mod guard;
 mod state;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
@@ -13,12 +14,14 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 
 pub use config::ConfigRecord;
 pub use explain::{Asked, ExplainAnswer, Problem, explain_request};
+pub use guard::Guard;
 
 use crate::{
     discovery::Resources,
@@ -74,8 +77,8 @@ pub fn probes(office: Office) -> Router {
         .with_state(office)
 }
 
-/// Everything.
-pub fn everything(office: Office) -> Router {
+/// Everything, for whom `guard` lets in.
+pub fn everything(office: Office, guard: Guard) -> Router {
     Router::new()
         .route("/", get(state::index))
         .route("/debug/fleet", get(state::fleet))
@@ -83,6 +86,7 @@ pub fn everything(office: Office) -> Router {
         .route("/debug/explain", post(explain::explain))
         .with_state(office.clone())
         .merge(probes(office))
+        .layer(middleware::from_fn_with_state(guard, guard::check))
 }
 
 async fn ready(State(office): State<Office>) -> Response {

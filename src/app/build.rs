@@ -18,7 +18,7 @@ use super::{
     picker::{self, Hosts},
 };
 use crate::{
-    admin::{self, ConfigRecord, Office},
+    admin::{self, ConfigRecord, Guard, Office},
     config::Config,
     discovery::Resources,
     edge::{self, Door, Rejected, Rules, Stage, Tls},
@@ -73,11 +73,18 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let record = Arc::new(ConfigRecord::default());
     let (resources, own) = (instruments.resources.clone(), (Arc::clone(&stage), Arc::clone(&record)));
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), own.0, own.1, resources);
-    let admin_address = local(&admin.socket, config.admin);
+    let admin_address = local(&admin.socket, config.admin.address);
     let office_stage = Arc::new(Stage::default());
-    open_office(&config, admin, admin::everything(office.clone()), (&office_stage, &office_tasks), &house.metrics);
+    let guard = Guard::new(&config.admin);
+    open_office(
+        &config,
+        admin,
+        admin::everything(office.clone(), guard),
+        (&office_stage, &office_tasks),
+        &house.metrics,
+    );
     let probes_address = probes.map(|socket| {
-        let address = local(&socket.socket, config.admin);
+        let address = local(&socket.socket, config.probes.unwrap_or(config.admin.address));
         open_office(&config, socket, admin::probes(office), (&office_stage, &office_tasks), &house.metrics);
         address
     });
@@ -125,7 +132,7 @@ struct Opened {
 
 fn bind_all(config: &Config) -> Result<Opened, StartError> {
     let mut handed = Handed::take();
-    let operators = std::iter::once(config.admin).chain(config.probes);
+    let operators = std::iter::once(config.admin.address).chain(config.probes);
     let health = config.listeners.iter().filter_map(|listener| listener.ext_proc.as_ref()?.health);
     let wanted: Vec<_> =
         config.listeners.iter().map(|listener| listener.address).chain(health).chain(operators).collect();
@@ -139,7 +146,7 @@ fn bind_all(config: &Config) -> Result<Opened, StartError> {
         let tls = tls.map_err(|source| StartError::Certificate { listener: Arc::clone(&listener.name), source })?;
         sockets.push((socket, tls, picker));
     }
-    let admin = handed.bind("admin".to_owned(), config.admin, config.reuse_port)?;
+    let admin = handed.bind("admin".to_owned(), config.admin.address, config.reuse_port)?;
     let probes = match config.probes {
         Some(address) => Some(handed.bind("probes".to_owned(), address, config.reuse_port)?),
         None => None,

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use http::{HeaderValue, StatusCode, header::AUTHORIZATION};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{OK, PROBLEMS, load_config, table::Table};
@@ -62,6 +63,9 @@ pub(super) struct Args {
     /// The running gateway's admin address, such as 127.0.0.1:9090 [default: the configuration's]
     #[arg(long, value_name = "URL", conflicts_with = "state")]
     admin: Option<String>,
+    /// A file with the token that the admin listener asks for [default: the configuration's]
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    token_file: Option<PathBuf>,
     /// A saved `/debug/fleet` answer to judge from instead of a running gateway
     #[arg(long, value_name = "STATE.json")]
     state: Option<PathBuf>,
@@ -81,10 +85,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (answer, source) = if let Some((state, config)) = args.state.as_ref().zip(config.clone()) {
         (from_state(config, args, &body, state)?, format!("state of {}", state.display()))
     } else {
-        let configured = || config.as_ref().map(|config| reachable(config.admin).to_string());
+        let configured = || config.as_ref().map(|config| reachable(config.admin.address).to_string());
         let admin = args.admin.clone().or_else(configured).context("which gateway? Give --config or --admin")?;
         let admin = if admin.contains("://") { admin } else { format!("http://{admin}") };
-        (from_gateway(&admin, args, body)?, format!("live, from {admin}"))
+        let own = config.as_ref().and_then(|config| config.admin.token_file.clone());
+        let token = args.token_file.clone().or(own).map(|file| token(&file)).transpose()?;
+        (from_gateway(&admin, args, token, body)?, format!("live, from {admin}"))
     };
     let mut out = io::stdout().lock();
     if args.json {
@@ -161,7 +167,16 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<ExplainAnswer> {
+/// What the file holds, as a header.
+fn token(file: &Path) -> anyhow::Result<HeaderValue> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the token {}", file.display()))?;
+    let mut header = HeaderValue::try_from(format!("Bearer {}", text.trim()))
+        .with_context(|| format!("{} holds no token", file.display()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn from_gateway(admin: &str, args: &Args, token: Option<HeaderValue>, body: Vec<u8>) -> anyhow::Result<ExplainAnswer> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut query = vec![("path", args.path.clone())];
     query.extend(args.listener.clone().map(|listener| ("listener", listener)));
@@ -169,6 +184,7 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
     runtime.block_on(async {
         let client = reqwest::Client::builder()
             .no_proxy()
+            .default_headers(token.map(|token| (AUTHORIZATION, token)).into_iter().collect())
             .tls_backend_preconfigured(rustls::ClientConfig::clone(&crate::upstream::PodTls::common()?.config))
             .build()?;
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
@@ -187,6 +203,10 @@ fn from_gateway(admin: &str, args: &Args, body: Vec<u8>) -> anyhow::Result<Expla
         let text = response.text().await?;
         if status.is_success() {
             return serde_json::from_str(&text).map_err(|_| stranger());
+        }
+        // Whom the guard stops, it tells what is missing.
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::MISDIRECTED_REQUEST) {
+            bail!("{admin} says: {}; --token-file FILE shows a token", text.trim());
         }
         if is_admin(&client, admin).await {
             // Refusals are as a client would get them, JSON; anything else is about the question.

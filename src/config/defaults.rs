@@ -10,7 +10,7 @@ use super::{
     Sessions, Timeouts, Waiting, WeightedScorer,
 };
 
-/// The operator's listener: loopback, because it can change things and asks for no key; 9090 because metrics live there
+/// The operator's listener: loopback, because it tells everything and asks for no token there; 9090 because metrics live there
 /// in most gateways.
 pub(super) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 

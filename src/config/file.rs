@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     Bytes, Criticality, LogFormat, Ratio, RetryOn, Scorer, Sticky,
-    listener::{KeyPairFile, ListenerFile},
+    listener::{AdminFile, KeyPairFile, ListenerFile},
     overload::{SaturationFile, WaitingFile},
     resources::{KubernetesFile, PodsFile, ReferenceFile, ServiceFile},
     tree::At,
@@ -39,7 +39,7 @@ pub(super) struct File {
     /// How a pod is chosen, unless the listener says otherwise. Default: least-cost.
     pub(super) scheduler: Option<SchedulerFile>,
     /// The operator's listener: probes, metrics, state, and all that changes something.
-    pub(super) admin: Option<DoorFile>,
+    pub(super) admin: Option<AdminFile>,
     /// Probes and metrics alone, for kubelet and Prometheus. Default: on the admin address only.
     pub(super) probes: Option<DoorFile>,
     /// Bounds on what one request, or all of them together, may hold.
@@ -255,9 +255,9 @@ pub(super) struct TargetModelFile {
 
 /// An address of the operator's.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "an address, such as `{ address: 127.0.0.1:9090 }`")]
+#[serde(deny_unknown_fields, expecting = "an address, such as `{ address: 0.0.0.0:9091 }`")]
 pub(super) struct DoorFile {
-    /// IP address and port. The admin listener's default: 127.0.0.1:9090.
+    /// IP address and port.
     #[schemars(with = "String")]
     pub(super) address: At<AddressText>,
 }

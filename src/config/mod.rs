@@ -25,8 +25,8 @@ mod units;
 pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use listener::{
-    AddressHeader, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network, Networks,
-    ProxyProtocol, TlsVersion,
+    AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,
+    Networks, ProxyProtocol, TlsVersion,
 };
 pub use overload::{Saturation, Waiting};
 pub use report::{Place, Problem, Report, Severity, nearest};
@@ -67,7 +67,7 @@ pub struct Config {
     /// How a pod is chosen where a listener says nothing else.
     pub scheduler: Scheduler,
     /// The operator's listener: probes, metrics, state, and all that changes something.
-    pub admin: SocketAddr,
+    pub admin: Admin,
     /// Probes and metrics alone, for kubelet and Prometheus.
     pub probes: Option<SocketAddr>,
     /// Bounds on what one request or all of them together may hold.

@@ -241,8 +241,8 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel, Timeouts,
-        Waiting,
+        Admin, Api, Bytes, Limits, Log, LogFormat, Ratio, Retry, Saturation, Scheduler, Sessions, TargetModel,
+        Timeouts, Waiting,
     };
 
     fn model(name: &str, sticky: Sticky, arms: &[(&str, u32)]) -> Model {
@@ -290,7 +290,7 @@ mod tests {
             whole: true,
             kubernetes: None,
             scheduler: Scheduler::LeastCost,
-            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: Admin { address: SocketAddr::from(([127, 0, 0, 1], 0)), token_file: None, hosts: Vec::new() },
             probes: None,
             limits: Limits {
                 body: Bytes(1),

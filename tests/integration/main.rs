@@ -28,6 +28,7 @@ mod ejecting;
 
 mod failing;
 mod forwarding;
+mod guarding;
 mod harness;
 mod hostile_bodies;
 mod hostile_http2;

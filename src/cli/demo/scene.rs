@@ -222,7 +222,7 @@ mod tests {
         let config = configuration(&args(&[]), &[urls(9001), urls(9005)]).unwrap();
         let listeners: Vec<_> = config.listeners.iter().map(|it| (&*it.name, it.address.port())).collect();
         assert_eq!(listeners, [("classic", 8080), ("openai", 8081)]);
-        assert_eq!(config.admin.port(), 9090);
+        assert_eq!(config.admin.address.port(), 9090);
         assert!(config.pools.iter().all(|pool| pool.endpoints.len() == 4));
     }
 

@@ -237,13 +237,13 @@ mod tests {
         assert_eq!(listener.address.port(), 9012);
         let how = listener.ext_proc.as_ref().unwrap();
         assert_eq!((how.secure, how.fallbacks, how.health.unwrap().port()), (false, 2, 9003));
-        assert_eq!((config.probes.unwrap().port(), config.admin.port()), (9099, 9100));
+        assert_eq!((config.probes.unwrap().port(), config.admin.address.port()), (9099, 9100));
         let pool = &config.pools[0];
         assert_eq!((&*pool.name, pool.endpoints.len()), ("p", 2));
         assert_eq!((pool.metrics.port, &*pool.metrics.path), (Some(9400), "/other"));
         assert!(config.waiting.timeout.is_zero());
         assert_eq!((&*config.log.level, config.log.format), ("debug", config::LogFormat::Json));
-        assert_eq!(loaded("--endpoints 10.0.0.1:1 --admin-port 9200").admin.port(), 9200);
+        assert_eq!(loaded("--endpoints 10.0.0.1:1 --admin-port 9200").admin.address.port(), 9200);
     }
 
     #[test]

@@ -20,9 +20,9 @@ use std::{
 };
 
 use super::{
-    Bytes, Config, Place, Problem, Report, Severity, defaults,
-    file::{DoorFile, File},
-    listener::ListenerFile,
+    Admin, Bytes, Config, Place, Problem, Report, Severity, defaults,
+    file::File,
+    listener::{AdminFile, ListenerFile},
     report::{Finding, Source},
     resources, shape,
     tree::{self, At, Kind, Node},
@@ -288,26 +288,11 @@ pub(super) fn address(at: &At<AddressText>, sheet: &mut Sheet) -> Option<SocketA
     parsed
 }
 
-/// The operator's addresses, and whether any two listeners want the same.
-fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>) {
-    let door = |door: Option<&DoorFile>, sheet: &mut Sheet| {
-        let door = door?;
-        address(&door.address, sheet).map(|address| (door.address.place, address))
-    };
-    let admin = door(file.admin.as_ref(), sheet);
-    let probes = door(file.probes.as_ref(), sheet);
-    if let Some((place, address)) = admin.filter(|(_, address)| !address.ip().is_loopback()) {
-        let remedy = format!(
-            "listen on `127.0.0.1:{}` and give kubelet and Prometheus `probes: {{ address: 0.0.0.0:9091 }}`",
-            address.port()
-        );
-        sheet.warning(
-            place,
-            "the admin listener can change things, asks for no key, and is open to other machines",
-            remedy,
-        );
-    }
-    let admin_address = admin.map_or(defaults::ADMIN, |(_, address)| address);
+/// The operator's listeners, and whether any two listeners want the same address.
+fn addresses(file: &File, sheet: &mut Sheet) -> (Admin, Option<SocketAddr>) {
+    let (asked, admin) = admin(file.admin.as_ref(), sheet);
+    let probes = file.probes.as_ref();
+    let probes = probes.and_then(|door| Some((door.address.place, address(&door.address, sheet)?)));
     let mut taken: Vec<(String, SocketAddr)> = Vec::new();
     let mut claim = |who: String, place: Place, address: SocketAddr, sheet: &mut Sheet| {
         if let Some((other, _)) = taken.iter().find(|(_, earlier)| collide(*earlier, address)) {
@@ -316,8 +301,8 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
         taken.push((who, address));
     };
     // The default is claimed first: no line of the file can be blamed for it.
-    if file.admin.is_none() {
-        claim("the admin listener (by default)".to_owned(), Place::default(), admin_address, sheet);
+    if asked.is_none() {
+        claim("the admin listener (by default)".to_owned(), Place::default(), admin.address, sheet);
     }
     let quiet = &mut Sheet::default();
     for ListenerFile { name, address: text, ext_proc, .. } in &file.listeners.value {
@@ -329,12 +314,36 @@ fn addresses(file: &File, sheet: &mut Sheet) -> (SocketAddr, Option<SocketAddr>)
             claim(format!("the health of listener `{}`", name.value), text.place, address, sheet);
         }
     }
-    for (who, door) in [("the admin listener", admin), ("the probes listener", probes)] {
+    for (who, door) in [("the admin listener", asked), ("the probes listener", probes)] {
         if let Some((place, address)) = door {
             claim(who.to_owned(), place, address, sheet);
         }
     }
-    (admin_address, probes.map(|(_, address)| address))
+    (admin, probes.map(|(_, address)| address))
+}
+
+/// The operator's listener, and the address that was asked for, with its place.
+fn admin(file: Option<&AdminFile>, sheet: &mut Sheet) -> (Option<(Place, SocketAddr)>, Admin) {
+    let asked = file.and_then(|it| it.address.as_ref()).and_then(|at| Some((at.place, address(at, sheet)?)));
+    let token_file = file.and_then(|it| it.token_file.as_ref()).map(|at| at.value.clone());
+    if let Some((place, address)) = asked.filter(|(_, it)| !it.ip().is_loopback() && token_file.is_none()) {
+        let remedy = format!(
+            "add `token_file`, or listen on `127.0.0.1:{}` and give kubelet and Prometheus \
+             `probes: {{ address: 0.0.0.0:9091 }}`",
+            address.port()
+        );
+        sheet.error(place, "the admin listener tells everything, and asks other machines for no token", remedy);
+    }
+    let hosts = file.and_then(|it| it.hosts.as_deref()).unwrap_or_default();
+    for host in hosts.iter().filter(|at| at.value.is_empty() || at.value.contains([':', '/', '@', ' ', '*'])) {
+        sheet.error(
+            host.place,
+            format!("`{}` is not a name", host.value),
+            "write a host name alone, such as `tidegate.example.net`: no scheme, no port, no wildcard",
+        );
+    }
+    let hosts = hosts.iter().map(|at| at.value.to_ascii_lowercase()).collect();
+    (asked, Admin { address: asked.map_or(defaults::ADMIN, |(_, address)| address), token_file, hosts })
 }
 
 /// Whether one process cannot listen on both; port 0 is another port each time.
@@ -484,7 +493,7 @@ pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
     #[test]
     fn defaults_fill_what_the_minimal_example_leaves_out() {
         let (config, _) = load("t.yaml", MINIMAL).unwrap();
-        assert_eq!(config.admin.to_string(), "127.0.0.1:9090");
+        assert_eq!(config.admin.address.to_string(), "127.0.0.1:9090");
         assert_eq!(config.probes, None);
         assert_eq!(config.scheduler, Scheduler::LeastCost);
         assert_eq!(config.limits.body, Bytes(32 * 1024 * 1024));
@@ -619,11 +628,11 @@ t.yaml:10:35: error: there is no pool called `vlm`
    |                                   ^^^
    = help: did you mean `vllm`?
 
-t.yaml:11:19: warning: the admin listener can change things, asks for no key, and is open to other machines
+t.yaml:11:19: error: the admin listener tells everything, and asks other machines for no token
    |
 11 | admin: { address: 0.0.0.0:9090 }
    |                   ^^^^^^^^^^^^
-   = help: listen on `127.0.0.1:9090` and give kubelet and Prometheus `probes: { address: 0.0.0.0:9091 }`
+   = help: add `token_file`, or listen on `127.0.0.1:9090` and give kubelet and Prometheus `probes: { address: 0.0.0.0:9091 }`
 ";
         pretty_eq(&report(text), expected);
     }

@@ -1,5 +1,6 @@
 //! Where clients come in, and how: one address, as typed and as checked.
 
+mod admin;
 mod cors;
 mod ext_proc;
 mod network;
@@ -10,6 +11,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use admin::Admin;
+pub(super) use admin::AdminFile;
 pub use cors::Cors;
 pub(super) use cors::CorsFile;
 pub use ext_proc::{BodyMode, ExtProc};
