@@ -44,7 +44,6 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         server_name: None,
         priority_scheduling: false,
         saturation: Saturation { wait: Duration::from_secs(1) },
-        priority_scheduling: false,
     };
     let now = clock::now();
     let fleet = Fleet::new(&[Arc::new(pool)], now);

@@ -162,7 +162,7 @@ async fn keys_that_an_issuer_changes_are_taken_over_and_one_that_is_away_keeps_i
     // It goes away: what it published holds on, and a key that nobody knows is nobody's.
     issuer.is_there.store(false, Relaxed);
     assert_eq!((status(&new).await, status(&old).await), (401, 200));
-    let source = || gateway.counted("tidegate_identity_source_usable", &[&issuer.url]);
+    let source = async || gateway.counted("tidegate_identity_source_usable", &[&issuer.url]).await;
     assert_eq!(source().await, 0.0);
     let warnings = lines.warnings();
     assert!(format!("{warnings:?}").contains("status 502"), "{warnings:?}");
