@@ -552,3 +552,34 @@ mod rules {
         assert_eq!(found, expected.map(|(line, room)| (line, room.to_owned())));
     }
 }
+
+/// The tests that a table of `SECURITY.md` names, with the line of each.
+fn named_tests(text: &str) -> Vec<(usize, String)> {
+    let rows = text.lines().enumerate().skip_while(|(_, line)| *line != "| what holds | shown by |").skip(2);
+    let rows = rows.take_while(|(_, line)| line.starts_with('|'));
+    rows.flat_map(|(at, line)| {
+        let tests = line.trim_end_matches([' ', '|']).rsplit_once('|').map_or("", |(_, tests)| tests);
+        let names: Vec<_> = tests.split('`').skip(1).step_by(2).map(|it| (at + 1, it.to_owned())).collect();
+        if names.is_empty() { vec![(at + 1, String::new())] } else { names }
+    })
+    .collect()
+}
+
+#[test]
+fn every_line_of_the_threat_model_has_a_test() {
+    let mut paths = Vec::new();
+    for folder in ["src", "tests"] {
+        rust_files(Path::new(folder), &mut paths);
+    }
+    let sources: Vec<String> = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let tests = named_tests(&fs::read_to_string("SECURITY.md").unwrap());
+    assert!(tests.len() > 40, "the table is found: {}", tests.len());
+    let is_there = |name: &str| {
+        let written = format!("fn {name}(");
+        !name.is_empty() && sources.iter().any(|source| source.contains(&written))
+    };
+    let missing: Vec<_> = tests.into_iter().filter(|(_, name)| !is_there(name)).collect();
+    assert_eq!(missing, [] as [(usize, String); 0], "lines of SECURITY.md that no test shows");
+    let bad = "| what holds | shown by |\n|---|---|\n| a `b` | `c`, `d` |\n| e | nothing |\n\n| f | `g` |";
+    assert_eq!(named_tests(bad), [(3, "c".to_owned()), (3, "d".to_owned()), (4, String::new())]);
+}

@@ -85,11 +85,13 @@ impl Source {
             return false;
         }
         let mut fetched = self.fetched.subscribe();
-        let first = *fetched.borrow_and_update() == 0;
-        if !first && !self.may_ask(clock::now()) {
-            return false;
+        // The first fetch is on its way, and brings what there is.
+        if *fetched.borrow_and_update() > 0 {
+            if !self.may_ask(clock::now()) {
+                return false;
+            }
+            self.wanted.notify_one();
         }
-        self.wanted.notify_one();
         timeout(PATIENCE, fetched.changed()).await.is_ok_and(|it| it.is_ok())
     }
 

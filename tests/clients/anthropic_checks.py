@@ -47,6 +47,17 @@ def no_pod_at_all_is_an_error_in_its_own_shape():
     raise AssertionError("no InternalServerError")
 
 
+def a_wrong_key_is_an_authentication_error_in_its_own_shape():
+    stranger = anthropic.Anthropic(base_url=os.environ["TIDEGATE_URL"], api_key="sk-wrong", max_retries=2, timeout=30)
+    try:
+        stranger.messages.create(model=MODEL, messages=SAY, max_tokens=1)
+    except anthropic.AuthenticationError as error:
+        assert error.status_code == 401 and error.body["error"]["type"] == "authentication_error"
+        return
+    raise AssertionError("no AuthenticationError")
+
+
 if __name__ == "__main__":
     sys.exit(checks.run([message_whole, message_stream, tokens_are_counted, unknown_model_is_not_found,
-                         no_pod_at_all_is_an_error_in_its_own_shape]))
+                         no_pod_at_all_is_an_error_in_its_own_shape,
+                         a_wrong_key_is_an_authentication_error_in_its_own_shape]))

@@ -4,6 +4,7 @@ Every pod and listener gets its port from the system: a pod is started on port 0
 where it listens. A check is a function; it passes if it returns and fails if it raises.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -17,10 +18,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODEL = "llama2"
 
-# A picker leaves a model that nobody named to the pods; and Envoy, whose one cluster here holds the pods of every pool,
+# The key that every library shows, but where it is to be refused.
+KEY = "sk-test"
+
+# Behind Envoy clients are Envoy's to know. A picker leaves a model that nobody named to the pods; and Envoy, whose one cluster here holds the pods of every pool,
 # goes to any of them when those of the list are gone.
 NOT_THROUGH_ENVOY = ["unknown_model_is_not_found", "no_pod_at_all_is_an_internal_server_error_with_a_pause",
-                     "no_pod_at_all_is_an_error_in_its_own_shape"]
+                     "no_pod_at_all_is_an_error_in_its_own_shape",
+                     "a_wrong_key_is_an_authentication_error_and_not_asked_again",
+                     "a_wrong_key_is_an_authentication_error_in_its_own_shape"]
 
 
 class Faulty:
@@ -109,6 +115,10 @@ class Run:
             lines += [f"  - {{ modelName: {target}, poolRef: {name} }}"]
         # Of the 30 s that a request waits for a pod by default these libraries' own 30 s run out at the same moment.
         lines += ['admin: { address: "127.0.0.1:0" }', "log: { format: json }", "waiting: { timeout: 2s }"]
+        if not envoy:
+            keys = Path(folder) / "keys.yaml"
+            keys.write_text(f'- {{ id: libraries, hash: "{hashlib.sha256(KEY.encode()).hexdigest()}" }}\n')
+            lines += [f'identity: {{ keys: {{ file: "{keys}" }} }}']
         file = Path(folder) / "tidegate.yaml"
         file.write_text("\n".join(lines) + "\n")
         child = self.start("serve", "--config", str(file))

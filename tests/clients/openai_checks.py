@@ -192,6 +192,14 @@ async def asynchronous_cancellation():
         assert (await client.chat.completions.create(model=MODEL, messages=SAY, max_tokens=1)).choices
 
 
+def a_wrong_key_is_an_authentication_error_and_not_asked_again():
+    stranger = openai.OpenAI(base_url=URL, api_key="sk-wrong", max_retries=2, timeout=30)
+    error = raises(openai.AuthenticationError, lambda: stranger.models.list())
+    assert (error.status_code, error.code, error.type) == (401, "invalid_api_key", "authentication_error")
+    assert "sk-wrong" not in str(error)
+    raises(openai.AuthenticationError, lambda: stranger.chat.completions.create(model=MODEL, messages=SAY))
+
+
 if __name__ == "__main__":
     sys.exit(checks.run([
         chat_whole, chat_stream, chat_stream_with_usage, chat_stream_left_in_the_middle, chat_with_the_stream_helper,
@@ -200,4 +208,5 @@ if __name__ == "__main__":
         a_busy_pod_is_asked_again_by_the_library, a_pod_that_hangs_up_is_asked_again_by_the_library,
         a_pod_that_is_not_there_is_passed_over_by_the_gateway, no_pod_at_all_is_an_internal_server_error_with_a_pause,
         asynchronous_and_many_at_once, asynchronous_cancellation,
+        a_wrong_key_is_an_authentication_error_and_not_asked_again,
     ]))
