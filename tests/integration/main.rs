@@ -35,6 +35,7 @@ mod keeping;
 mod kubernetes;
 mod leaving;
 mod limiting;
+mod limiting_together;
 mod logging_decisions;
 mod logging_requests;
 mod mistaking;

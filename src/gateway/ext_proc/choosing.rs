@@ -114,7 +114,7 @@ async fn send(
     if let Some(subset) = subset {
         matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
-    story.reserve_quotas(&matter, receipt)?;
+    story.reserve_quotas(&matter, receipt).await?;
     shed(&matter, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();
