@@ -17,7 +17,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tidegate::{
     clock,
     config::{Bytes, Engine, Metrics, Origin, Pool, Saturation, Scheduler, Scorer, Target, WeightedScorer},
-    fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send},
+    fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Room, Send},
     openai::{Ask, Endpoint},
     prefix::{BLOCK_BYTES, Blocks, Chain, Hits, Index, MAX_BLOCKS},
     scheduler::{Question, Scene, Tried, pick},
@@ -40,6 +40,9 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         metrics,
         forward_authorization: false,
         ca_file: None,
+        client_certificate: None,
+        server_name: None,
+        priority_scheduling: false,
         saturation: Saturation { wait: Duration::from_secs(1) },
     };
     let now = clock::now();
@@ -136,6 +139,32 @@ fn picks(c: &mut Criterion) {
 }
 
 /// A chat of about `size` bytes: a system prompt, then turns of code and talk, a line of about 50 bytes at a time.
+/// What every request pays for the line while nobody stands in it: whether there is room for it.
+fn rooms(c: &mut Criterion) {
+    let mut group = c.benchmark_group("room");
+    for pods in [1, 10, 100, 1_000] {
+        let (fleet, held) = fleet(pods);
+        let pool = fleet.pool("pool").unwrap();
+        let full = |share: usize| {
+            let full = pool.pods().iter().take(pods * share / 100).map(Arc::clone).collect::<Vec<_>>();
+            let send = Send { prompt_tokens: 200_000, uncached_tokens: 200_000 };
+            full.into_iter().map(|pod| Reservation::new(pod, send)).collect::<Vec<_>>()
+        };
+        for (share, name) in [(0, "some at the first"), (50, "half full"), (100, "full")] {
+            let there = full(share);
+            group.bench_function(BenchmarkId::new(name, pods), |b| {
+                b.iter(|| {
+                    let pods = pool.pods();
+                    Room::of(&pool, &pods, |pod| pod.serves(ADAPTERS[0]) != Some(false), clock::now())
+                });
+            });
+            drop(there);
+        }
+        drop(held);
+    }
+    group.finish();
+}
+
 fn chat(size: usize, seed: usize) -> (Ask, String) {
     let line = |n: usize| format!("    let tide_{n} = gauge(\\\"harbour\\\", {});\\n", n * seed % 9_973);
     let mut turns = String::from(r#"{"role":"system","content":"You write Rust."}"#);
@@ -260,5 +289,5 @@ fn decisions(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, picks, prompts, locks, decisions);
+criterion_group!(benches, picks, rooms, prompts, locks, decisions);
 criterion_main!(benches);

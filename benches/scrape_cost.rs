@@ -86,7 +86,10 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
         },
         forward_authorization: false,
         ca_file: None,
+        client_certificate: None,
+        server_name: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
+        priority_scheduling: false,
     });
     let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
     let target = |port: &u16| Target {

@@ -63,7 +63,7 @@ const ONLY_KNOW: &[(&str, &[&str])] = &[
 const ONLY_KNOWN_BY: &[(&str, &[&str])] = &[("sim", &["cli", "lab"]), ("lab", &["cli"]), ("bench", &["cli"])];
 
 /// What judges or parses: no I/O, no clock, no dice, no memory of its own.
-const PURE: &[&str] = &["config", "openai", "fleet", "prefix", "routing", "scheduler"];
+const PURE: &[&str] = &["config", "openai", "fleet", "prefix", "routing", "scheduler", "admission"];
 
 /// What a pure room must not say.
 const IMPURE: &[&str] = &[

@@ -167,7 +167,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use tidegate::{
-        lab::Piece,
+        lab::{Client as Asker, Piece},
         sim::{Pod, PodConfig},
     };
 
@@ -175,7 +175,15 @@ mod tests {
 
     fn ask(at_ms: f64, shared: u64, own: u64) -> Ask {
         let prompt = [Piece { content: shared, tokens: 160 }, Piece { content: own, tokens: 77 }].into();
-        Ask { at_ms, prompt, answer: Piece { content: 9, tokens: 5 }, session: None, adapter: None, next: None }
+        Ask {
+            at_ms,
+            prompt,
+            answer: Piece { content: 9, tokens: 5 },
+            session: None,
+            adapter: None,
+            next: None,
+            client: Asker::default(),
+        }
     }
 
     fn args(to: SocketAddr, patience: &str) -> Args {

@@ -52,8 +52,35 @@ pub struct ExplainAnswer {
     /// Whether it is refused for that, whatever the verdict.
     #[serde(default)]
     pub shed: bool,
+    /// Where it would stand in line, if it has to wait before it goes to a pod.
+    #[serde(default)]
+    pub waits: Option<Waits>,
     /// Every candidate, and the verdict.
     pub decision: Explanation,
+}
+
+/// A place in the line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Waits {
+    /// `pod`: none is ready; `room`: all are full, or others wait for them.
+    pub waits_for: String,
+    /// How many would go before it.
+    pub requests: usize,
+    /// Their tokens, of prompts and expected answers.
+    pub tokens: u64,
+    /// How long those are likely to take, at the pace of late; absent where none was measured.
+    pub expected_ms: Option<f64>,
+}
+
+impl From<gateway::Waits> for Waits {
+    fn from(waits: gateway::Waits) -> Self {
+        Self {
+            waits_for: waits.waits_for.to_owned(),
+            requests: waits.requests,
+            tokens: waits.tokens,
+            expected_ms: waits.expected.map(|span| span.as_secs_f64() * 1e3),
+        }
+    }
 }
 
 pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Place>, body: Body) -> Response {
@@ -128,7 +155,13 @@ pub fn explain_request(
         .map_err(|problem| Rejection::of_path(problem, &Method::POST, path, extra))?;
     let ask = Ask::parse(asked.endpoint, Some("application/json"), body)?;
     let objective = objective.filter(|_| listener.trusts_headers);
-    let explained = gateway::explain(house, listener, &ask, body, Wishes { objective, ..Wishes::default() })?;
+    let explained = gateway::explain(
+        house,
+        (listener, &policy.config.waiting),
+        &ask,
+        body,
+        Wishes { objective, ..Wishes::default() },
+    )?;
     let (full, priority) = (explained.saturation, explained.priority);
     Ok(ExplainAnswer {
         listener: listener.name.0.to_string(),
@@ -138,7 +171,8 @@ pub fn explain_request(
         saturation: full.map(|full| full.level),
         wait_ms: full.map(|full| full.wait_ms),
         priority: priority.0,
-        shed: priority.is_sheddable() && full.is_some_and(|full| full.is_full()),
+        shed: explained.shed,
+        waits: explained.waits.map(Waits::from),
         decision: explained.explanation,
     })
 }

@@ -21,7 +21,7 @@ use axum::{
 };
 
 pub use config::ConfigRecord;
-pub use explain::{Asked, ExplainAnswer, Problem, explain_request};
+pub use explain::{Asked, ExplainAnswer, Problem, Waits, explain_request};
 pub use guard::Guard;
 
 use crate::{

@@ -6,7 +6,11 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 
 use super::Office;
-use crate::{clock, fleet::FleetSnapshot, gateway::House};
+use crate::{
+    clock,
+    fleet::FleetSnapshot,
+    gateway::{House, LineView},
+};
 
 /// What there is to see.
 const INDEX: &str = "Tidegate\n
@@ -30,6 +34,8 @@ pub(super) struct Seen {
     #[serde(flatten)]
     fleet: FleetSnapshot,
     prefix: BTreeMap<String, Believed>,
+    /// Who waits, by pool.
+    line: BTreeMap<String, LineView>,
 }
 
 /// What the prefix index believes of one pod.
@@ -42,9 +48,10 @@ struct Believed {
 }
 
 pub(super) async fn fleet(State(office): State<Office>) -> Json<Seen> {
-    let House { fleet, prefix, .. } = &*office.house;
+    let House { fleet, prefix, waiting, .. } = &*office.house;
     let believed = |slot| Believed { blocks: prefix.held(slot), trust: prefix.trust(slot) };
     let pods = fleet.pools().flat_map(|pool| pool.pods().to_vec());
     let prefix = pods.map(|pod| (pod.id.to_string(), believed(pod.slot))).collect();
-    Json(Seen { fleet: FleetSnapshot::take(fleet, clock::now()), prefix })
+    let line = fleet.pools().map(|pool| (pool.name().to_string(), waiting.view(pool.name()))).collect();
+    Json(Seen { fleet: FleetSnapshot::take(fleet, clock::now()), prefix, line })
 }

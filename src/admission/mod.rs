@@ -1,10 +1,11 @@
 //! May it come in, and when: who asks, what they may use up, and in which order they are let in where not all can be
 //! served at once.
 //!
-//! Pure but for the line: (who, what, now) -> verdict. It reads no header and no file, and it chooses no pod.
+//! Pure: (who, what, now) -> verdict. It reads no header and no file, it wakes nobody, and it chooses no pod.
 
 mod certificate;
 mod identity;
+pub mod line;
 mod quotas;
 
 pub use crate::keys::Caller;

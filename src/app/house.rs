@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StartError, counts,
-    reload::{pool_tls, tls_of},
+    reload::{follow_pod_tls, pool_tls, tls_of},
     senses::{self, Ears},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     scrape::{self, Scraper},
     tasks::Tasks,
     telemetry::{DecisionLog, KindRow, Metrics, Name, PodRow, PoolRow, QuotaRow, Rows},
-    upstream::{Connector, PoolTls, RetryBudget, Upstream, client_tls},
+    upstream::{Connector, PodTls, PoolTls, RetryBudget, Upstream},
 };
 
 /// What is known, before anybody senses or sends.
@@ -78,7 +78,11 @@ impl Known {
             begin_counting(&metrics, &pool.name);
         }
         let waiting = Arc::new(Waiting::new(&metrics));
-        let keyring = Arc::new(Keyring::new(Box::new(|| client_tls(None)), &metrics, tasks));
+        let keyring = Arc::new(Keyring::new(
+            Box::new(|| Ok(rustls::ClientConfig::clone(&PodTls::common()?.config))),
+            &metrics,
+            tasks,
+        ));
         Self {
             fleet,
             prefix,
@@ -122,6 +126,7 @@ pub(super) fn live_house(
     let ears: Arc<dyn scrape::Report> = Arc::new(ears);
     let scraper = Scraper::start(&known.fleet, tasks, &|pool| tls_of(&tls, pool), &ears).map_err(io::Error::other)?;
     let (scraper, connector) = (Arc::new(scraper), Connector::new(tls));
+    tasks.spawn_until_stop(follow_pod_tls(connector.clone(), known.metrics.certificates.clone()));
     let asked = Arc::clone(&scraper);
     let house = Arc::new(furnish(config, known, connector.clone(), Box::new(move |pod| asked.doubt(pod))));
     let on_change = senses::on_change(&house);

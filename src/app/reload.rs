@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::house::Instruments;
 use crate::{
     admin::ConfigRecord,
+    certificates::LOOK_EVERY,
     clock,
     config::{self, Config, Given, Pool, Problem, Report, resources},
     discovery::out_of_files,
@@ -27,10 +28,11 @@ use crate::{
     keys,
     scrape::Kits,
     telemetry::{
+        CertificateMetrics, Name,
         labels::{ConfigLabels, OutcomeLabels},
         logs::{Level, tell_problem},
     },
-    upstream::{PoolTls, client_tls},
+    upstream::{Connector, PodTls, PoolTls},
 };
 
 /// How often the file is read: a few KiB from the page cache. A change counts once it was seen twice, so it takes half
@@ -329,30 +331,50 @@ async fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// How to speak TLS to the pods of every pool. Where `before` says what was spoken, a pool without authorities of its
-/// own keeps that; a `ca_file` is read again.
+/// How to speak TLS to the pods of every pool. Where `before` says what was spoken, a pool without files of its own keeps
+/// that; files are read again.
 pub(super) fn pool_tls(config: &Config, before: Option<(&Config, &PoolTls)>) -> io::Result<PoolTls> {
-    let plain = |pool: &Pool| pool.ca_file.is_none();
     let known = before.and_then(|(old, spoken)| {
-        let pool = old.pools.iter().find(|pool| plain(pool))?;
+        let pool = old.pools.iter().find(|pool| PodTls::is_common(pool))?;
         spoken.get(&pool.name).cloned()
     });
-    let mut common: Option<Arc<ClientConfig>> = known;
+    let mut common: Option<PodTls> = known;
     let mut tls = PoolTls::new();
     for pool in &config.pools {
-        let spoken = match (&pool.ca_file, &common) {
-            (None, Some(common)) => Arc::clone(common),
-            (ca_file, _) => Arc::new(client_tls(ca_file.as_deref())?),
+        let spoken = match &common {
+            Some(common) if PodTls::is_common(pool) => common.clone(),
+            None if PodTls::is_common(pool) => common.insert(PodTls::common()?).clone(),
+            _ => PodTls::of_pool(pool)?,
         };
-        if plain(pool) {
-            common = Some(Arc::clone(&spoken));
-        }
         tls.insert(Arc::clone(&pool.name), spoken);
     }
     Ok(tls)
 }
 
+/// Follows the files by which pods are judged and what they are shown, for ever.
+pub(super) async fn follow_pod_tls(connector: Connector, metrics: CertificateMetrics) {
+    // No listener shows these.
+    let pods = Name::from("");
+    loop {
+        for spoken in connector.spoken().values() {
+            if let Some((file, not_after)) = spoken.ends() {
+                metrics.ends(&pods, &file, not_after);
+            }
+            for (file, looked) in spoken.look() {
+                match looked {
+                    Ok(()) => tracing::info!(file, "what is shown to pods, or believed of them, is read anew"),
+                    Err(error) => {
+                        tracing::warn!(%error, "a certificate's files cannot be used; the one before stays");
+                        metrics.failed(&pods, &file);
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// The set-up of one of the pools that `tls` was made for.
 pub(super) fn tls_of(tls: &PoolTls, pool: &Pool) -> Arc<ClientConfig> {
-    Arc::clone(&tls[&pool.name])
+    Arc::clone(&tls[&pool.name].config)
 }

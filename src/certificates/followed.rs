@@ -49,9 +49,9 @@ impl<T> Followed<T> {
     ) -> io::Result<Self> {
         let (paths, make) = (paths.into(), Box::new(make));
         let files = read(&paths)?;
-        let made = make(&files).map_err(|error| named(&paths, &error))?;
+        let first = make(&files).map_err(|error| named(&paths, &error))?;
         let seen = Seen { used: mark(&files), doubted: None };
-        Ok(Self { paths, make, made: ArcSwap::from_pointee(made), seen: Mutex::new(seen) })
+        Ok(Self { paths, make, made: ArcSwap::from_pointee(first), seen: Mutex::new(seen) })
     }
 
     /// As it is now.

@@ -16,7 +16,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{OK, PROBLEMS, load_config, table::Table};
 use crate::{
-    admin::{self, ExplainAnswer},
+    admin::{self, ExplainAnswer, Waits},
     app, clock,
     config::{Config, Sticky},
     fleet::FleetSnapshot,
@@ -185,7 +185,7 @@ fn from_gateway(admin: &str, args: &Args, token: Option<HeaderValue>, body: Vec<
         let client = reqwest::Client::builder()
             .no_proxy()
             .default_headers(token.map(|token| (AUTHORIZATION, token)).into_iter().collect())
-            .tls_backend_preconfigured(crate::upstream::client_tls(None)?)
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(&crate::upstream::PodTls::common()?.config))
             .build()?;
         let url = format!("{}/debug/explain", admin.trim_end_matches('/'));
         let asked = client.post(&url).query(&query).body(body).send().await;
@@ -279,7 +279,18 @@ fn fullness(answer: &ExplainAnswer) -> String {
         _ => "it is not refused for that",
     };
     let priority = answer.priority;
-    format!("pool      saturation {full:.2}, a wait of {wait_ms:.0} ms at the best pod; priority {priority}: {means}\n")
+    let waits = answer.waits.as_ref().map(place_in_line).unwrap_or_default();
+    format!(
+        "pool      saturation {full:.2}, a wait of {wait_ms:.0} ms at the best pod; priority {priority}: {means}\n{waits}"
+    )
+}
+
+/// Where it would stand, and for how long.
+fn place_in_line(waits: &Waits) -> String {
+    let Waits { waits_for, requests, tokens, expected_ms } = waits;
+    let expected = expected_ms.map_or(String::new(), |ms| format!(", about {:.1} s", ms / 1e3));
+    format!("line      it waits for a {waits_for}: {requests} before it with {tokens} tokens{expected}\n")
+        .replace("for a room", "for room")
 }
 
 fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {

@@ -107,18 +107,14 @@ fn new(args: &New) -> anyhow::Result<ExitCode> {
     // What the gateway would refuse is not written.
     parse_keys("the new key", &record).map_err(|report| anyhow::anyhow!("{report}"))?;
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-    match &args.file {
-        Some(file) => {
-            append(file, &record, before.is_empty())
-                .with_context(|| format!("{}: cannot be written", file.display()))?;
-            writeln!(out, "{}", minted.key)?;
-            writeln!(err, "key {} is in {}; the key itself is shown this once", minted.id, file.display())?;
-        }
-        None => {
-            write!(out, "{record}")?;
-            out.flush()?;
-            writeln!(err, "the key, shown this once: {}", minted.key)?;
-        }
+    if let Some(file) = &args.file {
+        append(file, &record, before.is_empty()).with_context(|| format!("{}: cannot be written", file.display()))?;
+        writeln!(out, "{}", minted.key)?;
+        writeln!(err, "key {} is in {}; the key itself is shown this once", minted.id, file.display())?;
+    } else {
+        write!(out, "{record}")?;
+        out.flush()?;
+        writeln!(err, "the key, shown this once: {}", minted.key)?;
     }
     Ok(ExitCode::from(OK))
 }
@@ -230,6 +226,8 @@ fn listed(records: &[KeyRecord], now: SystemTime) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn plain(expires: Option<&str>) -> New {
@@ -285,7 +283,6 @@ mod tests {
         }
         let keys = read(&file).unwrap();
         assert_eq!(keys.iter().map(|it| &*it.id).collect::<Vec<_>>(), ["id1", "id2", "id3"]);
-        use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "nobody else reads it");
     }
 

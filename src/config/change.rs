@@ -4,10 +4,10 @@
 //! The difference is told from the text, so that every key is covered, also the one that is added tomorrow. What needs
 //! a restart is told from the checked values, so that writing `1m` as `60s` needs none.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, path::Path};
+use std::{collections::BTreeSet, fmt};
 
 use super::{
-    ClientCertificates, Config, Limits, Listener, Place, Report,
+    Config, ExtProc, Limits, Place, Report, defaults,
     report::{Finding, Source},
     tree::{self, Entry, Kind, Node},
 };
@@ -71,12 +71,16 @@ pub fn compare(file: &str, old: (&Config, &str), new: (&Config, &str)) -> Result
     Err(Report { problems: Source::new(file, new.1).problems(findings.collect()) })
 }
 
-/// What of a listener that Envoy asks is made when it starts.
-fn doors(listener: &Listener) -> Option<(bool, Option<&Path>, Option<&ClientCertificates>, Option<SocketAddr>)> {
-    listener
-        .ext_proc
-        .as_ref()
-        .map(|how| (how.secure, how.cert_path.as_deref(), how.client_certificates.as_ref(), how.health))
+/// Whether what is made when a listener starts that Envoy asks is the same in both.
+fn same_door(old: Option<&ExtProc>, new: Option<&ExtProc>) -> bool {
+    let door = |how: &ExtProc| ExtProc {
+        secure: how.secure,
+        cert_path: how.cert_path.clone(),
+        client_certificates: how.client_certificates.clone(),
+        health: how.health,
+        ..defaults::EXT_PROC
+    };
+    old.map(door) == new.map(door)
 }
 
 /// The keys that only a start can set and that differ: what is bound, and what each connection was given when it began.
@@ -86,8 +90,13 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         match new.listeners.iter().find(|it| it.name == listener.name) {
             None => keys.push(format!("listeners[{}]", listener.name)),
             Some(it) if it.address != listener.address => keys.push(format!("listeners[{}].address", listener.name)),
-            Some(it) if doors(it) != doors(listener) => keys.push(format!("listeners[{}].ext_proc", listener.name)),
+            Some(it) if !same_door(it.ext_proc.as_ref(), listener.ext_proc.as_ref()) => {
+                keys.push(format!("listeners[{}].ext_proc", listener.name));
+            }
             Some(it) if it.tls != listener.tls => keys.push(format!("listeners[{}].tls", listener.name)),
+            Some(it) if it.network.proxy_protocol != listener.network.proxy_protocol => {
+                keys.push(format!("listeners[{}].proxy_protocol", listener.name));
+            }
             Some(_) => {}
         }
     }

@@ -62,16 +62,25 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 /// Nothing that may have run: it may have cost minutes of GPU, and would again.
 pub(super) const RETRY: Retry = Retry { attempts: 2, budget: Ratio(0.2), budget_floor: 3, on: Vec::new() };
 
-/// Waiting while no pod is ready.
-pub(super) const WAITING: Waiting = Waiting {
-    // Half of the 60 s after which most load balancers and proxies in front give up on an idle request: the client
-    // hears from us why, and when to come again, before it is cut off.
-    timeout: Duration::from_secs(30),
+/// Waiting while no pod is ready, or all are full.
+pub(super) fn waiting() -> Waiting {
     // 30 s of 33 requests a second; after a longer line a client waits for the line, not for the pod.
-    requests: 1_000,
+    let requests = 1_000;
     // A quarter of the buffers: those who wait for one pool must not refuse those whose pool works. 256 KiB each.
-    bytes: Bytes(256 << 20),
-};
+    let bytes = Bytes(256 << 20);
+    Waiting {
+        // Half of the 60 s after which most load balancers and proxies in front give up on an idle request: the client
+        // hears from us why, and when to come again, before it is cut off.
+        timeout: Duration::from_secs(30),
+        requests,
+        bytes,
+        // Where the line is full, a tenant with few there takes a place of the one with the most.
+        tenant_requests: requests,
+        tenant_bytes: bytes,
+        // Strict, as in the Inference Extension: who is more important comes first for as long as it asks.
+        shares: [].into(),
+    }
+}
 
 /// A pool is full when even its best pod keeps a request waiting for a second before its own prefill begins. The reference
 /// sheds where more than five wait at every pod: five prompts of 1,024 tokens take 0.3 s on an H100 and 1.8 s on the slowest
@@ -144,6 +153,7 @@ pub(super) const EXT_PROC: ExtProc = ExtProc {
     fallbacks: 0,
     other_paths: true,
     client_certificates: None,
+    message_timeout: None,
     health: None,
 };
 

@@ -133,6 +133,8 @@ pub(super) struct PoolFile {
     pub(super) server_name: Option<At<String>>,
     /// When this pool is full. Default: the common one.
     pub(super) saturation: Option<SaturationFile>,
+    /// Whether its pods schedule by priority (vLLM's `--scheduling-policy priority`), so that they are told it. Default: false.
+    pub(super) priority_scheduling: Option<bool>,
 }
 
 /// The engines.

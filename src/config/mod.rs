@@ -34,7 +34,7 @@ pub use listener::{
     AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,
     Networks, ProxyProtocol, TlsVersion,
 };
-pub use overload::{Saturation, Waiting};
+pub use overload::{Saturation, Share, Waiting};
 pub use quotas::{GpuPrice, Money, Outage, Price, Quota, Quotas, Redis, TokenPrice};
 pub use report::{Place, Problem, Report, Severity, nearest};
 pub use resources::{Kubernetes, Members, Objective, PortRef};
@@ -120,6 +120,8 @@ pub struct Pool {
     pub server_name: Option<String>,
     /// When it is full.
     pub saturation: Saturation,
+    /// Whether its pods are told requests' priorities, because they schedule by them.
+    pub priority_scheduling: bool,
 }
 
 /// Whose metric names a pod speaks.

@@ -163,6 +163,7 @@ mod tests {
             client_certificate: None,
             server_name: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
+            priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));
         let (tasks, heard) = (Tasks::new(), Arc::<Mutex<Vec<(usize, usize)>>>::default());

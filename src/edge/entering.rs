@@ -183,7 +183,10 @@ async fn advise(stream: &mut TcpStream) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Networks;
+    use crate::config::{
+        Networks,
+        ProxyProtocol::{FromTrusted, Off, Required},
+    };
 
     #[test]
     fn who_may_not_come_is_told_by_the_address_alone_and_who_speaks_for_others_is_heard() {
@@ -195,7 +198,6 @@ mod tests {
             allow: set("192.168.0.0/16"),
             ..Network::default()
         };
-        use ProxyProtocol::{FromTrusted, Off, Required};
         for (protocol, address, expected) in [
             (Off, "10.0.0.1", Ok(First::Nothing)),
             (Off, "10.6.0.1", Ok(First::Nothing)),

@@ -3,10 +3,7 @@
 //! Read to its last byte and not one further, so that what follows is read by whoever comes next. Whether it is believed
 //! is not decided here: it must not even be looked for at a connection that just anybody may have made.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
 use ppp::{v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -75,8 +72,8 @@ async fn further<S: AsyncRead + Unpin>(stream: &mut S, header: &mut Vec<u8>, len
 fn text(header: &[u8]) -> io::Result<Option<SocketAddr>> {
     let parsed = v1::Header::try_from(header).map_err(broken)?;
     Ok(match parsed.addresses {
-        v1::Addresses::Tcp4(it) => named(it.source_address, it.source_port),
-        v1::Addresses::Tcp6(it) => named(it.source_address, it.source_port),
+        v1::Addresses::Tcp4(it) => Some((it.source_address, it.source_port).into()),
+        v1::Addresses::Tcp6(it) => Some((it.source_address, it.source_port).into()),
         v1::Addresses::Unknown => None,
     })
 }
@@ -88,14 +85,10 @@ fn binary(header: &[u8]) -> io::Result<Option<SocketAddr>> {
         return Ok(None);
     }
     Ok(match parsed.addresses {
-        v2::Addresses::IPv4(it) => named(it.source_address, it.source_port),
-        v2::Addresses::IPv6(it) => named(it.source_address, it.source_port),
+        v2::Addresses::IPv4(it) => Some((it.source_address, it.source_port).into()),
+        v2::Addresses::IPv6(it) => Some((it.source_address, it.source_port).into()),
         v2::Addresses::Unspecified | v2::Addresses::Unix(_) => None,
     })
-}
-
-fn named(address: impl Into<IpAddr>, port: u16) -> Option<SocketAddr> {
-    Some(SocketAddr::new(address.into(), port))
 }
 
 fn broken(why: impl std::fmt::Display) -> io::Error {
@@ -160,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_no_header_is_none() {
         let long = format!("PROXY TCP4 {} 10.0.0.1 1 2\r\n", "1".repeat(200));
-        let huge = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 70_000]].concat();
+        let huge = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &vec![0; 70_000]].concat();
         for bytes in [
             &b"GET / HTTP/1.1\r\n"[..],
             b"PROXY TCP4 192.0.2.1 10.0.0.1 12345\r\n",

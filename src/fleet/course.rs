@@ -83,12 +83,13 @@ impl Course {
         Duration::try_from_secs_f64((pace.base_ms + self.tokens_ahead * pace.ms_per_token) / 1e3).unwrap_or_default()
     }
 
-    /// `tokens` more came.
-    pub fn tokens(&mut self, tokens: u32, now: Instant) {
+    /// `tokens` more came. Returns whether they are the first.
+    pub fn tokens(&mut self, tokens: u32, now: Instant) -> bool {
         if tokens == 0 {
-            return;
+            return false;
         }
-        if self.tokens == 0 {
+        let first = self.tokens == 0;
+        if first {
             self.reservation.first_token();
             self.pod().health.accepted(self.sent);
             let ttft_ms = millis(now.saturating_duration_since(self.sent));
@@ -104,6 +105,7 @@ impl Course {
         }
         self.reservation.generated(tokens);
         self.tokens = self.tokens.saturating_add(tokens);
+        first
     }
 
     /// The answer is complete: `prompt_bytes` of text were `prompt_tokens`, and it had so many tokens, where it said so.

@@ -23,6 +23,7 @@ pub(crate) fn pool(name: &str) -> Arc<Pool> {
         client_certificate: None,
         server_name: None,
         saturation: Saturation { wait: Duration::from_secs(1) },
+        priority_scheduling: false,
     })
 }
 

@@ -148,13 +148,15 @@ impl Board {
         let ours = load.sent_mark.saturating_sub(load.ended_mark) as f32;
         let others = (streams - ours).max(0.0);
         let usage = reading.kv_usage.unwrap_or(0.0).clamp(0.0, 1.0);
+        let [.., room] = self.load.read();
+        let known = halves(room).1;
         let capacity = reading.kv_capacity().map_or(0.0, |tokens| tokens.max(1) as f32);
         self.load.write([
             micros(load.began, self.epoch),
             pair(ours, others),
             pair(waiting * others / streams.max(1.0), waiting),
             pair(running, single(usage)),
-            pair(capacity, full_batch(reading, before.map(|before| &before.reading))),
+            pair(capacity, full_batch(reading, before.map(|before| &before.reading), known)),
         ]);
     }
 
@@ -192,11 +194,16 @@ impl Board {
 }
 
 /// How many requests run, if that is as many as may: requests wait on two pages in a row, and no more of them run than did.
-/// While prompts wait for their turn alone, more and more run. 0 if it is not so.
-fn full_batch(reading: &Reading, before: Option<&Reading>) -> f32 {
+/// While prompts wait for their turn alone, more and more run. What was `known` so stays known for as long as somebody
+/// waits: who ends makes place for who waits, and between the two a page may show some more or fewer. 0 if it is not so.
+fn full_batch(reading: &Reading, before: Option<&Reading>, known: f32) -> f32 {
     let stands = |page: &Reading| page.waiting.is_some_and(|waiting| waiting > 0);
-    let full = before.is_some_and(|before| stands(before) && stands(reading) && reading.running <= before.running);
-    reading.running.filter(|_| full).unwrap_or(0) as f32
+    if !stands(reading) {
+        return 0.0;
+    }
+    let full = before.is_some_and(|before| stands(before) && reading.running <= before.running);
+    let running = reading.running.unwrap_or(0) as f32;
+    if full || known > 0.0 { running.max(known) } else { 0.0 }
 }
 
 /// The page speaks of adapters.

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Admission, Glance, Moment, Pace, Pod, PoolState};
+use super::{Admission, Glance, Moment, Pace, Pod, PoolState, load::stale_after};
 
 /// The length of others' prompts, of which no metric tells: the mean that SGLang's gateway takes for unknown ones.
 const OTHERS_PROMPT: f64 = 1_024.0;
@@ -40,17 +40,19 @@ impl Saturation {
     /// How full `pods` of `pool` are, of which those count that are in use and may serve `model` (all, if it has no name);
     /// `None` if there are none.
     pub fn of(pool: &PoolState, pods: &[Arc<Pod>], model: &str, now: Instant) -> Option<Self> {
-        let sights =
-            Sights { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() };
+        let sights = Sights::of(pool, now);
         let usable = |pod: &&Arc<Pod>| {
             matches!(pod.admits(now), Admission::Yes | Admission::Warming(_)) && pod.serves(model) != Some(false)
         };
-        let pause = |pod: &Pod| pod.health.pushback(now).as_secs_f64() * 1e3;
-        // A pod that said no is as good as full for as long as it looks so.
-        let wait = |pod: &Arc<Pod>| sights.of_pod(pod).wait_ms().max(pause(pod));
-        let wait_ms = pods.iter().filter(usable).map(wait).reduce(f64::min)?;
-        let too_long = pool.config().saturation.wait.as_secs_f64() * 1e3;
-        Some(Self { wait_ms, level: wait_ms / too_long })
+        let wait_ms = pods.iter().filter(usable).map(|pod| sights.wait_ms(pod, now)).reduce(f64::min)?;
+        Some(Self { wait_ms, level: wait_ms / too_long_ms(pool) })
+    }
+
+    /// The pods of `pool` at which a request would wait too long. While others have room, they are no pods to choose: what
+    /// waits in the line can still go wherever a place gets free, and what waits at a pod cannot.
+    pub fn full<'a>(pool: &PoolState, pods: &'a [Arc<Pod>], now: Instant) -> impl Iterator<Item = &'a Arc<Pod>> {
+        let (sights, too_long) = (Sights::of(pool, now), too_long_ms(pool));
+        pods.iter().filter(move |pod| sights.wait_ms(pod, now) >= too_long)
     }
 
     /// Whether what is sheddable is refused.
@@ -65,6 +67,48 @@ impl Saturation {
     }
 }
 
+/// Whether one more request finds room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// At one pod at least, or at one that is to be tried again.
+    Yes,
+    /// At none: all are full. Unless something is heard, that is believed until then; for ever where only ends of requests
+    /// can change it.
+    No(Option<Instant>),
+    /// No pod is in use that could have it.
+    NoPod,
+}
+
+impl Room {
+    /// Whether those of `pods` in `pool` that `may` have it have room for one more: what [`Saturation::of`] says, but known at
+    /// the first pod that has some, so that it may be asked for every request.
+    pub fn of(pool: &PoolState, pods: &[Arc<Pod>], may: impl Fn(&Pod) -> bool, now: Instant) -> Self {
+        let (mut sights, mut room) = (None, Self::NoPod);
+        for pod in pods {
+            let admission = pod.admits(now);
+            if matches!(admission, Admission::No(_)) || !may(pod) {
+                continue;
+            }
+            if admission == Admission::Probe {
+                return Self::Yes;
+            }
+            let (sights, too_long) = sights.get_or_insert_with(|| (Sights::of(pool, now), too_long_ms(pool)));
+            if sights.wait_ms(pod, now) < *too_long {
+                return Self::Yes;
+            }
+            let fades = sights.fades_within(pod, now, *too_long).map(|span| now + span);
+            let before = if let Self::No(before) = room { before } else { None };
+            room = Self::No(before.into_iter().chain(fades).min());
+        }
+        room
+    }
+}
+
+/// In milliseconds, what the operator finds too long.
+fn too_long_ms(pool: &PoolState) -> f64 {
+    pool.config().saturation.wait.as_secs_f64() * 1e3
+}
+
 /// What is the same for all pods of a pool.
 struct Sights {
     pace: Pace,
@@ -74,6 +118,27 @@ struct Sights {
 }
 
 impl Sights {
+    fn of(pool: &PoolState, now: Instant) -> Self {
+        Self { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() }
+    }
+
+    /// A pod that said no is as good as full for as long as it looks so.
+    fn wait_ms(&self, pod: &Pod, now: Instant) -> f64 {
+        self.of_pod(pod).wait_ms().max(pod.health.pushback(now).as_secs_f64() * 1e3)
+    }
+
+    /// After how long `pod`, which is full, looks otherwise though nothing was heard of it: it said no, and that is past; or
+    /// its page told of others, and is too old.
+    fn fades_within(&self, pod: &Pod, now: Instant, too_long_ms: f64) -> Option<Duration> {
+        let pushed_ms = pod.health.pushback(now).as_secs_f64() * 1e3;
+        if pushed_ms >= too_long_ms {
+            // It is counted in whole milliseconds.
+            return Duration::try_from_secs_f64((pushed_ms - too_long_ms + 1.0) / 1e3).ok();
+        }
+        let glance = pod.glance(&self.moment).filter(|it| it.trust * it.others > 0.0)?;
+        Some(stale_after(pod.view.interval).mul_f32(glance.trust))
+    }
+
     fn of_pod(&self, pod: &Pod) -> Backlog {
         let ledger = &pod.ledger;
         let (streams, kv_tokens) = (ledger.in_flight() as f64, ledger.kv_tokens() as f64);
@@ -263,9 +328,28 @@ mod tests {
         assert_eq!(wait_us(&pool, now), 2_430_000, "3 of them stand behind 5");
         held.truncate(5);
         assert_eq!(wait_us(&pool, now), 0);
+        held.extend(streams(&pod, 3));
+        page(&pod, (4, 4), 0.1, now);
+        assert_eq!(wait_us(&pool, now), 2_430_000, "one has ended and nobody begun in its place yet");
+        page(&pod, (6, 2), 0.1, now);
+        // Eight where six run: a third of 250 tokens at 15 + 8 * 0.15 ms.
+        assert_eq!(wait_us(&pool, now), 1_350_000, "one more than was known");
+        held.truncate(5);
         page(&pod, (5, 0), 0.1, now);
         held.extend(streams(&pod, 3));
         assert_eq!(wait_us(&pool, now), 0, "nobody waited: there may be room");
+    }
+
+    #[test]
+    fn pods_that_keep_a_request_waiting_too_long_are_told_apart_from_the_others() {
+        let now = crate::clock::now();
+        let pool = pool(3, now);
+        let pods = pool.pods();
+        let _long = sent(&pods[0], 20_000, 20_000);
+        let _short = sent(&pods[1], 19_999, 19_999);
+        pods[2].health.pushed_back(Some(Duration::from_secs(2)), now, now);
+        let full: Vec<_> = Saturation::full(&pool, &pods, now).map(|pod| pod.slot).collect();
+        assert_eq!(full, [pods[0].slot, pods[2].slot]);
     }
 
     #[test]
@@ -294,6 +378,41 @@ mod tests {
         assert_eq!(Saturation::of(&pool, &pods, "m", now), None);
         assert!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms < 1e-9);
         assert_eq!(Saturation::of(&pool, &[], "", now), None);
+    }
+
+    fn room(pool: &PoolState, now: Instant) -> Room {
+        Room::of(pool, &pool.pods(), |pod| pod.serves("m") != Some(false), now)
+    }
+
+    #[test]
+    fn there_is_room_where_it_is_not_full_and_what_ends_by_itself_says_when() {
+        let now = crate::clock::now();
+        let pool = pool(2, now);
+        let pods = pool.pods();
+        let first = sent(&pods[0], 20_000, 20_000);
+        assert_eq!(room(&pool, now), Room::Yes, "the other one is free");
+        let _second = sent(&pods[1], 20_000, 20_000);
+        assert_eq!(room(&pool, now), Room::No(None), "only their first tokens make room");
+        drop(first);
+        assert_eq!(room(&pool, now), Room::Yes);
+        pods[0].health.pushed_back(Some(Duration::from_secs(3)), now, now);
+        let Room::No(Some(until)) = room(&pool, now) else { panic!("it said no") };
+        assert_eq!((until - now).as_millis(), 2_001, "a wait of less than a second is not too long");
+        assert_eq!(room(&pool, until), Room::Yes);
+        pods[0].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(room(&pool, now), Room::No(None));
+        pods[1].health.note(Evidence::ScrapeOk { asleep: true }, now);
+        assert_eq!(room(&pool, now), Room::NoPod);
+    }
+
+    #[test]
+    fn what_a_page_says_of_others_keeps_nobody_out_for_longer_than_it_is_believed() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        page(&pool.pods()[0], (10, 5), 1.0, now);
+        let Room::No(Some(until)) = room(&pool, now) else { panic!("full of others") };
+        assert_eq!((until - now).as_secs(), 5);
+        assert_eq!(room(&pool, until), Room::Yes);
     }
 
     #[test]

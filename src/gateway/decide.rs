@@ -7,13 +7,14 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection};
+use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection, turn::Bell, waiting::Few};
 use crate::{
+    admission::Caller,
     clock,
-    fleet::{Admission, Course, Pod, PoolState, Saturation, Send},
+    fleet::{Course, Pod, PoolState, Saturation, Send},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
-    routing::{Priority, Route, StickyKey, UnknownModel, key_of},
+    routing::{Claims, Priority, Route, StickyKey, UnknownModel, key_of},
     scheduler::{self, NoPod, Price, Question, Scene, Sight, Tried, Verdict},
     telemetry::{Decision, Hex, Name},
 };
@@ -33,16 +34,20 @@ pub struct Matter {
     /// Whether a next turn can begin with the prompt and its answer.
     pub goes_on: bool,
     /// Which pods hold how much of it.
-    hits: Hits,
-    prompt_tokens: u32,
-    expected_output_tokens: u32,
+    pub(super) hits: Hits,
+    pub(super) prompt_tokens: u32,
+    pub(super) expected_output_tokens: u32,
     session: Option<u64>,
     /// The one pod that can answer it, if only one can.
-    pin: Option<Arc<Pod>>,
+    pub(super) pin: Option<Arc<Pod>>,
     /// How much it matters where not all can be served.
     pub priority: Priority,
+    /// Whose turn it takes then.
+    pub(super) tenant: Arc<str>,
+    /// When it is too late for it to go to a pod.
+    pub(super) deadline: Option<Instant>,
     /// Which pods may, if not all.
-    among: Option<Among>,
+    pub(super) among: Option<Few>,
 }
 
 /// What a request's headers say of where it shall go and how much it matters; nothing of the last two where its sender is
@@ -55,8 +60,14 @@ pub struct Wishes<'a> {
     pub objective: Option<&'a str>,
     /// What its model is to be called at its pod, whatever splits say.
     pub served_as: Option<&'a str>,
-    /// Whose it is.
-    pub tenant: &'a str,
+    /// Who asks.
+    pub caller: Option<&'a Caller>,
+    /// How much it matters, as a number of its own.
+    pub priority: Option<i32>,
+    /// Within which time its first token is wanted.
+    pub first_token_within: Option<Duration>,
+    /// For how long its client waits.
+    pub patience: Option<Duration>,
 }
 
 /// Why a request was refused that its pool could have taken.
@@ -70,9 +81,6 @@ pub struct Shed {
     pub priority: Priority,
 }
 
-/// Whether a pod is one of those that may be chosen.
-type Among = Box<dyn Fn(&Pod) -> bool + std::marker::Send + Sync>;
-
 /// A pod chosen and reserved.
 #[derive(Debug)]
 pub struct Pick {
@@ -80,13 +88,15 @@ pub struct Pick {
     pub verdict: Verdict,
     /// The place on the pod.
     pub course: Course,
+    /// Rings when that is given back, and so stands behind it.
+    pub(super) bell: Bell,
     /// How long the choice took.
     pub took: Duration,
 }
 
 impl Pick {
     /// No choice: only this pod can answer.
-    pub fn of_pod(pool: &Arc<PoolState>, pod: &Arc<Pod>) -> Self {
+    pub fn of_pod(house: &House, pool: &Arc<PoolState>, pod: &Arc<Pod>) -> Self {
         let verdict = Verdict {
             pod: Arc::clone(pod),
             send: Send::default(),
@@ -97,7 +107,7 @@ impl Pick {
             failed_open: false,
         };
         let course = Course::begin(pool, pod, verdict.send, clock::now());
-        Self { verdict, course, took: Duration::ZERO }
+        Self { verdict, course, bell: Bell::new(&house.waiting, pool), took: Duration::ZERO }
     }
 
     /// The pod, if it is to be praised or blamed.
@@ -157,7 +167,13 @@ impl Matter {
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let mut chain = Chain::new(&route.served_model, salt);
         let prompt_bytes = ask.prompt_text(body, Chain::MAX_BYTES, |piece| chain.push(piece));
-        Ok(Self {
+        let claims = Claims {
+            own: wishes.priority,
+            objective: wishes.objective,
+            caller: wishes.caller.and_then(|caller| caller.priority),
+        };
+        let tenant = wishes.caller.map_or_else(|| Caller::ANONYMOUS.into(), |caller| Arc::clone(&caller.tenant));
+        let mut matter = Self {
             hits: house.prefix.longest(chain.blocks()),
             chain,
             prompt_bytes,
@@ -166,12 +182,16 @@ impl Matter {
             prompt_tokens: pool.tokens(prompt_bytes),
             expected_output_tokens: expected_output(&pool, ask),
             session: session.map(|session| key_of(session.as_bytes())),
-            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(wishes.tenant, id)),
+            pin: ask.previous_response_id.as_deref().and_then(|id| house.pod_of_response(&tenant, id)),
             among: None,
-            priority: policy.objectives.priority(wishes.objective, &route),
+            priority: policy.objectives.priority(claims, &route),
+            tenant,
+            deadline: None,
             pool,
             route,
-        })
+        };
+        matter.set_deadline(&wishes, clock::now());
+        Ok(matter)
     }
 
     /// The tokens of its prompt, and those that its answer is expected to have.
@@ -179,9 +199,9 @@ impl Matter {
         (self.prompt_tokens, self.expected_output_tokens)
     }
 
-    /// Only such pods may be chosen.
-    pub fn only_among(&mut self, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
-        self.among = Some(Box::new(among));
+    /// Only such pods may be chosen; `number` is the same for the same ones.
+    pub fn only_among(&mut self, number: u64, among: impl Fn(&Pod) -> bool + std::marker::Send + Sync + 'static) {
+        self.among = Some(Few { number: number.max(1), among: Arc::new(among) });
     }
 
     /// What the decision log tells of it, without how it went. Taken before the answer is put behind the prompt.
@@ -215,14 +235,14 @@ impl Matter {
         }
     }
 
-    fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
+    pub(super) fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
         let all = self.pool.pods();
         let pods = match &self.pin {
             Some(pod) if all.iter().any(|it| Arc::ptr_eq(it, pod)) => Arc::new(vec![Arc::clone(pod)]),
             _ => all,
         };
         match &self.among {
-            Some(among) => Arc::new(pods.iter().filter(|pod| among(pod)).cloned().collect()),
+            Some(few) => Arc::new(pods.iter().filter(|pod| (few.among)(pod)).cloned().collect()),
             None => pods,
         }
     }
@@ -244,14 +264,6 @@ impl Matter {
         self.pods().iter().any(|pod| !tried.contains(pod))
     }
 
-    /// Whether somebody else who asks for the same is likely to find a pod as well.
-    pub fn leaves_pods_usable(&self) -> bool {
-        let now = clock::now();
-        let serves = |pod: &Pod| pod.serves(&self.route.served_model) != Some(false);
-        let admits = |pod: &Pod| matches!(pod.admits(now), Admission::Yes | Admission::Warming(_));
-        self.pool.pods().iter().any(|pod| admits(pod) && serves(pod))
-    }
-
     /// Chooses a pod and reserves it in one step under the pool's gate, so that simultaneous picks see each other.
     ///
     /// # Errors
@@ -262,12 +274,12 @@ impl Matter {
         let scene = Scene { pool: &self.pool, pods: &pods, now: began };
         let question = self.question();
         let gate = self.pool.gate();
-        let verdict = scheduler::pick(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
+        let verdict = scheduler::pick_with_room(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
         let course = Course::begin(&self.pool, &verdict.pod, verdict.send, began);
         drop(gate);
         house.prefix.insert(verdict.pod.slot, self.chain.blocks());
         let took = clock::now().saturating_duration_since(began);
-        Ok(Pick { verdict, course, took })
+        Ok(Pick { verdict, course, bell: Bell::new(&house.waiting, &self.pool), took })
     }
 
     /// The pod that would be chosen if all of `tried` failed; nothing is reserved there.
@@ -313,36 +325,6 @@ impl Matter {
         let scene = Scene { pool: &self.pool, pods: &pods, now };
         scheduler::explain(&policy.scheduler, &scene, &self.question(), &Tried::none(), &mut clock::rng())
     }
-}
-
-/// What would become of a request, for `explain`.
-///
-/// # Errors
-/// As the request itself would be refused.
-pub fn explain(
-    house: &House,
-    listener: &ListenerPolicy,
-    ask: &Ask,
-    body: &[u8],
-    wishes: Wishes<'_>,
-) -> Result<Explained, Rejection> {
-    let matter = Matter::new(house, listener, ask, body, wishes)?;
-    let now = clock::now();
-    let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
-    Ok(Explained { route: matter.route, saturation, priority: matter.priority, explanation })
-}
-
-/// A route and the choice of a pod, explained.
-#[derive(Debug)]
-pub struct Explained {
-    /// Where the request would go.
-    pub route: Route,
-    /// How full the pods are that could have it, if any is in use.
-    pub saturation: Option<Saturation>,
-    /// How much it matters where not all can be served.
-    pub priority: Priority,
-    /// Which pod it would get, and every other with its terms.
-    pub explanation: scheduler::Explanation,
 }
 
 /// Whether all pods have said what they serve, and this is not among it. Who waited for it would wait in vain.

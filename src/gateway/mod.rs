@@ -7,6 +7,7 @@
 mod body;
 mod decide;
 mod entering;
+mod explaining;
 mod ext_proc;
 mod health;
 mod homes;
@@ -16,6 +17,7 @@ mod reading;
 mod spending;
 mod story;
 mod telling;
+mod turn;
 mod waiting;
 
 use std::sync::{
@@ -27,15 +29,20 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 pub use body::BodyBudget;
-pub use decide::{Explained, Matter, Pick, Wishes, explain};
+pub use decide::{Matter, Pick, Wishes};
 pub use entering::Peer;
+pub use explaining::{Explained, Waits, explain};
 pub use ext_proc::{IsServing, Picker, Serving, serve_health, wire};
 pub use health::{begin_counting, note_ready, tell_turn};
 pub use homes::ResponseHomes;
 pub use proxy::{Answer, Desk, refuse_clear_text, refuse_unparsed};
 pub use spending::moment;
-pub use telling::rejection::{Rejection, X_TIDEGATE_REFUSED};
-pub use waiting::Waiting;
+pub use telling::{
+    busy::Busy,
+    rejection::{Rejection, X_TIDEGATE_REFUSED},
+};
+pub use turn::Bell;
+pub use waiting::{BandView, LineView, Waiting};
 
 use telling::{receipt, rejection};
 

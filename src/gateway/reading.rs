@@ -213,7 +213,7 @@ impl Reading {
             return;
         }
         if self.matter.is_some() && self.made_by == MadeBy::Ours {
-            self.pick.course.tokens(seen.tokens, now);
+            self.pick.tokens(seen.tokens, now);
         }
         self.receipt.saw_tokens(seen.tokens, now);
     }

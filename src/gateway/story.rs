@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     admission::Caller,
-    clock,
+    clock, config,
     config::Credentials,
     openai::{self, Ask, Asked, Changes, Dialect, Endpoint, PathProblem},
     routing::UnknownModel,
@@ -87,8 +87,12 @@ impl Story {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let mut ask = Ask::parse(endpoint, text(header::CONTENT_TYPE.as_str()), body)?;
         self.keep_apart(&mut ask)?;
-        let session = text(&self.policy.config.sessions.header);
-        let mut wishes = Wishes { session, tenant: &self.caller.tenant, ..Wishes::default() };
+        let mut wishes = Wishes {
+            session: text(&self.policy.config.sessions.header),
+            caller: Some(&self.caller),
+            ..Wishes::default()
+        };
+        wishes.hear_urgency(headers, self.listener.trusts_headers);
         if self.listener.trusts_headers {
             let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(name).filter(|it| !it.is_empty()));
             wishes.objective = first(OBJECTIVE);
@@ -171,10 +175,10 @@ impl Story {
     }
 }
 
-/// Refuses what may be refused while its pool is full. Asked once it is known which pods could have it, and before it waits
-/// for any.
-pub(super) fn shed(matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
-    let Some(shed) = matter.shed() else { return Ok(()) };
+/// Refuses what may be refused while its pool is full, unless it has a share by which it may wait. Asked once it is known
+/// which pods could have it, and before it waits for any.
+pub(super) fn shed(matter: &Matter, limits: &config::Waiting, receipt: &mut Receipt) -> Result<(), Rejection> {
+    let Some(shed) = matter.shed().filter(|_| !matter.has_share(limits)) else { return Ok(()) };
     let pause = shed.saturation.pause();
     receipt.shed = Some(Box::new(shed));
     Err(Rejection::Saturated { pause })

@@ -15,7 +15,7 @@ pub struct Caller {
     pub priority: Option<i32>,
     /// Which models it may ask for; `None`: all.
     pub models: Option<AllowedModels>,
-    /// What its key may use up, if that is said with the key.
+    /// What its key may use up, if that is said with the key; else what holds for each key.
     pub limits: Option<Arc<Quota>>,
 }
 

@@ -149,12 +149,11 @@ impl Source {
 
     async fn fetch(&self, client: &reqwest::Client) -> Result<KeySet, String> {
         let discovered;
-        let url = match &self.issuer.keys {
-            config::IssuerKeys::Url(url) => url,
-            _ => {
-                discovered = self.discover(client).await?;
-                &discovered
-            }
+        let url = if let config::IssuerKeys::Url(url) = &self.issuer.keys {
+            url
+        } else {
+            discovered = self.discover(client).await?;
+            &discovered
         };
         KeySet::read(&get(client, url).await?)
     }

@@ -88,8 +88,8 @@ impl Issuers {
             return Err(BadToken::Malformed);
         }
         // Not yet believed: it only says whose keys it has to be signed with.
-        let issued: Issued = jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| BadToken::Malformed)?;
-        let source = self.0.iter().find(|it| *it.issuer.name == issued.iss).ok_or(BadToken::UnknownIssuer)?;
+        let said: Issued = jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| BadToken::Malformed)?;
+        let source = self.0.iter().find(|it| *it.issuer.name == said.iss).ok_or(BadToken::UnknownIssuer)?;
         let issuer = &source.issuer;
         let pinned = |it: &_| issuer.algorithms.contains(it);
         let algorithm = our_algorithm(head.alg).filter(pinned).ok_or(BadToken::Algorithm)?;

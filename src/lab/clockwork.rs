@@ -8,6 +8,12 @@ use std::{cmp::Ordering, collections::BinaryHeap};
 pub(super) enum Event {
     /// A request comes.
     Ask(u32),
+    /// It comes again.
+    Again(u32),
+    /// Its client has waited long enough for the answer to this try.
+    Leave(u32, u32),
+    /// A gateway's door wants to be asked again.
+    Alarm(usize),
     /// A pod's step is over.
     Step(usize),
     /// A gateway asks for a pod's page.

@@ -11,6 +11,7 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::{
+    doors::{Arrival, Door, Sight, Word},
     rivals::{Policy, Rival, Seen, Truth, View},
     script::{Ask, Piece},
     setup::{self, MODEL, POOL, Setup, adapter_name},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Scheduler, Target},
+    config::{self, Scheduler, Target, Waiting},
     fleet::{
         Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
     },
@@ -43,6 +44,9 @@ pub(super) struct Desk {
     pods: Arc<Vec<Arc<Pod>>>,
     index: Index,
     chooser: Chooser,
+    pub(super) door: Box<dyn Door>,
+    spares_full: bool,
+    terms: Waiting,
     rng: StdRng,
     epoch: Instant,
     seen: Vec<Seen>,
@@ -119,6 +123,9 @@ impl Desk {
             fleet,
             index: Index::default(),
             chooser,
+            door: setup.door.make(),
+            spares_full: setup.door.spares_full,
+            terms: config.waiting.clone(),
             rng: StdRng::seed_from_u64(seed),
             epoch,
             seen: Vec::new(),
@@ -148,6 +155,23 @@ impl Desk {
     /// The configuration with other weights is in force.
     pub(super) fn shift(&mut self) {
         self.table = self.next_table.clone();
+    }
+
+    /// A request came to the door.
+    pub(super) fn came(&mut self, nth: u32, ask: &Ask, now_ms: f64) {
+        let bytes = text::prompt_bytes(&ask.prompt);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+        let answer = self.pool.expected_output_tokens() as u32;
+        let tokens = self.pool.tokens(bytes).saturating_add(answer);
+        let arrival = Arrival { nth, at_ms: now_ms, client: ask.client, tokens, bytes };
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
+        self.door.came(arrival, &sight);
+    }
+
+    /// What the door says next.
+    pub(super) fn says(&mut self, now_ms: f64) -> Option<Word> {
+        let sight = Sight { pool: &self.pool, pods: &self.pods, terms: &self.terms, now: self.instant(now_ms), now_ms };
+        self.door.next(&sight)
     }
 
     /// A request came: where it goes, under which name, and who holds how much of it.
@@ -203,7 +227,8 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
-                let verdict = scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?;
+                let pick = if self.spares_full { scheduler::pick_with_room } else { scheduler::pick };
+                let verdict = pick(policy, &scene, &question, tried, &mut self.rng)?;
                 (verdict.pod, verdict.send)
             }
             Chooser::Rival(rival) => {

@@ -7,8 +7,10 @@
 
 mod clockwork;
 mod desk;
+pub mod doors;
 mod draws;
 mod league;
+pub mod overload;
 pub mod rivals;
 mod script;
 mod setup;
@@ -20,7 +22,7 @@ mod world;
 
 pub use league::{Contest, Standing, Watch, compete, compete_watched};
 pub use rivals::{Policy, RIVALS};
-pub use script::{Ask, Next, Piece, Script};
+pub use script::{Ask, Client, Next, Piece, Script};
 pub use setup::{Fault, Mishap, Scrape, Setup, Shift};
 pub use tally::{Slo, Stats, Told, WallTime};
 pub use world::{Run, run};

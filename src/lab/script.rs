@@ -9,6 +9,28 @@ pub struct Piece {
     pub tokens: u32,
 }
 
+/// Who asks, as far as those care who say what may come in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Client {
+    /// Whose share of a full fleet it takes.
+    pub tenant: u32,
+    /// How much it matters: higher comes first, below 0 it may be shed.
+    pub priority: i32,
+    /// Within which time it asks for its first token, in milliseconds; infinite if it does not say.
+    pub wanted_ms: f64,
+    /// How long it waits for anything to come before it goes; infinite if it stays.
+    pub patience_ms: f64,
+    /// How often it comes again where it was refused or went, as SDKs do.
+    pub retries: u32,
+}
+
+impl Default for Client {
+    /// One of no name who stays and never comes again.
+    fn default() -> Self {
+        Self { tenant: 0, priority: 0, wanted_ms: f64::INFINITY, patience_ms: f64::INFINITY, retries: 0 }
+    }
+}
+
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
@@ -24,6 +46,8 @@ pub struct Ask {
     pub session: Option<u64>,
     /// What its client asks when it has read the answer.
     pub next: Option<Next>,
+    /// Who asks.
+    pub client: Client,
 }
 
 /// A request that waits for the answer to another.

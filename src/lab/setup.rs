@@ -1,5 +1,6 @@
 //! What a run is about besides its traffic: the pods, how they are seen, and what goes wrong with them when.
 
+use super::doors::{self, Entry};
 use crate::{
     config::{self, Config, Endpoint, Target},
     sim::EngineConfig,
@@ -90,6 +91,10 @@ pub struct Setup {
     /// Whether a request is tried elsewhere when its pod dies before the first byte of an answer. `serve` does not: the
     /// pod may have died of it.
     pub retries_died: bool,
+    /// Who says what may come in, and when.
+    pub door: &'static Entry,
+    /// From which wait on a pod counts as full, in milliseconds, where that is not the configuration's default.
+    pub full_ms: Option<f64>,
 }
 
 impl Setup {
@@ -103,6 +108,8 @@ impl Setup {
             adapters: 0,
             shift: None,
             retries_died: false,
+            door: &doors::OPEN,
+            full_ms: None,
         }
     }
 
@@ -114,7 +121,10 @@ impl Setup {
 
     /// What an operator would have configured, the split's second arm at this share.
     pub(super) fn configured(&self, second: Option<u32>) -> Result<Config, config::Report> {
-        let text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        let mut text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
+        if let Some(full_ms) = self.full_ms {
+            text.push_str(&format!("saturation: {{ wait: {full_ms:.0}ms }}\n"));
+        }
         config::load("lab", &text).map(|(config, _)| config)
     }
 }

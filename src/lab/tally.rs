@@ -15,6 +15,14 @@ const GLANCES: u32 = 1_000;
 pub struct Told {
     /// When it came.
     pub at_ms: f64,
+    /// When it was let in, or let in again; infinite if it never was.
+    pub let_in_ms: f64,
+    /// When it was refused for good; infinite if it was not.
+    pub refused_ms: f64,
+    /// Whether its client went before anything came.
+    pub left: bool,
+    /// How often it came again.
+    pub again: u32,
     /// When its first token came; infinite if none did.
     pub first_ms: f64,
     /// When the last came.
@@ -42,6 +50,10 @@ impl Told {
     pub(super) fn of(ask: &Ask) -> Self {
         Self {
             at_ms: ask.at_ms,
+            let_in_ms: f64::INFINITY,
+            refused_ms: f64::INFINITY,
+            left: false,
+            again: 0,
             first_ms: f64::INFINITY,
             last_ms: f64::INFINITY,
             longest_gap_ms: 0.0,
@@ -117,7 +129,8 @@ impl Slo {
     /// For long contexts: 10 s and 100 ms.
     pub const LONG: Self = Self { ttft_ms: 10_000.0, tpot_ms: 100.0 };
 
-    fn is_met(&self, told: &Told) -> bool {
+    /// Whether `told` is what was promised.
+    pub fn is_met(&self, told: &Told) -> bool {
         !told.broken && told.ttft_ms() <= self.ttft_ms && told.tpot_ms().is_none_or(|tpot| tpot <= self.tpot_ms)
     }
 }
@@ -299,6 +312,10 @@ mod tests {
         let infinity = f64::INFINITY;
         Told {
             at_ms,
+            let_in_ms: infinity,
+            refused_ms: infinity,
+            left: false,
+            again: 0,
             first_ms: infinity,
             last_ms: infinity,
             longest_gap_ms: 0.0,

@@ -143,13 +143,22 @@ impl Iterator for Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Client;
 
     fn piece(content: u64, tokens: u32) -> Piece {
         Piece { content, tokens }
     }
 
     fn ask(prompt: &[Piece], answer: Piece) -> Ask {
-        Ask { at_ms: 0.0, prompt: prompt.into(), answer, adapter: None, session: None, next: None }
+        Ask {
+            at_ms: 0.0,
+            prompt: prompt.into(),
+            answer,
+            adapter: None,
+            session: None,
+            next: None,
+            client: Client::default(),
+        }
     }
 
     fn shared(one: &[u64], other: &[u64]) -> usize {

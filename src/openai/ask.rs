@@ -47,8 +47,8 @@ pub struct Ask {
     pub cache_salt: Option<String>,
     /// Where the client's own stands, `null` included.
     pub(super) salt_span: Option<Range<usize>>,
-    /// Whether the pod is to read another one than the client wrote.
-    pub(super) salted: bool,
+    /// The one that the pod is to read instead, or besides.
+    pub(super) salt_for_pod: Option<String>,
     /// The response that this one continues; its pod alone knows it.
     pub previous_response_id: Option<String>,
 }
@@ -126,8 +126,8 @@ impl Ask {
 
     /// From now on its prefix cache is apart by `salt`, whatever the client wrote; what is made for the pod says so.
     pub fn put_salt(&mut self, salt: String) {
-        self.cache_salt = Some(salt);
-        self.salted = true;
+        self.cache_salt = Some(salt.clone());
+        self.salt_for_pod = Some(salt);
     }
 
     fn of_form(endpoint: Endpoint, content_type: Option<&str>, body: &[u8]) -> Result<Self, Malformed> {
@@ -151,7 +151,7 @@ impl Ask {
             session: None,
             cache_salt: None,
             salt_span: None,
-            salted: false,
+            salt_for_pod: None,
             previous_response_id: None,
         }
     }

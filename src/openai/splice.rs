@@ -21,7 +21,9 @@ pub struct Changes<'a> {
 impl Changes<'_> {
     /// Whether the body can go on as it is, without a copy.
     pub fn change_nothing(&self, ask: &Ask) -> bool {
-        self.model.is_none_or(|model| model == ask.model) && !(self.include_usage && ask.lacks_usage()) && !ask.salted
+        self.model.is_none_or(|model| model == ask.model)
+            && !(self.include_usage && ask.lacks_usage())
+            && ask.salt_for_pod.is_none()
     }
 }
 
@@ -29,7 +31,7 @@ impl Changes<'_> {
 pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
     let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
     let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
-    let salt = ask.cache_salt.as_deref().filter(|_| ask.salted).and_then(|salt| salt_edit(body, ask, salt));
+    let salt = ask.salt_for_pod.as_deref().and_then(|salt| salt_edit(body, ask, salt));
     let mut edits: Vec<Edit> = model.into_iter().chain(usage).chain(salt).collect();
     edits.sort_by_key(|edit| edit.at.start);
 

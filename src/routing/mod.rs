@@ -7,6 +7,6 @@ mod priority;
 mod split;
 mod table;
 
-pub use priority::{Objectives, Priority};
+pub use priority::{Claims, Objectives, Priority};
 pub use split::{StickyKey, key_of};
 pub use table::{Route, Table, UnknownModel};

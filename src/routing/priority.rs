@@ -44,12 +44,24 @@ impl Objectives {
         all
     }
 
-    /// How much a request matters that goes by `route` and names an objective, or none. An objective outranks the
-    /// model's criticality; one that is not there says nothing.
-    pub fn priority(&self, named: Option<&str>, route: &Route) -> Priority {
-        let told = named.and_then(|name| self.0.get(&route.pool)?.get(name));
-        told.copied().unwrap_or_else(|| route.criticality.into())
+    /// How much a request matters that goes by `route`. What is said of it alone outranks what is said of many: a number
+    /// of its own, then its objective (one that is not there says nothing), then its key or tenant, then its model.
+    pub fn priority(&self, claims: Claims<'_>, route: &Route) -> Priority {
+        let objective = || claims.objective.and_then(|name| self.0.get(&route.pool)?.get(name)).copied();
+        let own = claims.own.map(Priority).or_else(objective);
+        own.or(claims.caller.map(Priority)).unwrap_or_else(|| route.criticality.into())
     }
+}
+
+/// What is said of how much a request matters, besides by its model; by those who are believed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Claims<'a> {
+    /// Its own number.
+    pub own: Option<i32>,
+    /// The objective that it names.
+    pub objective: Option<&'a str>,
+    /// The number of who asks.
+    pub caller: Option<i32>,
 }
 
 #[cfg(test)]
@@ -92,8 +104,15 @@ mod tests {
             (Some("nobody"), "one", Standard, 0),
             (Some("nobody"), "one", Sheddable, -1),
         ] {
-            assert_eq!(all.priority(named, &route(pool, criticality)), Priority(priority), "{named:?} {pool}");
+            let claims = Claims { objective: named, ..Claims::default() };
+            assert_eq!(all.priority(claims, &route(pool, criticality)), Priority(priority), "{named:?} {pool}");
         }
+        let vip = route("one", Critical);
+        let of_key = Claims { caller: Some(-2), ..Claims::default() };
+        assert_eq!(all.priority(of_key, &vip), Priority(-2), "who asks outranks what is asked for");
+        let named = Claims { objective: Some("vip"), ..of_key };
+        assert_eq!(all.priority(named, &vip), Priority(4));
+        assert_eq!(all.priority(Claims { own: Some(9), ..named }, &vip), Priority(9), "the most exact counts");
         assert!(Priority(-1).is_sheddable() && !Priority(0).is_sheddable() && !Priority(4).is_sheddable());
     }
 }

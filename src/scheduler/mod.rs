@@ -13,7 +13,7 @@ mod policies;
 mod verdict;
 
 pub use ask::{Question, Scene, Tried};
-pub use choice::pick;
+pub use choice::{pick, pick_with_room};
 pub use explanation::{Candidate, Explanation, explain};
 pub use verdict::{Cost, NoPod, Outs, Points, Price, Sight, Term, Verdict};
 

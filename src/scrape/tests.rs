@@ -122,6 +122,7 @@ impl Watched {
             client_certificate: None,
             server_name: None,
             saturation: Saturation { wait: Duration::from_secs(1) },
+            priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));
         let target = Target {

@@ -138,6 +138,15 @@ pub struct PoolReasonLabels {
     pub reason: &'static str,
 }
 
+/// A pool and how much requests matter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PoolBandLabels {
+    /// Pool name.
+    pub pool: Name,
+    /// `critical`, `standard` or `sheddable`.
+    pub band: &'static str,
+}
+
 /// How a reload went.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {

@@ -18,7 +18,8 @@ use super::{
     CertificateMetrics, IdentityMetrics, QuotaMetrics, Tallies,
     labels::{
         ArmLabels, Bounded, ConditionLabels, ConfigLabels, DecisionLabels, KindLabels, ListenerLabels, ModelLabels,
-        OutcomeLabels, PodLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels, TokenLabels,
+        OutcomeLabels, PodLabels, PoolBandLabels, PoolLabels, PoolReasonLabels, ReasonLabels, RequestLabels,
+        TokenLabels,
     },
     rows::{KindRow, PodRow, PoolRow, ReadRows, Rows},
 };
@@ -138,9 +139,9 @@ pub struct Metrics {
     pub tasks: Gauge,
     /// Lines that the decision log has not.
     pub decisions_dropped: Counter,
-    /// Requests that wait because no pod is ready, now.
-    pub waiting: Family<PoolLabels, Gauge>,
-    /// How long those waited that do so no more, by how it ended: `served`, `expired`, `left`.
+    /// Requests that wait because no pod is ready or all are full, now.
+    pub waiting: Family<PoolBandLabels, Gauge>,
+    /// How long those waited that do so no more, by how it ended: `served`, `expired`, `pushed_out`, `left`.
     pub waited: Histograms<PoolReasonLabels>,
     /// Limits and budgets.
     pub quotas: QuotaMetrics,
@@ -210,8 +211,8 @@ impl Metrics {
         metrics.register_requests();
         metrics.register_attempts();
         metrics.register_waiting();
-        metrics.identity.register(&mut metrics.registry);
         metrics.quotas.register(&mut metrics.registry, std::sync::Arc::clone(&rows));
+        metrics.identity.register(&mut metrics.registry);
         metrics.register_state(rows);
         metrics.certificates.register(&mut metrics.registry);
         metrics
@@ -275,8 +276,12 @@ impl Metrics {
 
     fn register_waiting(&mut self) {
         let r = &mut self.registry;
-        r.register("waiting_requests", "Requests that wait because no pod is ready", self.waiting.clone());
-        let waited = "How long requests waited because no pod was ready, by how it ended";
+        r.register(
+            "waiting_requests",
+            "Requests that wait because no pod is ready or all are full",
+            self.waiting.clone(),
+        );
+        let waited = "How long requests waited for a pod or for room, by how it ended";
         r.register_with_unit("waited", waited, Unit::Seconds, self.waited.clone());
         r.register("config_reloads", "Reloads of the configuration, by how they went", self.reloads.clone());
         let last = "1 if the last reload was applied, 0 if the configuration before it is still in force";

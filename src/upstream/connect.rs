@@ -1,16 +1,13 @@
 //! Making a connection to a pod: TCP, and TLS where the pod wants it.
 
-use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::{Failure, FailureKind, http1::Connection, socket::Socket};
+use super::{Failure, FailureKind, http1::Connection, socket::Socket, tls::PodTls};
 use crate::fleet::Pod;
 
 /// What Linux and the BSDs say when this process, or the whole system, may open no further files (errno.h).
@@ -21,7 +18,7 @@ const ENFILE: i32 = 23;
 pub(super) type Live = Connection<Socket>;
 
 /// How to speak TLS, by pool.
-pub type PoolTls = BTreeMap<Arc<str>, Arc<ClientConfig>>;
+pub type PoolTls = BTreeMap<Arc<str>, PodTls>;
 
 /// Makes connections.
 #[derive(Clone, Debug)]
@@ -67,34 +64,12 @@ impl Connector {
             return Ok(Connection::new(Socket::Plain(tcp)));
         }
         let tls_failed = |error: &dyn std::fmt::Display| Failure::new(FailureKind::Tls, error);
-        let name = ServerName::try_from(origin.host.clone()).map_err(|error| tls_failed(&error))?;
-        let config = self.tls.load().get(&pod.pool).cloned();
-        let connector = TlsConnector::from(config.ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?);
+        let spoken = self.tls.load().get(&pod.pool).cloned();
+        let PodTls { config, name, .. } = spoken.ok_or_else(|| tls_failed(&"the pool has no TLS set-up"))?;
+        let own = || ServerName::try_from(origin.host.clone()).map_err(|error| tls_failed(&error));
+        let name = name.map_or_else(own, Ok)?;
+        let connector = TlsConnector::from(config);
         let tls = connector.connect(name, tcp).await.map_err(|error| tls_failed(&error))?;
         Ok(Connection::new(Socket::Tls(Box::new(tls))))
     }
-}
-
-/// How we speak TLS to pods: modern versions, the system's roots and those in `more` (PEM). The only place that names a
-/// cryptography provider.
-///
-/// # Errors
-/// If `more` cannot be read, or holds no certificate.
-pub fn client_tls(more: Option<&Path>) -> io::Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    // A machine without system roots can still reach http pods and those of a given authority.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(file) = more {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-        let pem = CertificateDer::pem_file_iter(file).map_err(|error| named(io::Error::other(error)))?;
-        let certificates: Vec<_> = pem.collect::<Result<_, _>>().map_err(|error| named(io::Error::other(error)))?;
-        if roots.add_parsable_certificates(certificates).0 == 0 {
-            return Err(named(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it")));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

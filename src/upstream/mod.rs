@@ -15,10 +15,12 @@ mod idle;
 mod refusals;
 mod retry;
 mod socket;
+mod tls;
 
 pub use attempt::{Answer, Carry, Over, Upstream};
 pub use body::PodBody;
-pub use connect::{Connector, PoolTls, client_tls};
+pub use connect::{Connector, PoolTls};
 pub use failure::{Failure, FailureKind, Fault};
 pub use http1::{Broken, Nonsense};
 pub use retry::RetryBudget;
+pub use tls::{Looked, PodTls};

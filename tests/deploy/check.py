@@ -25,6 +25,7 @@ FLAVOURS = {
     "a picker": {"flavour": "epp", "epp": {"poolName": "vllm", "flags": ["--secure-serving=false"]}},
     "a picker with certificates": {"flavour": "epp", "epp": {"poolName": "vllm"}, "secretName": "certificates"},
     "an edge": {"flavour": "edge", "edge": {"annotations": {"a": "b"}}, "serviceMonitor": {"enabled": True}},
+    "an edge with TLS": {"flavour": "edge", "edge": {"tlsSecret": "public-tls"}, "secretName": "tokens"},
     "bare": {"podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}},
 }
 
@@ -82,7 +83,7 @@ for flavour, values in FLAVOURS.items():
             checked(f"helm, {flavour}", document["data"]["gateway.yaml"])
 
 for path in sorted(DEPLOY.rglob("*.yaml")):
-    if "templates" in path.parts or path.name in ("Chart.yaml", "values.yaml", "kustomization.yaml", "compose.yaml"):
+    if "templates" in path.parts or path.name in ("Chart.yaml", "values.yaml", "kustomization.yaml", "compose.yaml", "tls.yaml"):
         continue
     text = path.read_text()
     for document in documents(text):

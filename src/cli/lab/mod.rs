@@ -5,6 +5,7 @@
 
 mod bar;
 mod capacity;
+mod overload;
 mod report;
 mod run;
 mod stage;
@@ -37,6 +38,9 @@ enum Verb {
     /// Find the highest rate at which each policy keeps its promise
     #[command(after_help = after_help(CAPACITY_EXAMPLES))]
     Capacity(capacity::Args),
+    /// Play more work than the fleet can carry, with every admission policy
+    #[command(after_help = after_help(""))]
+    Overload(overload::Args),
     /// Write tables and pictures: one workload from rate to rate, or the whole benchmark with its targets
     #[command(after_help = report_help())]
     Report(report::Args),
@@ -66,6 +70,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let work = runtime.spawn_blocking(move || match &verb {
         Verb::Run(args) => run::run(args, &theirs),
         Verb::Capacity(args) => capacity::run(args, &theirs),
+        Verb::Overload(args) => overload::run(args, &theirs),
         Verb::Report(args) => report::run(args, &theirs),
     });
     let ended = runtime.block_on(async {

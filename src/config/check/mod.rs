@@ -600,7 +600,7 @@ admin: { address: 0.0.0.0:9090 }
   |
 2 |   - { name: openai, adress: 127.0.0.1:8081 }
   |                     ^^^^^^
-  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, identity, allow_anonymous, trust_headers, tls, proxy_protocol, trusted_proxies, address_header, allow, deny, cors
+  = help: did you mean `address`? the fields are: name, address, scheduler, models, pool, protocol, ext_proc, identity, allow_anonymous, trust_headers, tls, proxy_protocol, trusted_proxies, client_address_header, allow, deny, cors
 
 t.yaml:3:31: error: `:8080` is not an address to listen on
   |
@@ -657,7 +657,15 @@ t.yaml:11:19: error: the admin listener tells everything, and asks other machine
         let how = config.listeners[3].ext_proc.as_ref().unwrap();
         assert_eq!(how.cert_path.as_deref(), Some(Path::new("/etc/tidegate/picker")));
         assert_eq!(how.health.unwrap().port(), 9003);
-        let rest = crate::config::ExtProc { cert_path: None, health: None, ..how.clone() };
+        assert!(how.client_certificates.as_ref().unwrap().required);
+        assert_eq!(how.message_timeout, Some(Duration::from_secs(10)));
+        let rest = crate::config::ExtProc {
+            cert_path: None,
+            client_certificates: None,
+            health: None,
+            message_timeout: None,
+            ..how.clone()
+        };
         assert_eq!(rest, defaults::EXT_PROC, "the example says that these are the defaults");
     }
 

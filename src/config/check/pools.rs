@@ -53,6 +53,7 @@ fn pool(file: &PoolFile, full: Saturation, sheet: &mut Sheet) -> Pool {
         server_name: server_name(file, sheet),
         ca_file: file.ca_file.as_ref().map(|path| path.value.clone()),
         saturation: settings::saturation(file.saturation.as_ref(), full, sheet),
+        priority_scheduling: file.priority_scheduling.unwrap_or_default(),
     }
 }
 

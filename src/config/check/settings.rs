@@ -1,13 +1,13 @@
 //! Limits, timeouts and the other sections of single values: what is given, else the default.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{Sheet, address, doors};
 use crate::config::{
-    Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Saturation, Sessions, Timeouts, Waiting, defaults,
+    Api, ExtProc, Limits, Log, ModelTimeouts, Retry, Saturation, Sessions, Share, Timeouts, Waiting, defaults,
     file::{ApiFile, LimitsFile, LogFile, ModelTimeoutsFile, RetryFile, SessionsFile, TimeoutsFile},
     listener::{ListenerFile, ProtocolFile},
-    overload::{SaturationFile, WaitingFile},
+    overload::{SaturationFile, ShareFile, WaitingFile},
     report::suggestion,
     tree::At,
     units::Span,
@@ -142,13 +142,38 @@ pub(super) fn retry(file: Option<&RetryFile>, sheet: &mut Sheet) -> Retry {
 pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting {
     let empty = WaitingFile::default();
     let given = file.unwrap_or(&empty);
-    let default = defaults::WAITING;
+    let default = defaults::waiting();
+    let requests = given.requests.as_ref().map_or(default.requests, |at| sheet.count(Some(at), 1) as usize);
+    let bytes = sheet.bytes(given.bytes.as_ref(), default.bytes);
     Waiting {
         // Zero is a wish: refuse at once.
         timeout: given.timeout.as_ref().map_or(default.timeout, |at| at.value.0),
-        requests: given.requests.as_ref().map_or(default.requests, |at| sheet.count(Some(at), 1) as usize),
-        bytes: sheet.bytes(given.bytes.as_ref(), default.bytes),
+        requests,
+        bytes,
+        tenant_requests: given.tenant_requests.as_ref().map_or(requests, |at| sheet.count(Some(at), 1) as usize),
+        tenant_bytes: sheet.bytes(given.tenant_bytes.as_ref(), bytes),
+        shares: shares(given.shares.as_deref().unwrap_or_default(), sheet),
     }
+}
+
+/// What lower priorities are guaranteed: each once, and together less than all there is.
+fn shares(given: &[ShareFile], sheet: &mut Sheet) -> Arc<[Share]> {
+    let (mut seen, mut sum) = (BTreeSet::new(), 0.0);
+    for ShareFile { priority, share } in given {
+        if !seen.insert(priority.value) {
+            let message = format!("priority {} has two shares", priority.value);
+            sheet.error(priority.place, message, "leave one of them out");
+        }
+        let before = sum;
+        sum += share.value.0;
+        if share.value.0 <= 0.0 {
+            sheet.error(share.place, "a share of nothing guarantees nothing", "leave it out, or write such as `5%`");
+        } else if before < 1.0 && sum >= 1.0 {
+            let remedy = "lower them: what is left goes to whoever matters most";
+            sheet.error(share.place, "the shares leave nothing", remedy);
+        }
+    }
+    given.iter().map(|it| Share { priority: it.priority.value, share: it.share.value }).collect()
 }
 
 /// When a pool is full, if that is said; else as `usual`.
@@ -272,6 +297,7 @@ pub(super) fn ext_proc(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Ext
     picker.fallbacks = given.fallbacks.as_ref().map_or(picker.fallbacks, |at| at.value as usize);
     picker.client_certificates = given.client_certificates.as_ref().map(doors::client_certificates);
     picker.health = given.health.as_ref().and_then(|door| address(&door.address, sheet));
+    picker.message_timeout = given_span(given.message_timeout.as_ref(), sheet);
     picker.other_paths = given.other_paths.unwrap_or(picker.other_paths);
     Some(picker)
 }

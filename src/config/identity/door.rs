@@ -73,7 +73,6 @@ pub(in crate::config) fn unguarded(file: &File, listeners: &[Listener], identity
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::load;
 
     fn told(listener: &str, rest: &str) -> Vec<String> {

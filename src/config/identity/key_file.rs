@@ -67,7 +67,7 @@ pub struct KeyRecord {
     pub models: Option<AllowedModels>,
     /// How much its requests matter.
     pub priority: Option<i32>,
-    /// What it may use up, besides what holds for all keys.
+    /// What it may use up, instead of what holds for each key that says nothing.
     pub limits: Option<Arc<Quota>>,
     /// From when on it is good for nothing.
     pub expires: Option<SystemTime>,
@@ -224,9 +224,11 @@ mod tests {
 
     #[test]
     fn ten_thousand_keys_fit() {
-        let text: String = (0..10_000)
-            .map(|i| format!("- {{ id: k{i}, hash: a{i:063x}, owner: o, tenant: t, models: [m], priority: 1, expires: 2027-01-01, disabled: false }}\n"))
-            .collect();
+        let line = |i| {
+            let known = format!("id: k{i}, hash: a{i:063x}, owner: o, tenant: t");
+            format!("- {{ {known}, models: [m], priority: 1, expires: 2027-01-01, disabled: false }}")
+        };
+        let text = (0..10_000).map(line).collect::<Vec<_>>().join("\n");
         assert_eq!(parse_keys("keys.yaml", &text).unwrap().len(), 10_000);
         assert!((text.len() as u64) < MAX_KEY_FILE);
     }

@@ -1,12 +1,12 @@
 //! How a listener serves Envoy that asks for pods: as typed, and as checked.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{ClientCertificates, ClientCertificatesFile};
-use crate::config::{file::DoorFile, tree::At};
+use crate::config::{file::DoorFile, tree::At, units::Span};
 
 /// How Envoy is served that asks for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct ExtProc {
     pub other_paths: bool,
     /// Whose certificates gateways show, if they are asked for one.
     pub client_certificates: Option<ClientCertificates>,
+    /// For how long Envoy's filter waits for a word of ours, if that is told.
+    pub message_timeout: Option<Duration>,
     /// Where health is told without TLS, besides the listener itself.
     pub health: Option<SocketAddr>,
 }
@@ -72,6 +74,8 @@ pub(in crate::config) struct ExtProcFile {
     pub(in crate::config) other_paths: Option<bool>,
     /// Whether gateways are asked for a certificate. Default: they are not.
     pub(in crate::config) client_certificates: Option<ClientCertificatesFile>,
+    /// The filter's `message_timeout`: a request waits for no more than nine tenths of it. Default: not told.
+    pub(in crate::config) message_timeout: Option<At<Span>>,
     /// Where `grpc.health.v1` is told without TLS, for kubelet. Default: at the listener itself only.
     pub(in crate::config) health: Option<DoorFile>,
 }

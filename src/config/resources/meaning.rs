@@ -186,6 +186,7 @@ impl<'a> Furnishing<'a> {
                 client_certificate: None,
                 server_name: None,
                 saturation: self.config.saturation,
+                priority_scheduling: false,
             }));
         }
         free

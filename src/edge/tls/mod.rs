@@ -10,7 +10,7 @@
 mod clients;
 mod shown;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     admission::PeerCertificate,
-    certificates::{self, Authorities, LOOK_EVERY, follow_authorities, follow_pair, made_here, provider},
+    certificates::{Authorities, LOOK_EVERY, follow_authorities, follow_pair, made_here, provider},
     config::{ClientCertificates, ListenerTls, TlsVersion},
     telemetry::{CertificateMetrics, Name},
 };

@@ -61,7 +61,7 @@ impl Shown {
         for source in &self.sources {
             let Source::Files(files) = source else { continue };
             match files.look() {
-                Ok(false) => continue,
+                Ok(false) => {}
                 Ok(true) => looked.push((files.path().display().to_string(), Ok(()))),
                 Err(error) => looked.push((files.path().display().to_string(), Err(error))),
             }

@@ -1,11 +1,12 @@
 //! What is decided about one request of Envoy's: an answer of our own, or a pod and how its request differs from the
 //! client's. The decision is the desk's own; here it is put into Envoy's terms.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     dialog::Rules,
@@ -18,7 +19,10 @@ use crate::{
     gateway::{
         decide::{Matter, Pick},
         entering::told,
-        proxy::{front, headers::steers},
+        proxy::{
+            front,
+            headers::{VLLM_PRIORITY, steers},
+        },
         reading::Asking,
         receipt::{Receipt, Step},
         rejection::Rejection,
@@ -26,7 +30,7 @@ use crate::{
         waiting,
     },
     openai::{Asked, Dialect, Endpoint},
-    scheduler::{NoPod, Tried},
+    scheduler::Tried,
 };
 
 /// Says why a request got no pod, in the words of the reference.
@@ -88,7 +92,7 @@ fn revisit(story: &Story, head: &Head, body: Bytes, id: &str, receipt: &mut Rece
     let unknown = || Rejection::UnknownResponse(id.to_owned());
     let pod = story.house.pod_of_response(&story.caller.tenant, id).ok_or_else(unknown)?;
     let pool = story.house.fleet.pool(&pod.pool).ok_or_else(unknown)?;
-    let pick = Pick::of_pod(&pool, &pod);
+    let pick = Pick::of_pod(&story.house, &pool, &pod);
     receipt.chose(pick.chosen(&"".into()), pick.took);
     let decided = decided(head, &[Arc::clone(pod.address())], receipt, (body, false));
     let asking = Asking { matter: None, endpoint: Endpoint::ResponseById, inject_usage: false };
@@ -112,15 +116,16 @@ async fn send(
     let subset = head.subset();
     let among_few = subset.is_some();
     if let Some(subset) = subset {
-        matter.only_among(move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
+        let number = xxh3_64(subset.join(",").as_bytes());
+        matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
     story.reserve_quotas(&matter, receipt).await?;
-    shed(&matter, receipt)?;
+    shed(&matter, &story.policy.config.waiting, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter, wants_usage)?;
     let changed = body.as_ptr() != before;
-    let pick = reserve(story, &matter, receipt, (body.len(), among_few)).await?;
+    let pick = reserve(story, &matter, receipt, (body.len(), among_few, rules.wait)).await?;
     receipt.chose(pick.chosen(&matter.route.served_model), pick.took);
     let mut endpoints: SmallVec<[Arc<str>; 3]> = SmallVec::from_iter([Arc::clone(pick.verdict.pod.address())]);
     let mut tried = Tried::none();
@@ -130,47 +135,51 @@ async fn send(
         tried.add(&next);
         endpoints.push(Arc::clone(next.address()));
     }
-    let decided = decided(head, &endpoints, receipt, (body, changed));
+    let mut decided = decided(head, &endpoints, receipt, (body, changed));
+    if let Some(priority) = matter.vllm_priority() {
+        decided.mutation.remove_headers.retain(|name| *name != VLLM_PRIORITY);
+        set(&mut decided.mutation, VLLM_PRIORITY, priority.to_string());
+    }
     let inject_usage = wants_usage && ask.lacks_usage();
     let asking = Asking { matter: Some(matter), endpoint, inject_usage };
     let fallbacks = endpoints.into_iter().skip(1).collect();
     Ok(Told::ByPod(Box::new(Sent { decided, pick, fallbacks, asking })))
 }
 
-/// A pod and a place there; and where none is ready or others already wait, once one may do. Who may have only few pods
-/// does not wait for them: the gateway has said that there is nothing else.
+/// A pod and a place there; and where none is ready, all are full or others already wait, when it is its turn. Who may have
+/// only few pods does not wait for them to be usable: the gateway has said that there is nothing else.
 async fn reserve(
     story: &Story,
     matter: &Matter,
     receipt: &mut Receipt,
-    (bytes, among_few): (usize, bool),
+    (bytes, among_few, timeout): (usize, bool, Duration),
 ) -> Result<Pick, Rejection> {
     let (house, limits) = (&story.house, &story.policy.config.waiting);
+    let mut coming = waiting::Coming { bytes, tried: None, timeout, limits };
+    let may_not_wait = || among_few || limits.timeout.is_zero() || matter.pool.is_closed();
     let news = matter.pool.news();
-    if among_few || limits.timeout.is_zero() || !house.waiting.has_line(&matter.pool, &matter.route.served_model) {
+    if !matter.must_wait(house, limits, clock::now()) {
         match matter.reserve(house, &story.listener, &Tried::none()) {
             Ok(pick) => return Ok(pick),
-            Err(no) if among_few || limits.timeout.is_zero() || matter.pool.is_closed() => {
-                return Err(Rejection::NoPod(no));
-            }
-            Err(_) => {}
+            Err(no) if may_not_wait() => return Err(Rejection::NoPod(no)),
+            Err(_) => coming.tried = Some(news),
         }
     }
-    let asked = waiting::Asked { bytes, news, limits };
-    let mut place = house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
+    let mut place = house.waiting.enter(&matter.pool, matter.asked(), coming)?;
     receipt.in_line_since = Some(place.began());
+    receipt.waits_for = Some(place.waits_for());
     loop {
         receipt.step = Step::Waiting;
         place.called().await?;
         receipt.waited = Some(place.waited());
-        if matter.pool.is_closed() {
-            place.turned_away();
-            return Err(Rejection::NoPod(NoPod::PoolEmpty));
-        }
         match matter.reserve(house, &story.listener, &Tried::none()) {
             Ok(pick) => {
-                place.served(matter.leaves_pods_usable());
+                place.served();
                 return Ok(pick);
+            }
+            Err(no) if may_not_wait() => {
+                place.turned_away();
+                return Err(Rejection::NoPod(no));
             }
             Err(_) => place.stays(),
         }
@@ -249,6 +258,7 @@ fn dropped(rejection: &Rejection) -> Option<&'static str> {
     match rejection {
         Rejection::NoPod(_) | Rejection::NoPodInTime { .. } => Some("rejected-no-endpoints"),
         Rejection::Saturated { .. } | Rejection::LineFull { .. } | Rejection::BuffersFull => Some("rejected-saturated"),
+        Rejection::Busy { why, .. } => Some(why.dropped()),
         Rejection::Stopping => Some("rejected-shutting-down"),
         _ => None,
     }

@@ -3,6 +3,8 @@
 //! It holds the request's place on its pod and its receipt, as the relay of the other door does. When Envoy ends the
 //! conversation, for whatever reason, it is dropped, and with it they are settled.
 
+use std::time::Duration;
+
 use std::{
     collections::VecDeque,
     panic::AssertUnwindSafe,
@@ -45,6 +47,16 @@ pub(super) struct Rules {
     pub(super) observe: bool,
     pub(super) fallbacks: usize,
     pub(super) other_paths: bool,
+    /// For how long a request may wait.
+    pub(super) wait: Duration,
+}
+
+/// How much of the time that Envoy waits for a word of ours a request may wait in line: the rest is for reading it, and for
+/// words on their way through a busy moment.
+const WAIT_SHARE: f64 = 0.9;
+
+fn share_of(message_timeout: Duration) -> Duration {
+    message_timeout.mul_f64(WAIT_SHARE)
 }
 
 /// A status for requests whose answer is not shown to us.
@@ -63,6 +75,7 @@ impl Rules {
             observe: how.observe_responses,
             fallbacks: how.fallbacks,
             other_paths: how.other_paths,
+            wait: story.policy.config.waiting.timeout.min(how.message_timeout.map_or(Duration::MAX, share_of)),
         }
     }
 }

@@ -58,7 +58,7 @@ impl Following {
         let rest = matter.generation_due(&pick.verdict.pod).min(LONGEST);
         self.tasks.spawn_until_stop(async move {
             sleep(first).await;
-            pick.course.first_token();
+            pick.first_token();
             sleep(rest).await;
             drop((pick, followed));
         });

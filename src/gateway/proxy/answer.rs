@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     gateway::{
+        receipt::{Outcome, Receipt},
         rejection::Rejection,
         story::{X_REQUEST_ID, request_id, said},
     },
@@ -145,6 +146,18 @@ fn as_bytes(rejection: &Rejection) -> Bytes {
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(response.body());
     Bytes::from(bytes)
+}
+
+/// What a browser is told that asks for a page.
+pub(super) fn preflight(headers: HeaderMap, mut receipt: Receipt) -> Response<Answer> {
+    let mut response = Response::new(Answer(Kind::Own(None)));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(X_REQUEST_ID, receipt.request_id.clone());
+    receipt.endpoint = "preflight";
+    receipt.status = Some(StatusCode::NO_CONTENT.as_u16());
+    receipt.outcome = Outcome::Complete;
+    response
 }
 
 /// JSON of our own.

@@ -205,7 +205,7 @@ impl Story {
                 biased;
                 answer = &mut attempt => return answer,
                 () = &mut started, if unstarted => {
-                    ours.pick.course.first_token();
+                    ours.pick.first_token();
                     unstarted = false;
                 }
                 () = &mut kept, if keeps => {
@@ -223,7 +223,7 @@ impl Story {
         timeouts: &Timeouts,
         (pool, pod): (&Arc<PoolState>, &Arc<Pod>),
     ) -> Result<(upstream::Answer, Pick), Rejection> {
-        let pick = Pick::of_pod(pool, pod);
+        let pick = Pick::of_pod(&self.house, pool, pod);
         let mut told = self.house.upstream.attempt(pod, carry.clone(), timeouts, Over::Any).await;
         if told.as_ref().is_err_and(|failure| failure.fault() == Fault::Race) {
             // The pod is well.

@@ -48,8 +48,17 @@ pub(in crate::gateway) const SERVED_AS: [&str; 2] = ["x-llm-d-model-name-rewrite
 /// And whose share of a full fleet it counts in: its tenant.
 pub(in crate::gateway) const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
 
+/// And within how many milliseconds its first token is wanted.
+pub(in crate::gateway) const SLO_TTFT: [&str; 2] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms"];
+
+/// How much a request matters, as a number: our own word for it.
+pub(in crate::gateway) const PRIORITY: &str = "x-tidegate-priority";
+
+/// The priority that vLLM schedules by, where it does: the lower, the earlier.
+pub(in crate::gateway) const VLLM_PRIORITY: &str = "x-vllm-priority";
+
 /// What else a gateway tells a picker and no pod.
-const FOR_PICKERS: [&str; 4] = ["x-llm-d-slo-ttft-ms", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
+const FOR_PICKERS: [&str; 4] = [SLO_TTFT[0], SLO_TTFT[1], "x-llm-d-slo-tpot-ms", "x-slo-tpot-ms"];
 
 /// Prefixes of the same kind.
 const CONTROL_PREFIXES: [&str; 3] = ["x-forwarded-", "x-tidegate-", "x-envoy-"];
@@ -59,6 +68,15 @@ const REPLACED: [&str; 4] = ["host", "content-length", "expect", "accept-encodin
 
 /// Answer headers that tell of the pod, not of the answer.
 const OF_THE_POD: [&str; 3] = ["server", "endpoint-load-metrics", "x-request-id"];
+
+/// Answer headers by which engines let every web page call. Whose may is said by the listener.
+const OF_PAGES: [&str; 5] = [
+    "access-control-allow-origin",
+    "access-control-allow-credentials",
+    "access-control-expose-headers",
+    "access-control-allow-methods",
+    "access-control-allow-headers",
+];
 
 /// Through how many gateways a request has come, for a further one: a pod may be one, and even this one.
 const X_TIDEGATE_HOPS: HeaderName = HeaderName::from_static("x-tidegate-hops");
@@ -139,7 +157,7 @@ const CONTROL_LENGTHS: Lengths = Lengths::of(&CONTROL, Lengths(0));
 const TOLD_LENGTHS: Lengths = Lengths::of(&FAIRNESS, Lengths::of(&FOR_PICKERS, CONTROL_LENGTHS));
 const X_LENGTHS: Lengths = Lengths::of(&OBJECTIVE, Lengths::of(&SERVED_AS, TOLD_LENGTHS));
 const OTHER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&REPLACED, CONTROL_LENGTHS));
-const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths(0)));
+const ANSWER_LENGTHS: Lengths = Lengths::of(&HOP_BY_HOP, Lengths::of(&OF_THE_POD, Lengths::of(&OF_PAGES, Lengths(0))));
 
 impl Lengths {
     const fn of(mut words: &[&str], mut others: Self) -> Self {
@@ -165,7 +183,7 @@ pub(super) fn to_client(pod: &mut HeaderMap, request_id: &HeaderValue, rewritten
     // Few answers carry more than one of these: to look for all is cheaper than to take each out.
     let stays_here = |name: &&HeaderName| {
         let word = name.as_str();
-        ANSWER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&OF_THE_POD).any(|it| *it == word)
+        ANSWER_LENGTHS.has(word) && HOP_BY_HOP.iter().chain(&OF_THE_POD).chain(&OF_PAGES).any(|it| *it == word)
     };
     while let Some(name) = pod.keys().find(stays_here).cloned() {
         pod.remove(name);
@@ -260,6 +278,8 @@ mod tests {
             ("content-type", "application/json"),
             ("trailer", "x-cost"),
             ("x-request-id", "theirs"),
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
         ]);
         to_client(&mut pod, &HeaderValue::from_static("ours"), false);
         assert_eq!(pod.len(), 4);

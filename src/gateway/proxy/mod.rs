@@ -15,7 +15,7 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 pub use answer::{Answer, refuse_clear_text, refuse_unparsed};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header, request};
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
@@ -23,7 +23,7 @@ use self::relay::Relay;
 use super::{
     CurrentPolicy, House, Peer, body,
     decide::Pick,
-    entering::identify,
+    entering::{cors, identify, whose},
     reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
@@ -101,8 +101,18 @@ impl Desk {
             return Ok(answer::refusal(&Rejection::NoPod(NoPod::PoolEmpty), Dialect::OpenAi, &request_id));
         };
         let mut receipt = Receipt::open(Arc::clone(&self.house), listener.name.clone(), request_id);
+        let peer = whose(peer, request.headers(), &listener.network);
+        let admitted = listener.network.admits(peer.address().ip());
+        receipt.client = Some(peer.clone());
+        if !admitted {
+            return Ok(refuse(&Rejection::Denied, receipt, Dialect::OpenAi));
+        }
+        let page =
+            listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
+        if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
+            return Ok(answer::preflight(cors::preflight(cors, request.headers()), receipt));
+        }
         let known = identify(&self.house, (&policy, &listener), request.headers(), &peer).await;
-        receipt.client = Some(peer);
         let (caller, stranger) = match known {
             Ok(caller) => (caller, None),
             Err(stranger) => (Arc::clone(&listener.anonymous), Some(stranger)),
@@ -111,7 +121,7 @@ impl Desk {
         let story = Story { house: self.house, policy, listener, caller };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, stranger, &mut receipt, &mut dialect))).await;
-        Ok(match told {
+        let mut answer = match told {
             Ok(Told::ByPod(errand)) => match errand.sent.heartbeat {
                 None => {
                     let brought = story.guarded(pin!(story.run(errand, &mut receipt))).await;
@@ -126,7 +136,11 @@ impl Desk {
                 answer::json(body, &receipt.request_id)
             }
             Err(rejection) => refuse(&rejection, receipt, dialect),
-        })
+        };
+        if let Some((cors, origin)) = page {
+            cors::mark(&cors, origin.as_ref(), answer.headers_mut());
+        }
+        Ok(answer)
     }
 }
 
@@ -159,10 +173,14 @@ impl Story {
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
         self.reserve_quotas(&matter, receipt).await?;
-        shed(&matter, receipt)?;
+        shed(&matter, &config.waiting, receipt)?;
         let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());
-        let carry = carry(head, self.body_for_pod(body, &ask, &matter, wants_usage)?, &receipt.request_id, forward);
+        let body = self.body_for_pod(body, &ask, &matter, wants_usage)?;
+        let mut carry = carry(head, body, &receipt.request_id, forward);
+        if let (Some(priority), Some(headers)) = (matter.vllm_priority(), Arc::get_mut(&mut carry.headers)) {
+            headers.insert(headers::VLLM_PRIORITY, HeaderValue::from(priority));
+        }
         let mut timeouts = config.timeouts.with(&matter.route.timeouts);
         if ask.stream {
             // A token cannot come before the head.

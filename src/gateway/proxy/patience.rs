@@ -1,23 +1,24 @@
-//! The attempts of one request, and the wait for a pod where none is ready.
+//! The attempts of one request, and the wait for a pod where none is ready or all are full.
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 
 use super::{Story, attempts::Held};
 use crate::{
+    clock,
     config::Timeouts,
     gateway::{
         decide::{Matter, Pick},
         receipt::{Receipt, Step},
         rejection::Rejection,
-        waiting::Asked,
+        waiting::Coming,
     },
     scheduler::NoPod,
     upstream::{self, Carry, Fault},
 };
 
 impl Story {
-    /// Attempts as [`Story::attempts`] makes them; and where no pod is ready, none of the first is reached, or others
-    /// already wait for the same, again when a pod may do.
+    /// Attempts as [`Story::attempts`] makes them; and where no pod is ready, none of the first is reached, all are full or
+    /// others already wait, when it is its turn.
     pub(super) async fn attempts_with_patience(
         &self,
         carry: Carry,
@@ -26,17 +27,18 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
         let (news, bytes) = (matter.pool.news(), carry.body.len());
+        let limits = &self.policy.config.waiting;
         let mut held = Held::new(carry);
         self.house.retries.earn(&self.policy.config.retry);
-        if !self.house.waiting.has_line(&matter.pool, &matter.route.served_model) {
+        let mut coming = Coming { bytes, tried: None, timeout: limits.timeout, limits };
+        if !matter.must_wait(&self.house, limits, clock::now()) {
             match self.attempts(&mut held, timeouts, matter, receipt).await {
-                Err(refused) if held.carry.is_some() && self.may_wait(&refused, matter) => {}
+                Err(refused) if held.carry.is_some() && self.may_wait(&refused, matter) => coming.tried = Some(news),
                 told => return told,
             }
         }
-        let asked = Asked { bytes, news, limits: &self.policy.config.waiting };
         // Rare, and as large as the attempts themselves: not carried along by every request.
-        Box::pin(self.attempts_in_line(held, (timeouts, matter), receipt, asked)).await
+        Box::pin(self.attempts_in_line(held, (timeouts, matter), receipt, coming)).await
     }
 
     /// Stands in line, and attempts whenever it is called.
@@ -45,10 +47,11 @@ impl Story {
         mut held: Held,
         (timeouts, matter): (&Timeouts, &Matter),
         receipt: &mut Receipt,
-        asked: Asked<'_>,
+        coming: Coming<'_>,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
-        let mut place = self.house.waiting.enter(&matter.pool, &matter.route.served_model, &asked)?;
+        let mut place = self.house.waiting.enter(&matter.pool, matter.asked(), coming)?;
         receipt.in_line_since = Some(place.began());
+        receipt.waits_for = Some(place.waits_for());
         loop {
             receipt.step = Step::Waiting;
             place.called().await?;
@@ -66,7 +69,7 @@ impl Story {
                         continue;
                     }
                     first => {
-                        place.served(matter.leaves_pods_usable());
+                        place.served();
                         match first {
                             Poll::Ready(told) => told,
                             Poll::Pending => attempts.await,

@@ -11,7 +11,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-pub(in crate::gateway) use super::outcome::{Outcome, Step};
+pub(in crate::gateway) use super::facts::{Chosen, Outcome, Step, WaitsFor};
 use super::{
     rejection::{PANIC, Rejection},
     summary::Summary,
@@ -35,19 +35,6 @@ const CLIENT_LEFT: u16 = 499;
 /// Why an answer broke off at a gateway that does not say which side had had enough.
 const UNTOLD: &str = "client_or_pod";
 
-/// The pod that was chosen.
-#[derive(Clone, Debug)]
-pub(in crate::gateway) struct Chosen {
-    pub(in crate::gateway) pool: Name,
-    pub(in crate::gateway) pod: Arc<str>,
-    /// The one that was, where Envoy went elsewhere.
-    pub(in crate::gateway) asked_pod: Option<Arc<str>>,
-    pub(in crate::gateway) served_model: Name,
-    pub(in crate::gateway) policy: &'static str,
-    pub(in crate::gateway) sight: &'static str,
-    pub(in crate::gateway) cost_ms: f64,
-}
-
 /// One request's facts.
 pub(in crate::gateway) struct Receipt {
     house: Arc<House>,
@@ -62,8 +49,10 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) received: Instant,
     pub(in crate::gateway) read: Option<Instant>,
     pub(in crate::gateway) added: Option<Duration>,
-    /// How long it waited because no pod was ready.
+    /// How long it waited because no pod was ready, or all were full.
     pub(in crate::gateway) waited: Option<Duration>,
+    /// Which of both, if it did.
+    pub(in crate::gateway) waits_for: Option<WaitsFor>,
     /// Since when it stands in line, if it ever did.
     pub(in crate::gateway) in_line_since: Option<Instant>,
     pub(in crate::gateway) sent: Option<Instant>,
@@ -115,6 +104,7 @@ impl Receipt {
             added: None,
             waited: None,
             in_line_since: None,
+            waits_for: None,
             sent: None,
             first_token: None,
             last_token: None,
@@ -288,6 +278,7 @@ impl Receipt {
             read_ms = self.ms_to(self.read),
             added_ms = self.added.map(|added| rounded(added.as_secs_f64() * 1e3)),
             waited_ms = self.waited_in_all().map(|waited| rounded(waited.as_secs_f64() * 1e3)),
+            waited_for = self.waits_for.map(WaitsFor::name),
             ttft_ms = self.ms_to(self.first_token),
             itl_ms = self.itl_ms().map(rounded),
             duration_ms = rounded(whole.as_secs_f64() * 1e3),

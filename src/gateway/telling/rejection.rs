@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
+use super::busy::Busy;
 pub(in crate::gateway) use super::cuts::{
     CUTS, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
 };
@@ -128,6 +129,14 @@ pub enum Rejection {
     /// A limit of its callers.
     #[error("{0}")]
     Quota(Box<Refusal>),
+    /// All pods are full, and it could not wait until one is not, or did so in vain.
+    #[error("the model servers are busy, and {}; try again later", .why.told())]
+    Busy {
+        /// Why it was no use to wait.
+        why: Busy,
+        /// When those who were before it are likely served.
+        pause: Duration,
+    },
     /// Every attempt failed.
     #[error("{}", told(.0.kind))]
     Failed(#[source] Failure),
@@ -239,6 +248,7 @@ impl Rejection {
             Self::LineFull { .. } => told_as(S::SERVICE_UNAVAILABLE, SERVER, "no_ready_pod", "line_full"),
             Self::Saturated { .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", "saturated"),
             Self::Quota(refusal) => limits::told(refusal),
+            Self::Busy { why, .. } => told_as(S::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded", why.reason()),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::FirstByteTimeout => told_as(S::GATEWAY_TIMEOUT, SERVER, "upstream_timeout", "timeout"),
                 FailureKind::Unbuildable => told_as(S::INTERNAL_SERVER_ERROR, SERVER, "gateway_error", "unbuildable"),
@@ -312,6 +322,7 @@ impl Rejection {
             Self::BuffersFull
             | Self::LineFull { .. }
             | Self::Saturated { .. }
+            | Self::Busy { .. }
             | Self::Stopping
             | Self::Panicked(_)
             | Self::Unreadable(_)
@@ -326,7 +337,10 @@ impl Rejection {
         match self {
             Self::Quota(refusal) => limits::pause(refusal),
             Self::BuffersFull => Some(BUFFERS_PAUSE),
-            Self::NoPodInTime { pause, .. } | Self::LineFull { pause } | Self::Saturated { pause } => Some(*pause),
+            Self::NoPodInTime { pause, .. }
+            | Self::LineFull { pause }
+            | Self::Saturated { pause }
+            | Self::Busy { pause, .. } => Some(*pause),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(NO_POD_PAUSE),
             _ => None,
         }

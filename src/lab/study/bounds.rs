@@ -150,7 +150,7 @@ fn fastest(pods: &[EngineConfig]) -> Option<&EngineConfig> {
 mod tests {
     use super::*;
     use crate::{
-        lab::{Piece, Slo, compete},
+        lab::{Client, Piece, Slo, compete},
         sim::{profiles, step::StepModel},
     };
 
@@ -160,7 +160,15 @@ mod tests {
 
     fn ask(at_ms: f64, content: u64, tokens: u32, output: u32) -> Ask {
         let answer = Piece { content: !content, tokens: output };
-        Ask { at_ms, prompt: [Piece { content, tokens }].into(), answer, session: None, adapter: None, next: None }
+        Ask {
+            at_ms,
+            prompt: [Piece { content, tokens }].into(),
+            answer,
+            session: None,
+            adapter: None,
+            next: None,
+            client: Client::default(),
+        }
     }
 
     #[test]

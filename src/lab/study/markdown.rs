@@ -125,7 +125,7 @@ fn emphasised(policy: &str) -> String {
 }
 
 /// A Markdown table; numbers stand to the right.
-fn table(head: &[String], rows: &[Vec<String>]) -> String {
+pub fn table(head: &[String], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let number = |at: usize| {
         let mut cells = rows.iter().filter_map(|row| row.get(at)).filter(|cell| *cell != "-").peekable();

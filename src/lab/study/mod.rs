@@ -13,7 +13,7 @@ mod targets;
 pub use bounds::{BOUNDS, bounds, gap_closed, nearest};
 pub use capacity::{Point, Search};
 pub use exam::{Capacity, Chapter, Exam, Failed, Overload, Sheet};
-pub use markdown::{capacity_cells, chapter_page, page};
+pub use markdown::{capacity_cells, chapter_page, page, table as markdown_table};
 pub use metrics::{METRICS, Metric, Unit};
 pub use plot::{Line, Plot, plots};
 pub use targets::{Target, targets};

@@ -31,6 +31,9 @@ const RULE: f64 = 0.2;
 /// No more rules than this: from -1 to 1 they are eleven.
 const MOST_RULES: u32 = 20;
 
+/// No more numbers below than this: they would cover each other.
+const MOST_MARKS: usize = 12;
+
 /// Below this a policy is so much worse than round robin that how much would only squeeze the others.
 const LOWEST_GAP: f64 = -1.0;
 
@@ -205,7 +208,8 @@ impl Plot {
         let mut rates: Vec<f64> = self.lines.iter().flat_map(|line| &line.points).map(|point| point.0).collect();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
-        for rate in rates {
+        let every = rates.len().div_ceil(MOST_MARKS).max(1);
+        for rate in rates.into_iter().step_by(every) {
             let x = frame.across(rate);
             svg += &format!(
                 "<line class=\"rule\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>\n\

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::lab::{
     draws,
-    script::{Ask, Piece},
+    script::{Ask, Client, Piece},
 };
 
 /// The first line, and what the others are.
@@ -117,6 +117,7 @@ impl Row {
             adapter: None,
             session: None,
             next: None,
+            client: Client::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use rand::{Rng, RngExt as _, seq::SliceRandom as _};
 
 use crate::lab::{
     draws,
-    script::{Ask, Piece},
+    script::{Ask, Client, Piece},
 };
 
 /// Companies for eight pods.
@@ -58,7 +58,15 @@ impl Shape {
         let shared = Piece { content: user % self.groups, tokens: self.shared };
         let own = Piece { content: self.groups + user, tokens: self.own };
         let answer = Piece { content: answer, tokens: ANSWER };
-        Ask { at_ms, prompt: [shared, own].into(), answer, adapter: None, session: Some(user), next: None }
+        Ask {
+            at_ms,
+            prompt: [shared, own].into(),
+            answer,
+            adapter: None,
+            session: Some(user),
+            next: None,
+            client: Client::default(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt as _};
 
-use crate::lab::script::{Ask, Piece};
+use crate::lab::script::{Ask, Client, Piece};
 
 /// Requests of one volley.
 const VOLLEY: u32 = 200;
@@ -30,6 +30,7 @@ pub(super) fn volleys(length_ms: f64, rng: &mut impl Rng) -> Vec<Ask> {
                 adapter: None,
                 session: None,
                 next: None,
+                client: Client::default(),
             });
         }
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     lab::{
-        script::{Ask, Piece},
+        script::{Ask, Client, Piece},
         text::mixed,
     },
     prefix::BLOCK_BYTES,
@@ -144,7 +144,7 @@ impl Logged {
         }
         let answer = Piece { content: rng.random(), tokens: self.output };
         let session = self.session.map(|session| mixed(salt, session));
-        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None }
+        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None, client: Client::default() }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     origin::{Extent, Text, possible, wrong},
 };
 use crate::lab::{
-    script::{Ask, Piece},
+    script::{Ask, Client, Piece},
     text::mixed,
 };
 
@@ -123,7 +123,7 @@ impl Line {
         // The trace names no sessions. All begin with one system prompt; what follows it tells conversations apart.
         let session = self.hash_ids.get(1).or(self.hash_ids.first()).map(|id| mixed(salt, *id));
         let answer = Piece { content: answer, tokens: self.output_length.max(1) };
-        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None }
+        Ask { at_ms, prompt: prompt.into(), answer, adapter: None, session, next: None, client: Client::default() }
     }
 }
 

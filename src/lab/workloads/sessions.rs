@@ -9,7 +9,7 @@ use rand::{Rng, RngExt as _};
 
 use crate::lab::{
     draws,
-    script::{Ask, Next, Piece},
+    script::{Ask, Client, Next, Piece},
 };
 
 /// No engine answers faster, so no user needs a longer script: the step of a lone request on the fastest profile.
@@ -125,6 +125,7 @@ impl Shape {
                 adapter: None,
                 session: Some(session),
                 next: None,
+                client: Client::default(),
             });
             at_ms += f64::from(answer.tokens) * FASTEST_TOKEN_MS;
             said.push(answer);

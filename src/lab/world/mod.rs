@@ -1,5 +1,6 @@
 //! One run: pods, gateways and traffic on the virtual clock, until the last answer.
 
+mod doorway;
 mod mishaps;
 mod senses;
 #[cfg(test)]
@@ -74,8 +75,12 @@ struct World<'a> {
     starters: Vec<u32>,
     sent: Vec<Option<(usize, Sent)>>,
     told: Vec<Told>,
+    /// When each door is asked next, if only time passes.
+    alarms: Vec<f64>,
     /// Requests whose last token came in the step just over.
     over: Vec<usize>,
+    /// Gateways that saw a prompt begin or an answer end in it.
+    news: Vec<usize>,
     preemptions: u64,
     left: usize,
     until_ms: f64,
@@ -131,11 +136,13 @@ impl<'a> World<'a> {
             clock: Clockwork::default(),
             pods: setup.pods.iter().map(place).collect(),
             pages: vec![vec![None; setup.pods.len()]; desks.len()],
+            alarms: vec![f64::INFINITY; desks.len()],
             desks,
             starters,
             sent: asks.iter().map(|_| None).collect(),
             told: asks.iter().map(Told::of).collect(),
             over: Vec::new(),
+            news: Vec::new(),
             preemptions: 0,
             left: asks.len(),
             until_ms: script.until_ms,
@@ -173,6 +180,9 @@ impl<'a> World<'a> {
     fn happen(&mut self, now_ms: f64, event: Event) {
         match event {
             Event::Ask(nth) => self.ask(nth, now_ms),
+            Event::Again(nth) => self.knock(nth, now_ms),
+            Event::Leave(nth, tries) => self.leave(nth, tries, now_ms),
+            Event::Alarm(at) => self.alarm(at, now_ms),
             Event::Step(pod) => self.step(pod, now_ms),
             Event::Scrape(sense) => self.scrape(sense, now_ms),
             Event::Render(sense) => self.render(sense, now_ms),
@@ -188,8 +198,13 @@ impl<'a> World<'a> {
             self.next_starter();
         }
         self.tell(nth, |told| told.at_ms = now_ms);
+        self.knock(nth, now_ms);
+    }
+
+    /// It comes to one of the gateways.
+    fn knock(&mut self, nth: u32, now_ms: f64) {
         let desk = if self.desks.len() > 1 { self.rng.random_range(0..self.desks.len()) } else { 0 };
-        self.send(nth, desk, Tried::none(), now_ms);
+        self.arrive(nth, desk, now_ms);
     }
 
     /// Attempts until a pod takes the request or no further attempt is allowed. What the retry budget of a sick fleet
@@ -260,11 +275,13 @@ impl<'a> World<'a> {
         for token in &place.engine.end_step().emitted {
             let Ok(nth) = usize::try_from(token.id) else { continue };
             let (Some(told), Some(place)) = (self.told.get_mut(nth), self.sent.get_mut(nth)) else { continue };
+            let Some((at, sent)) = place.as_mut() else { continue };
+            let Some(desk) = self.desks.get(*at) else { continue };
             told.token(now_ms, token.cached);
-            let Some((desk, sent)) = place.as_mut().and_then(|(at, sent)| Some((self.desks.get(*at)?, sent))) else {
-                continue;
-            };
             desk.token(sent, now_ms);
+            if (told.tokens == 1 || token.last) && !self.news.contains(at) {
+                self.news.push(*at);
+            }
             if token.last {
                 self.over.push(nth);
             }
@@ -280,6 +297,11 @@ impl<'a> World<'a> {
             self.finish(u32::try_from(nth).unwrap_or(u32::MAX), now_ms);
         }
         self.over = over;
+        let mut news = std::mem::take(&mut self.news);
+        for at in news.drain(..) {
+            self.turn(at, now_ms);
+        }
+        self.news = news;
         self.begin(pod, now_ms);
     }
 

@@ -50,6 +50,7 @@ impl World<'_> {
         if let Some(desk) = self.desks.get(sense.desk) {
             desk.read(sense.pod, marks, &shown, now_ms);
         }
+        self.turn(sense.desk, now_ms);
     }
 
     fn page_of(&mut self, sense: Sense) -> Option<&mut Option<(Marks, Shown)>> {

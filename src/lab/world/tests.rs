@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     lab::{
-        Fault, Mishap, Piece, RIVALS, Shift,
+        Client, Fault, Mishap, Piece, RIVALS, Shift,
         script::Next,
         tally::{Slo, Stats, Told},
     },
@@ -19,7 +19,15 @@ fn h100() -> EngineConfig {
 
 fn ask(at_ms: f64, content: u64, tokens: u32, output: u32) -> Ask {
     let answer = Piece { content: !content, tokens: output };
-    Ask { at_ms, prompt: [Piece { content, tokens }].into(), answer, adapter: None, session: Some(content), next: None }
+    Ask {
+        at_ms,
+        prompt: [Piece { content, tokens }].into(),
+        answer,
+        adapter: None,
+        session: Some(content),
+        next: None,
+        client: Client::default(),
+    }
 }
 
 fn script(asks: Vec<Ask>) -> Script {

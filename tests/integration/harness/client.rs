@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinHandle,
 };
@@ -68,6 +68,10 @@ impl Call {
         self
     }
 
+    pub(crate) fn options(path: &str) -> Self {
+        Self { headers: Vec::new(), ..Self::new(Method::OPTIONS, path, "") }
+    }
+
     /// Sends it over a connection of its own.
     pub(crate) async fn send(self, to: SocketAddr) -> Reply {
         Client::h1(to).await.send(self).await
@@ -123,17 +127,28 @@ impl Client {
     pub(crate) async fn over(stream: TcpStream) -> Result<Self, hyper::Error> {
         stream.set_nodelay(true).unwrap();
         let to = stream.peer_addr().unwrap();
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let connection = Connection(tokio::spawn(async { _ = connection.await }));
-        Ok(Self { to, sender: Sender::H1(sender), connection })
+        Self::speaking(stream, to, false).await
     }
 
     pub(crate) async fn h2(to: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(to)).await.unwrap();
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-        let (sender, connection) = handshake.await.unwrap();
+        Self::speaking(stream, to, true).await.unwrap()
+    }
+
+    /// HTTP over whatever carries it.
+    pub(crate) async fn speaking<S>(stream: S, to: SocketAddr, h2: bool) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = TokioIo::new(stream);
+        if h2 {
+            let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+            let connection = Connection(tokio::spawn(async { _ = connection.await }));
+            return Ok(Self { to, sender: Sender::H2(sender), connection });
+        }
+        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         let connection = Connection(tokio::spawn(async { _ = connection.await }));
-        Self { to, sender: Sender::H2(sender), connection }
+        Ok(Self { to, sender: Sender::H1(sender), connection })
     }
 
     /// Sends over this connection, which then belongs to the reply.

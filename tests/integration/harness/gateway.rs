@@ -112,6 +112,12 @@ impl Gateway {
 }
 
 impl Plan {
+    /// More fields for the first listener, as YAML.
+    pub(crate) fn main(mut self, yaml: &str) -> Self {
+        self.listeners[0] = format!("{{ name: main, address: 127.0.0.1:0, {yaml} }}");
+        self
+    }
+
     /// One more listener, as YAML.
     pub(crate) fn listener(mut self, yaml: &str) -> Self {
         self.listeners.push(yaml.to_owned());

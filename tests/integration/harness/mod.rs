@@ -10,6 +10,7 @@ mod desk;
 pub(crate) mod envoy;
 mod gateway;
 pub(crate) mod lines;
+pub(crate) mod papers;
 mod pods;
 
 use std::time::Duration;

@@ -10,6 +10,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
+{{- define "tidegate.tls" -}}
+{{- if and (eq .Values.flavour "edge") .Values.edge.tlsSecret }}https{{ end }}
+{{- end }}
 {{- define "tidegate.rules" -}}
 - apiGroups: [""]
   resources: [pods]

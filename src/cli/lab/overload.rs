@@ -1,0 +1,130 @@
+//! `tidegate lab overload`: what admission policies make of more work than the fleet can carry.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use super::{
+    bar::Bar,
+    stage::{Stage, rate, threads},
+};
+use crate::config;
+use crate::lab::{
+    Policy, Setup, Watch as _,
+    doors::{DOORS, Entry},
+    overload::{Crowd, Study, page, pictures},
+    study::{
+        Exam,
+        benchmark::{OURS, RESOLUTION},
+    },
+    workloads::Rate,
+};
+
+/// The attainment at which a fleet is said to carry what comes.
+const LEVEL: f64 = 0.9;
+
+/// Where the pictures go, from the page.
+const PICTURES: &str = "overload";
+
+#[derive(clap::Args, Clone, Debug)]
+pub(super) struct Args {
+    /// The traffic; the list is below
+    workload: String,
+    /// Where the search for what the fleet can carry begins
+    #[arg(long, default_value = "100", value_parser = rate)]
+    rate: Rate,
+    /// What the fleet can carry, in requests a second, if it need not be searched
+    #[arg(long, value_name = "RATE")]
+    capacity: Option<f64>,
+    /// Admission policies by name, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    doors: Vec<String>,
+    /// Only these
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+    /// From which predicted wait on a pod counts as full, for the doors that go by it [default: the configuration's]
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    full: Option<Duration>,
+    /// A folder to write the page and its pictures into, instead of printing the page
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    stage: Stage,
+}
+
+pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
+    let ready = args.stage.ready(&args.workload)?;
+    let policies = [Policy::find(OURS).context("the default policy is gone")?];
+    let exam = Exam { policies: &policies, ..ready.exam(bar) };
+    let capacity = args.capacity.map_or_else(|| carried(&exam, args.rate), Ok)?;
+    let doors: Vec<&'static Entry> = if args.doors.is_empty() {
+        DOORS.to_vec()
+    } else {
+        args.doors
+            .iter()
+            .map(|name| Entry::find(name).with_context(|| format!("there is no door `{name}`")))
+            .collect::<Result<_, _>>()?
+    };
+    let full_ms = args.full.map(|full| full.as_secs_f64() * 1e3);
+    let setup = Setup { full_ms, ..exam.setup.clone() };
+    let study = Study {
+        workload: &args.workload,
+        setup: &setup,
+        policy: &policies[0],
+        doors: &doors,
+        slo: exam.slo,
+        capacity,
+        seeds: exam.seeds,
+        minutes: exam.minutes,
+        threads: threads(),
+        watch: bar,
+    };
+    let mut sheets = Vec::new();
+    for crowd in wanted(&args.only)? {
+        let loads = crowd.loads();
+        bar.expect(study.runs(loads.len()));
+        sheets.extend(study.play(crowd, &loads)?);
+    }
+    bar.finish();
+    let terms = format!("{}: {}; it can carry {capacity:.1} requests a second.", args.workload, ready.terms(&exam));
+    let text = page(&sheets, &terms, PICTURES);
+    let mut out = io::stdout().lock();
+    let Some(folder) = &args.out else {
+        write!(out, "{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let pictures = folder.join(PICTURES);
+    fs::create_dir_all(&pictures).with_context(|| format!("cannot make the folder {}", pictures.display()))?;
+    for picture in self::pictures(&sheets) {
+        let path = pictures.join(format!("{}.svg", picture.name));
+        fs::write(&path, picture.svg()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let path = folder.join("overload.md");
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(out, "{}", path.display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The highest rate that keeps the promise to nine requests in ten.
+fn carried(exam: &Exam<'_>, start: Rate) -> anyhow::Result<f64> {
+    let found = exam.capacities(start, &[LEVEL], RESOLUTION)?;
+    let point = found.first().and_then(|it| it.at.first().copied().flatten());
+    Ok(point.context("no rate keeps the promise; begin elsewhere with --rate")?.per_second)
+}
+
+fn wanted(names: &[String]) -> anyhow::Result<Vec<Crowd>> {
+    if names.is_empty() {
+        return Ok(Crowd::ALL.to_vec());
+    }
+    let find = |name: &String| {
+        let found = Crowd::ALL.into_iter().find(|crowd| crowd.name() == name);
+        found.with_context(|| format!("there is no crowd `{name}`; `tidegate lab overload --help` lists them"))
+    };
+    names.iter().map(find).collect()
+}

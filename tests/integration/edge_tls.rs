@@ -1,0 +1,346 @@
+//! Listeners that speak TLS: what they show and to whom, how it is replaced while they work, and whom they let in.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rustls::ClientConfig;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::harness::{
+    Call, Client, Gateway, Plan, RawClient, SimPod, chat, chat_stream, eventually,
+    papers::{Authority, Secret, handshake, secure},
+    within,
+};
+
+const H1: &[u8] = b"http/1.1";
+const H2: &[u8] = b"h2";
+
+/// A gateway over `pod` that shows what `secret` holds.
+fn behind_tls(pod: &SimPod, secret: &Secret, more: &str) -> Plan {
+    let tls = format!("tls: {{ certificates: [{{ folder: \"{}\" }}]{more} }}", secret.path().display());
+    Gateway::over([pod.endpoint()]).main(&tls)
+}
+
+/// The first certificate that is shown for `name`.
+async fn shown(config: &ClientConfig, gateway: &Gateway, name: &str) -> Vec<u8> {
+    let stream = handshake(config, gateway.addr, name).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// Waits until `done`, which asks over the network.
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let turns = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(what, turns).await;
+}
+
+#[tokio::test]
+async fn both_versions_of_http_are_spoken_as_the_client_offers_and_streams_and_bodies_come_whole() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").start().await;
+    let config = authority.client(None);
+    for alpn in [H1, H2] {
+        let mut client = secure(&config, gateway.addr, alpn).await.unwrap();
+        assert_eq!(client.ask(chat("hi", 1)).await.unwrap().json().await["object"], "chat.completion");
+        let stream = client.ask(chat_stream("hi", 200)).await.unwrap();
+        assert!(stream.text().await.ends_with("data: [DONE]\n\n"));
+        let large = format!(r#"{{"model":"m","prompt":"hi","max_tokens":1,"metadata":"{}"}}"#, "x".repeat(1 << 20));
+        assert_eq!(client.ask(Call::post("/v1/completions", large)).await.unwrap().status(), 200);
+        let length: usize = pod.state().last.last().unwrap().header("content-length").unwrap().parse().unwrap();
+        assert!(length > 1 << 20);
+    }
+    gateway.quiet().await;
+}
+
+#[tokio::test]
+async fn each_name_is_shown_its_own_certificate_and_an_unknown_one_the_first() {
+    let authority = Authority::new("ours");
+    let (first, wild) = (authority.issue(&["localhost"]), authority.issue(&["*.models.example", "models.example"]));
+    let (secret, other) = (Secret::of(&first), tempfile::tempdir().unwrap());
+    wild.lay(other.path());
+    let pod = SimPod::start().await;
+    let tls = format!(
+        "tls: {{ certificates: [{{ folder: \"{}\" }}, {{ cert_file: \"{1}/tls.crt\", key_file: \"{1}/tls.key\" }}] }}",
+        secret.path().display(),
+        other.path().display()
+    );
+    let gateway = Gateway::over([pod.endpoint()]).main(&tls).start().await;
+    let config = authority.client(None);
+    assert_eq!(shown(&config, &gateway, "localhost").await, first.der().as_ref());
+    assert_eq!(shown(&config, &gateway, "a.models.example").await, wild.der().as_ref());
+    assert_eq!(shown(&config, &gateway, "models.example").await, wild.der().as_ref());
+    let unknown = handshake(&config, gateway.addr, "unknown.example").await.unwrap_err();
+    assert!(
+        unknown.to_string().contains("not valid for name"),
+        "the first is shown, and the client sees that: {unknown}"
+    );
+}
+
+/// What `openssl s_client` says of a listener.
+async fn openssl(gateway: &Gateway, arguments: &str) -> String {
+    let command = format!("openssl s_client -connect {} {arguments}", gateway.addr);
+    let run = move || Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().unwrap();
+    let output = within("openssl", tokio::task::spawn_blocking(run)).await.unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[tokio::test]
+async fn openssl_is_spoken_to_in_modern_versions_alone() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").start().await;
+    let newest = behind_tls(&pod, &secret, ", min_version: \"1.3\"").start().await;
+    let spoken = |text: &str, version: &str| {
+        text.contains(&format!("New, {version}, Cipher is TLS_"))
+            || text.contains(&format!("New, {version}, Cipher is ECDHE"))
+    };
+    assert!(spoken(&openssl(&gateway, "-tls1_3").await, "TLSv1.3"));
+    assert!(spoken(&openssl(&gateway, "-tls1_2").await, "TLSv1.2"));
+    assert!(spoken(&openssl(&newest, "-tls1_3").await, "TLSv1.3"));
+    for (gateway, old) in [(&newest, "-tls1_2"), (&gateway, "-tls1_1"), (&gateway, "-tls1")] {
+        // Debian's own policy would not let it offer these.
+        let said = openssl(gateway, &format!("{old} -cipher DEFAULT@SECLEVEL=0")).await;
+        assert!(said.contains("Cipher is (NONE)"), "{old}: {said}");
+        assert!(said.contains("alert"), "{old}: {said}");
+    }
+    for weak in ["AES128-SHA", "AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA", "NULL", "aNULL"] {
+        let said = openssl(&gateway, &format!("-tls1_2 -cipher {weak}:@SECLEVEL=0")).await;
+        assert!(said.contains("Cipher is (NONE)"), "{weak}: {said}");
+    }
+    for (offered, chosen) in [("h2,http/1.1", "h2"), ("http/1.1", "http/1.1")] {
+        let said = openssl(&gateway, &format!("-alpn {offered}")).await;
+        assert!(said.contains(&format!("ALPN protocol: {chosen}")), "{said}");
+    }
+    let said = openssl(&gateway, "-alpn spdy/3").await;
+    assert!(said.contains("no application protocol"), "{said}");
+    let renegotiation = openssl(&gateway, "-tls1_2").await;
+    assert!(renegotiation.contains("Secure Renegotiation IS supported"), "{renegotiation}");
+    assert!(renegotiation.contains("Compression: NONE"), "{renegotiation}");
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_under_load_and_nobody_notices() {
+    let authority = Authority::new("ours");
+    let mut secret = Secret::of(&authority.issue(&["localhost"]));
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").start().await;
+    let (over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let config = authority.client(None);
+    let clients = [H1, H2, H1, H2].map(|alpn| {
+        let (config, over, served, to) = (config.clone(), Arc::clone(&over), Arc::clone(&served), gateway.addr);
+        tokio::spawn(async move {
+            while !over.load(Relaxed) {
+                let mut client = secure(&config, to, alpn).await.expect("a handshake");
+                for _ in 0..2 {
+                    assert_eq!(client.ask(chat("hi", 1)).await.expect("an answer").status(), 200);
+                    served.fetch_add(1, Relaxed);
+                }
+            }
+        })
+    });
+    // One connection that lives through it all.
+    let mut patient = secure(&config, gateway.addr, H2).await.unwrap();
+    for _ in 0..3 {
+        let next = authority.issue(&["localhost"]);
+        secret.swap(&next);
+        until("the new certificate to be shown", async || {
+            // One that remembers no session: who resumes is shown nothing.
+            shown(&authority.client(None), &gateway, "localhost").await == next.der().as_ref()
+        })
+        .await;
+        assert_eq!(patient.ask(chat("hi", 1)).await.unwrap().status(), 200);
+    }
+    over.store(true, Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert!(served.load(Relaxed) > 20);
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &[]).await, 0.0);
+    gateway.quiet().await;
+}
+
+#[tokio::test]
+async fn a_broken_certificate_leaves_the_one_before_and_is_told() {
+    let authority = Authority::new("ours");
+    let (first, other) = (authority.issue(&["localhost"]), authority.issue(&["localhost"]));
+    let mut secret = Secret::of(&first);
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").start().await;
+    let mut mixed = other.clone();
+    mixed.key = first.key.clone();
+    secret.swap(&mixed);
+    until("the failure to be counted", async || {
+        gateway.counted("tidegate_certificate_reload_failures_total", &["listener=\"main\"", "tls.crt"]).await == 1.0
+    })
+    .await;
+    assert_eq!(shown(&authority.client(None), &gateway, "localhost").await, first.der().as_ref());
+    let ends = gateway.counted("tidegate_certificate_not_after_seconds", &["listener=\"main\"", "tls.crt"]).await;
+    assert!(ends > 1.7e9, "{ends}");
+    secret.swap(&other);
+    until("the sound one to be shown", async || {
+        shown(&authority.client(None), &gateway, "localhost").await == other.der().as_ref()
+    })
+    .await;
+    assert_eq!(gateway.counted("tidegate_certificate_reload_failures_total", &[]).await, 1.0);
+}
+
+/// Whether a client that shows this is let in: a refusal comes with TLS 1.3 only after the client thinks it is through.
+async fn is_let_in(config: &ClientConfig, gateway: &Gateway) -> bool {
+    match secure(config, gateway.addr, H1).await {
+        Ok(mut client) => client.ask(chat("hi", 1)).await.is_ok_and(|reply| reply.status() == 200),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test]
+async fn clients_show_certificates_of_their_authority_or_stay_outside_also_after_it_was_replaced() {
+    let (server, ours, others) = (Authority::new("server"), Authority::new("ours"), Authority::new("others"));
+    let secret = Secret::of(&server.issue(&["localhost"]));
+    let folder = tempfile::tempdir().unwrap();
+    let file = ours.written(folder.path());
+    let asked =
+        |required: bool| format!(", client_certificates: {{ ca_file: \"{}\", required: {required} }}", file.display());
+    let pod = SimPod::start().await;
+    let strict = behind_tls(&pod, &secret, &asked(true)).start().await;
+    let lenient = behind_tls(&pod, &secret, &asked(false)).start().await;
+    let [mine, theirs] = [&ours, &others].map(|authority| {
+        let paper = authority.issue(&["shop.example", "spiffe://cluster/ns/a/sa/shop", "shop@example.com"]);
+        server.client(Some(&paper))
+    });
+    let nothing = server.client(None);
+    assert!(is_let_in(&mine, &strict).await && is_let_in(&mine, &lenient).await);
+    assert!(!is_let_in(&theirs, &strict).await && !is_let_in(&theirs, &lenient).await);
+    assert!(!is_let_in(&nothing, &strict).await);
+    assert!(is_let_in(&nothing, &lenient).await, "it need not show one");
+    let refused = strict.counted("tidegate_edge_rejected_total", &["tls_failed"]).await;
+    assert_eq!(refused, 2.0);
+
+    // `mine` remembers sessions; none may be of use once its authority is gone.
+    fs::write(&file, &others.pem).unwrap();
+    until("the new authority to count", async || is_let_in(&theirs, &strict).await).await;
+    assert!(!is_let_in(&mine, &strict).await);
+    until("the same at the other", async || is_let_in(&theirs, &lenient).await).await;
+    assert!(!is_let_in(&mine, &lenient).await);
+}
+
+#[tokio::test]
+async fn who_is_slow_to_begin_is_let_go_and_who_speaks_clear_text_is_told_so() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").yaml("timeouts: { header_read: 300ms }").start().await;
+    let mut silent = RawClient::connect(gateway.addr).await;
+    let mut half = RawClient::connect(gateway.addr).await;
+    half.say([22, 3, 1, 0, 200, 1, 0]).await;
+    assert_eq!((silent.rest().await, half.rest().await), (String::new(), String::new()));
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &["silent"]).await, 2.0);
+
+    let error = chat("hi", 1).send(gateway.addr).await.error(400).await;
+    assert_eq!(error["code"], "tls_required");
+    assert!(error["message"].as_str().unwrap().contains("https://"), "{error}");
+    let mut raw = RawClient::connect(gateway.addr).await;
+    raw.say(
+        [b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n", &vec![b'x'; 30_000][..]]
+            .concat(),
+    )
+    .await;
+    assert!(raw.rest().await.starts_with("HTTP/1.1 400 Bad Request\r\n"), "also who goes on speaking hears it");
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &["clear_text"]).await, 2.0);
+    let mut noise = RawClient::connect(gateway.addr).await;
+    noise.say([0, 1, 2, 3, 4, 5, 6, 7]).await;
+    noise.rest().await;
+    until("noise to be counted", async || {
+        gateway.counted("tidegate_edge_rejected_total", &["clear_text"]).await == 3.0
+    })
+    .await;
+    assert_eq!(pod.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_stop_ends_connections_with_the_words_of_tls_and_lets_streams_end() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, "").start().await;
+    let config = authority.client(None);
+    let mut h1 = config.clone();
+    h1.alpn_protocols = vec![H1.to_vec()];
+    let mut idle = handshake(&h1, gateway.addr, "localhost").await.unwrap();
+    idle.write_all(b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut some = [0; 1024];
+    assert!(within("an answer", idle.read(&mut some)).await.unwrap() > 0);
+    let mut two = secure(&config, gateway.addr, H2).await.unwrap();
+    let stream = two.begin_stream(chat_stream("hi", 300));
+    eventually("the stream to begin", || pod.asked() == 1).await;
+    let stopping = tokio::spawn(gateway.stop(Duration::from_secs(20)));
+    // Without TLS's own goodbye this would be an error: anybody on the way could have cut it.
+    let mut rest = Vec::new();
+    within("the end", idle.read_to_end(&mut rest)).await.unwrap();
+    let stream = stream.await.unwrap();
+    assert!(stream.text().await.ends_with("data: [DONE]\n\n"), "what had begun may end");
+    two.closed().await;
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_keeps_the_gateway_from_starting() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "listeners: [{{ name: main, address: 127.0.0.1:0, tls: {{ certificates: [{{ folder: \"{}\" }}] }} }}]\n\
+         pools: [{{ name: p, endpoints: [{{ url: \"http://127.0.0.1:1\" }}] }}]\nadmin: {{ address: 127.0.0.1:0 }}\n",
+        folder.path().display()
+    );
+    let (config, _) = tidegate::config::load("t", &text).unwrap();
+    let error = anyhow::Error::new(tidegate::app::start(config).await.unwrap_err());
+    let told = format!("{error:#}");
+    assert!(told.contains("'main'") && told.contains("tls.crt"), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_through_tls_stops_its_pod() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let mut pod = crate::harness::RawPod::start().await;
+    let tls = format!("tls: {{ certificates: [{{ folder: \"{}\" }}] }}", secret.path().display());
+    let gateway = Gateway::over([pod.endpoint()]).main(&tls).yaml("timeouts: { write_stall: 300ms }").start().await;
+    for alpn in [H1, H2] {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(128 << 10).unwrap();
+        let stream: TcpStream = socket.connect(gateway.addr).await.unwrap();
+        let mut config = authority.client(None);
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let stream = crate::harness::papers::shake(&config, stream, "localhost").await.unwrap();
+        let client = Client::speaking(stream, gateway.addr, alpn == H2).await.unwrap();
+        let asking =
+            tokio::spawn(client.send(Call::post("/v1/completions", r#"{"model":"m","prompt":"hi","stream":true}"#)));
+        let mut asked = pod.asked().await;
+        asked.say(crate::harness::sse_head()).await;
+        let _unread = asking.await.unwrap();
+        let event = format!("data: {{\"choices\":[{{\"text\":\"{}\"}}]}}\n\n", "x".repeat(1000));
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        let mut poured = 0;
+        while asked.try_say(&chunk, Duration::from_secs(10)).await {
+            poured += chunk.len();
+        }
+        assert!(poured < 24 << 20, "{poured} bytes were taken for a client that reads none");
+        asked.abandoned().await;
+    }
+    gateway.quiet().await;
+    assert_eq!(gateway.counted("tidegate_edge_rejected_total", &["write_stall"]).await, 2.0);
+}
