@@ -75,14 +75,8 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), own.0, own.1, resources);
     let admin_address = local(&admin.socket, config.admin.address);
     let office_stage = Arc::new(Stage::default());
-    let guard = Guard::new(&config.admin);
-    open_office(
-        &config,
-        admin,
-        admin::everything(office.clone(), guard),
-        (&office_stage, &office_tasks),
-        &house.metrics,
-    );
+    let all = admin::everything(office.clone(), Guard::new(&config.admin));
+    open_office(&config, admin, all, (&office_stage, &office_tasks), &house.metrics);
     let probes_address = probes.map(|socket| {
         let address = local(&socket.socket, config.probes.unwrap_or(config.admin.address));
         open_office(&config, socket, admin::probes(office), (&office_stage, &office_tasks), &house.metrics);

@@ -23,7 +23,7 @@ use crate::{
     discovery::{Discovery, OnChange, Resources},
     fleet::{Fleet, Pace, Pod, PodId, PoolState, Saturation},
     gateway::{BodyBudget, House, ResponseHomes, Waiting, begin_counting, moment},
-    keys::Keyring,
+    keys::{Keyring, Shared, SharedMetrics},
     openai::Lexicon,
     prefix,
     scrape::{self, Scraper},
@@ -37,6 +37,7 @@ struct Known {
     fleet: Arc<Fleet>,
     prefix: Arc<prefix::Index>,
     counts: Arc<Counts>,
+    shared: Option<Shared>,
     metrics: Arc<Metrics>,
     waiting: Arc<Waiting>,
     keyring: Arc<Keyring>,
@@ -82,7 +83,17 @@ impl Known {
             &metrics,
             tasks,
         ));
-        Self { fleet, prefix, counts, metrics, waiting, keyring, ready_once: Arc::default(), decisions: None }
+        Self {
+            fleet,
+            prefix,
+            counts,
+            shared: None,
+            metrics,
+            waiting,
+            keyring,
+            ready_once: Arc::default(),
+            decisions: None,
+        }
     }
 }
 
@@ -103,6 +114,7 @@ pub(super) fn live_house(
         let failed = |source| StartError::DecisionLog { path: path.to_owned(), source };
         known.decisions = Some(log.map_err(failed)?);
     }
+    known.shared = shared_counts(config, &known.metrics, tasks)?;
     let tls = pool_tls(config, None)?;
     let ears = Ears {
         metrics: Arc::clone(&known.metrics),
@@ -123,6 +135,14 @@ pub(super) fn live_house(
     Ok((house, Instruments { connector, scraper, discovery, resources, on_change }))
 }
 
+/// The counts that several gateways share, if this one does.
+fn shared_counts(config: &Config, metrics: &Metrics, tasks: &Tasks) -> Result<Option<Shared>, StartError> {
+    let Some(settings) = &config.quotas.redis else { return Ok(None) };
+    let rows = &metrics.quotas;
+    let (up, lost, unasked) = (rows.shared_up.clone(), rows.shared_lost.clone(), rows.shared_unasked.clone());
+    Ok(Some(Shared::start(settings, SharedMetrics { up, lost, unasked }, tasks)?))
+}
+
 /// A house in which nothing moves: for judging from a saved state.
 pub fn still_house(config: &Arc<Config>) -> House {
     furnish(
@@ -134,7 +154,7 @@ pub fn still_house(config: &Arc<Config>) -> House {
 }
 
 fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn Fn(&PodId) + Send + Sync>) -> House {
-    let Known { fleet, prefix, counts, metrics, waiting, keyring, ready_once, decisions } = known;
+    let Known { fleet, prefix, counts, shared, metrics, waiting, keyring, ready_once, decisions } = known;
     House {
         fleet,
         prefix,
@@ -142,6 +162,7 @@ fn furnish(config: &Config, known: Known, connector: Connector, doubt: Box<dyn F
         lexicon: Lexicon::default(),
         decisions,
         counts,
+        shared,
         homes: ResponseHomes::default(),
         bodies: Arc::new(BodyBudget::new(config.limits.buffered_bodies.0, metrics.buffered.clone())),
         retries: RetryBudget::new(&config.retry, clock::now()),

@@ -50,7 +50,7 @@ use crate::{
     admission::{Caller, Counts},
     config::{Config, Cors, Credentials, Listener, Network, Scheduler},
     fleet::{Fleet, Pod, PodId, PoolState, Pools},
-    keys::Keyring,
+    keys::{Keyring, Shared},
     openai::Lexicon,
     prefix,
     routing::{Objectives, Table},
@@ -74,6 +74,8 @@ pub struct House {
     pub decisions: Option<DecisionLog>,
     /// What callers have used up.
     pub counts: Arc<Counts>,
+    /// The same, where several gateways count together.
+    pub shared: Option<Shared>,
     /// Which pod made which response.
     pub homes: ResponseHomes,
     /// The bound on buffered bodies.

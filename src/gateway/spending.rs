@@ -13,8 +13,9 @@ use super::{
 use crate::{
     admission::{Caller, Demand, Granted, Hold, Mode, Moment, Plan, Refusal, Scope, Spent, Standing},
     clock,
-    config::{Money, Price},
+    config::{Money, Outage, Price},
     fleet::Pod,
+    keys::{Reserved, Shared, Ticket},
     openai::Usage,
     telemetry::{Name, SpendLabels},
 };
@@ -28,6 +29,8 @@ const SPARE_SHARE: u64 = 4;
 /// What one request holds, and what is needed to settle it.
 pub(super) struct Spending {
     hold: Hold,
+    /// The same where several gateways count together.
+    ticket: Option<Ticket>,
     /// The room that was left when it came.
     pub(super) standing: Standing,
     demand: Demand,
@@ -45,7 +48,7 @@ pub fn moment() -> Moment {
 
 impl Story {
     /// Takes what `matter` will likely use up of its callers' limits; `receipt` holds it.
-    pub(super) fn reserve_quotas(&self, matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
+    pub(super) async fn reserve_quotas(&self, matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
         let quotas = &self.policy.config.quotas;
         let model = &matter.route.client_model;
         let (plan, price) = (Plan::of(quotas, &self.caller, model), quotas.prices.get(model).copied());
@@ -53,8 +56,12 @@ impl Story {
             return Ok(());
         }
         let demand = demand(matter, price);
-        let granted = self.house.counts.reserve(&plan, &demand, Mode::Enforce, &moment());
-        let Granted { hold, standing, would } = granted.map_err(|refusal| {
+        let granted = match &self.house.shared {
+            // Boxed, because few need its room.
+            Some(shared) => Box::pin(self.reserve_together(shared, &plan, &demand)).await,
+            None => self.house.counts.reserve(&plan, &demand, Mode::Enforce, &moment()).map(|it| (it, None)),
+        };
+        let (Granted { hold, standing, would }, ticket) = granted.map_err(|refusal| {
             self.house.note_refusal(&refusal, true);
             Rejection::Quota(refusal)
         })?;
@@ -62,8 +69,35 @@ impl Story {
             self.house.note_refusal(refusal, false);
         }
         let labels = SpendLabels { tenant: self.tenant_label(), model: receipt.model().unwrap_or_default().into() };
-        receipt.spending = Some(Box::new(Spending { hold, standing, demand, price, labels, beside: [1; 2] }));
+        receipt.spending = Some(Box::new(Spending { hold, ticket, standing, demand, price, labels, beside: [1; 2] }));
         Ok(())
+    }
+
+    /// The same where several gateways count together. Here it is counted as well, so that there is something to go by
+    /// when the others cannot be asked.
+    async fn reserve_together(
+        &self,
+        shared: &Shared,
+        plan: &Plan,
+        demand: &Demand,
+    ) -> Result<(Granted, Option<Ticket>), Box<Refusal>> {
+        let now = moment();
+        plan.can_ever(demand, &now)?;
+        let meters = plan.shared(demand, &now);
+        let here = |mode| self.house.counts.reserve(plan, demand, mode, &now);
+        if meters.is_empty() {
+            return here(Mode::Enforce).map(|it| (it, None));
+        }
+        let Some(Reserved { meters, ticket }) = shared.reserve(meters).await else {
+            return match (shared.outage(), plan.unknown()) {
+                (Outage::Refuse, Some(unknown)) => Err(unknown),
+                (Outage::Allow, _) => here(Mode::Count).map(|it| (it, None)),
+                _ => here(Mode::Enforce).map(|it| (it, None)),
+            };
+        };
+        let stands: Vec<_> = meters.iter().map(|(_, stand)| *stand).collect();
+        let standing = plan.judge(demand, &stands, &now)?;
+        here(Mode::Count).map(|granted| (Granted { standing, ..granted }, ticket))
     }
 
     /// Whether token usage is to be asked for where the client did not: the operator wants it, or something depends on it.
@@ -149,6 +183,9 @@ impl Spending {
         let rows = &house.metrics.quotas;
         rows.spent(&self.labels, [spent.input, spent.output, cached], spent.cost.amount());
         self.hold.settle(&spent, &now);
+        if let (Some(ticket), Some(shared)) = (self.ticket, &house.shared) {
+            shared.settle(ticket, |letter| spent.of(letter));
+        }
     }
 
     /// What it took, and how much of its prompt was cached.

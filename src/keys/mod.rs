@@ -12,6 +12,7 @@ mod jwt;
 mod keyring;
 mod mint;
 mod salt;
+mod shared;
 mod signatures;
 mod table;
 
@@ -20,4 +21,5 @@ pub use jwt::{BadToken, Issuers};
 pub use keyring::{Bad, ClientTls, Keyring, KeyringError, Read};
 pub use mint::{ENOUGH, Minted, hash_of, mint};
 pub use salt::Salt;
+pub use shared::{Meter, MeterKind, Reserved, Shared, SharedMetrics, Stand, Ticket};
 pub use table::{BadKey, Keys};

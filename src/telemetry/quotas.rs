@@ -62,6 +62,12 @@ pub struct QuotaMetrics {
     refusals: Family<RefusalLabels, Counter>,
     tokens: Family<SpentTokens, Counter>,
     cost: Family<SpendLabels, Counter<f64, AtomicU64>>,
+    /// 1 while the counts that several gateways share answer.
+    pub shared_up: Gauge,
+    /// Settlements that they did not get.
+    pub shared_lost: Counter,
+    /// Reservations that were decided without them.
+    pub shared_unasked: Counter,
 }
 
 impl QuotaMetrics {
@@ -88,8 +94,14 @@ impl QuotaMetrics {
         let refusals = "Requests over a limit, by whose and which; not enforced: they were let in";
         r.register("quota_refusals", refusals, self.refusals.clone());
         let tokens = "Tokens that counted against limits, as reported or else as seen or estimated";
-        r.register("tenant_tokens", tokens, self.tokens.clone());
-        r.register("tenant_cost", "What requests cost, in the currency of the price table", self.cost.clone());
+        r.register("spent_tokens", tokens, self.tokens.clone());
+        r.register("spent", "What requests cost, in the currency of the price table", self.cost.clone());
+        let up = "1 while the counts that several gateways share answer; 0 where there are none as well";
+        r.register("shared_counts_up", up, self.shared_up.clone());
+        let lost = "Settlements that the shared counts did not get, so that reservations stay counted";
+        r.register("shared_counts_lost_settlements", lost, self.shared_lost.clone());
+        let unasked = "Requests over whose limits the shared counts could not be asked";
+        r.register("shared_counts_unasked", unasked, self.shared_unasked.clone());
         r.register_collector(Box::new(QuotaCollector(rows)));
     }
 }

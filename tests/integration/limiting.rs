@@ -108,7 +108,7 @@ async fn tokens_of_streams_are_counted_though_nobody_asked_for_usage() {
     assert!(events(&stream).iter().all(|event| !event.contains("\"usage\":{")), "{stream}");
     gateway.quiet().await;
     let labels = ["tenant=\"anonymous\"", "model=\"m\"", "kind=\"output\""];
-    assert_eq!(gateway.counted("tidegate_tenant_tokens_total", &labels).await, 7.0);
+    assert_eq!(gateway.counted("tidegate_spent_tokens_total", &labels).await, 7.0);
     let asked = |body: &str| serde_json::from_str::<Value>(body).unwrap()["stream_options"]["include_usage"].clone();
     assert_eq!(asked(&pod.state().last.last().unwrap().body), true);
 }

@@ -38,6 +38,7 @@ mod keeping;
 mod kubernetes;
 mod leaving;
 mod limiting;
+mod limiting_together;
 mod logging_decisions;
 mod logging_requests;
 mod mistaking;

@@ -12,6 +12,7 @@ mod plan;
 mod refusal;
 mod saved;
 mod scope;
+mod together;
 mod window;
 
 #[cfg(test)]
@@ -162,7 +163,8 @@ impl Counts {
         let (mut worst, mut would) = (None::<Refusal>, SmallVec::<[Refusal; 1]>::new());
         let mut lets: SmallVec<[bool; 4]> = SmallVec::new();
         for (state, counted) in &locked {
-            let short = if mode == Mode::Count { None } else { state.meters.short(&counted.quota, demand, now) };
+            let kept = mode == Mode::Enforce || !counted.quota.enforce;
+            let short = if kept { state.meters.short(&counted.quota, demand, now) } else { None };
             lets.push(short.is_none());
             let Some(scope::Short { limit, size, relief }) = short else { continue };
             let scope = counted.scope.clone();

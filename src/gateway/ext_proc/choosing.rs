@@ -119,7 +119,7 @@ async fn send(
         let number = xxh3_64(subset.join(",").as_bytes());
         matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
-    story.reserve_quotas(&matter, receipt)?;
+    story.reserve_quotas(&matter, receipt).await?;
     shed(&matter, &story.policy.config.waiting, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();

@@ -172,7 +172,7 @@ impl Story {
             return self.revisit(head, body, &id, receipt);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
-        self.reserve_quotas(&matter, receipt)?;
+        self.reserve_quotas(&matter, receipt).await?;
         shed(&matter, &config.waiting, receipt)?;
         let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());

@@ -1,0 +1,351 @@
+//! Counts that several gateways share, in Redis: one round trip for a reservation, and none that anybody waits for to settle
+//! it.
+//!
+//! While Redis does not answer it is not asked: the first failure closes the way, and it opens again once a connection was
+//! made and answered. What happens to requests meanwhile is not decided here.
+
+mod scripts;
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, Script, aio::MultiplexedConnection};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{sleep, timeout},
+};
+
+use crate::{clock, config, tasks::Tasks};
+
+/// Settlements that wait for Redis: a second of a busy gateway's. Those beyond are lost, and what they had reserved stays
+/// counted.
+const QUEUE: usize = 10_000;
+
+/// Settlements in one round trip.
+const BATCH: usize = 64;
+
+/// The first pause before another connection is tried.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the last settlements have when the gateway stops.
+const LAST: Duration = Duration::from_secs(1);
+
+/// How long a connection may take to be made, whatever a question may.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// What is counted of one scope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Meter {
+    /// Whose: kind and name.
+    pub scope: String,
+    /// Which of its meters, in a letter.
+    pub field: &'static str,
+    /// How it counts.
+    pub kind: MeterKind,
+    /// What may be in it.
+    pub limit: f64,
+    /// What is wanted of it.
+    pub amount: f64,
+}
+
+/// How a meter counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeterKind {
+    /// It leaks its limit in a minute.
+    Rate,
+    /// It begins anew with each day or month, of which this is the number.
+    Window(u64),
+    /// It counts those that are open.
+    Open,
+}
+
+/// How a meter stood after a reservation, or as one found it that did not fit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stand {
+    /// What is in it.
+    pub level: f64,
+    /// Whether what was wanted fits.
+    pub fits: bool,
+    stayed: f64,
+    mark: f64,
+}
+
+/// A reservation, to be settled.
+#[derive(Debug)]
+pub struct Ticket {
+    id: String,
+    meters: Vec<(Meter, Stand)>,
+}
+
+/// What came of a reservation.
+#[derive(Debug)]
+pub struct Reserved {
+    /// Each meter, in the order asked.
+    pub meters: Vec<(Meter, Stand)>,
+    /// If all fitted.
+    pub ticket: Option<Ticket>,
+}
+
+struct Settlement {
+    ticket: Ticket,
+    used: Vec<f64>,
+}
+
+/// What is told of the connection.
+#[derive(Clone, Debug, Default)]
+pub struct SharedMetrics {
+    /// 1 while it answers.
+    pub up: Gauge,
+    /// Settlements that were lost.
+    pub lost: Counter,
+    /// Reservations that were decided without it.
+    pub unasked: Counter,
+}
+
+/// The shared counts.
+pub struct Shared {
+    prefix: String,
+    outage: config::Outage,
+    reserve: Script,
+    line: Arc<Line>,
+    settlements: mpsc::Sender<Settlement>,
+}
+
+/// The one connection over which all goes, when there is one.
+struct Line {
+    connection: ArcSwapOption<MultiplexedConnection>,
+    broken: Notify,
+    metrics: SharedMetrics,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Begins to connect to `settings.url`; nobody waits for it.
+    ///
+    /// # Errors
+    /// If the URL is none.
+    pub fn start(settings: &config::Redis, metrics: SharedMetrics, tasks: &Tasks) -> io::Result<Self> {
+        settings.url.as_str().into_connection_info().map_err(io::Error::other)?;
+        let line = Arc::new(Line { connection: ArcSwapOption::empty(), broken: Notify::new(), metrics });
+        let (settlements, queue) = mpsc::channel(QUEUE);
+        tasks.spawn_until_stop(connect_forever(settings.clone(), Arc::clone(&line)));
+        let (stopping, prefix) = (tasks.clone(), settings.prefix.clone());
+        tasks.spawn(settle_all(queue, Arc::clone(&line), prefix, stopping));
+        let reserve = Script::new(scripts::RESERVE);
+        Ok(Self { prefix: settings.prefix.clone(), outage: settings.outage, reserve, line, settlements })
+    }
+
+    /// What happens while it does not answer.
+    pub fn outage(&self) -> config::Outage {
+        self.outage
+    }
+
+    /// Takes what `meters` want, in all or in none; `None` if nobody answers.
+    pub async fn reserve(&self, meters: Vec<Meter>) -> Option<Reserved> {
+        let connection = self.line.connection.load_full();
+        let Some(connection) = connection else {
+            self.line.metrics.unasked.inc();
+            return None;
+        };
+        let id: u64 = rand::RngExt::random(&mut clock::rng());
+        let id = format!("{id:016x}");
+        let mut script = self.reserve.prepare_invoke();
+        script.arg(&id);
+        for meter in &meters {
+            let (kind, index) = meter.kind.word();
+            script.key(meter.key(&self.prefix));
+            script.arg(kind).arg(meter.field).arg(meter.limit).arg(meter.amount).arg(index);
+        }
+        let mut given_up = GivenUp { shared: self, id, meters: Some(meters) };
+        let answer = script.invoke_async::<Vec<String>>(&mut (*connection).clone()).await;
+        let stands = answer.map(|answer| stands(&answer));
+        match stands {
+            Ok(Some((fits, stands))) => {
+                let meters: Vec<_> = given_up.meters.take().unwrap_or_default().into_iter().zip(stands).collect();
+                let ticket = fits.then(|| Ticket { id: given_up.id.clone(), meters: meters.clone() });
+                Some(Reserved { meters, ticket })
+            }
+            Ok(None) => self.failed("its answer cannot be read"),
+            Err(error) => self.failed(&error.to_string()),
+        }
+    }
+
+    fn failed(&self, why: &str) -> Option<Reserved> {
+        self.line.fails(why);
+        self.line.metrics.unasked.inc();
+        None
+    }
+
+    /// Of a reservation's meters so much was `used`, by their letters. Nobody waits for it.
+    pub fn settle(&self, ticket: Ticket, used: impl Fn(&'static str) -> f64) {
+        let used = ticket.meters.iter().map(|(meter, _)| used(meter.field)).collect();
+        if self.settlements.try_send(Settlement { ticket, used }).is_err() {
+            self.line.metrics.lost.inc();
+        }
+    }
+}
+
+/// A reservation of which nobody heard whether it was made: whoever asked has left, or it took too long. What counts those
+/// that are open is set right; the rest leaks.
+struct GivenUp<'a> {
+    shared: &'a Shared,
+    id: String,
+    meters: Option<Vec<Meter>>,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        let Some(meters) = self.meters.take() else { return };
+        let open = meters.into_iter().filter(|meter| meter.kind == MeterKind::Open);
+        let stand = Stand { level: 0.0, fits: true, stayed: 0.0, mark: 0.0 };
+        let meters: Vec<_> = open.map(|meter| (meter, stand)).collect();
+        if !meters.is_empty() {
+            self.shared.settle(Ticket { id: std::mem::take(&mut self.id), meters }, |_| 0.0);
+        }
+    }
+}
+
+impl Line {
+    /// Nobody asks until a connection was made and answered.
+    fn fails(&self, why: &str) {
+        if self.connection.swap(None).is_some() {
+            tracing::warn!(why, "the shared counts of limits do not answer");
+            self.metrics.up.set(0);
+        }
+        self.broken.notify_one();
+    }
+}
+
+impl Meter {
+    fn key(&self, prefix: &str) -> String {
+        let kind = match self.kind {
+            MeterKind::Rate => "rates",
+            MeterKind::Window(_) => "spent",
+            MeterKind::Open => "open",
+        };
+        // In braces: a cluster keeps all of them on one node, where one script reaches them.
+        format!("{{{prefix}}}:{kind}:{}", self.scope)
+    }
+}
+
+impl MeterKind {
+    fn word(self) -> (&'static str, u64) {
+        match self {
+            Self::Rate => ("r", 0),
+            Self::Window(index) => ("w", index),
+            Self::Open => ("o", 0),
+        }
+    }
+}
+
+/// What the script answered: whether all fit, and how each stands.
+fn stands(answer: &[String]) -> Option<(bool, Vec<Stand>)> {
+    let (fits, rest) = answer.split_first()?;
+    let number = |text: &String| text.parse::<f64>().ok();
+    let (each, []) = rest.as_chunks::<4>() else { return None };
+    let stand = |[level, stayed, mark, fits]: &[String; 4]| {
+        Some(Stand { level: number(level)?, stayed: number(stayed)?, mark: number(mark)?, fits: fits == "1" })
+    };
+    Some((fits == "1", each.iter().map(stand).collect::<Option<_>>()?))
+}
+
+/// Keeps a connection, as long as the gateway runs.
+async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
+    let mut pause = PAUSE;
+    loop {
+        match connect(&settings).await {
+            Ok(connection) => {
+                tracing::info!(url = settings.url, "limits are counted together with other gateways");
+                line.connection.store(Some(Arc::new(connection)));
+                line.metrics.up.set(1);
+                pause = PAUSE;
+                line.broken.notified().await;
+            }
+            Err(error) => {
+                tracing::warn!(url = settings.url, %error, "the shared counts of limits cannot be reached");
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// A connection that has answered.
+async fn connect(settings: &config::Redis) -> io::Result<MultiplexedConnection> {
+    let mut info = settings.url.as_str().into_connection_info().map_err(io::Error::other)?;
+    if let Some(file) = &settings.password_file {
+        let password = fs::read_to_string(file)?;
+        let redis = info.redis_settings().clone().set_password(password.trim());
+        info = info.set_redis_settings(redis);
+    }
+    let client = Client::open(info).map_err(io::Error::other)?;
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(settings.timeout));
+    let connection = client.get_multiplexed_async_connection_with_config(&config).await;
+    let mut connection = connection.map_err(io::Error::other)?;
+    redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(io::Error::other)?;
+    Ok(connection)
+}
+
+/// Settles what is in the queue, many at once, until the gateway stops; then the rest.
+async fn settle_all(mut queue: mpsc::Receiver<Settlement>, line: Arc<Line>, prefix: String, tasks: Tasks) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            biased;
+            many = queue.recv_many(&mut batch, BATCH) => {
+                if many == 0 {
+                    return;
+                }
+                settle(&line, &prefix, &mut batch).await;
+            }
+            () = tasks.stopped() => {
+                queue.close();
+                let rest = async {
+                    while queue.recv_many(&mut batch, BATCH).await > 0 {
+                        settle(&line, &prefix, &mut batch).await;
+                    }
+                };
+                _ = timeout(LAST, rest).await;
+                return;
+            }
+        }
+    }
+}
+
+async fn settle(line: &Line, prefix: &str, batch: &mut Vec<Settlement>) {
+    let many = batch.len();
+    let mut pipe = redis::pipe();
+    for Settlement { ticket, used } in batch.drain(..) {
+        let command = pipe.cmd("EVAL").arg(scripts::SETTLE).arg(ticket.meters.len());
+        for (meter, _) in &ticket.meters {
+            command.arg(meter.key(prefix));
+        }
+        command.arg(&ticket.id);
+        for ((meter, stand), used) in ticket.meters.iter().zip(used) {
+            let (kind, _) = meter.kind.word();
+            command.arg(kind).arg(meter.field).arg(meter.limit).arg(meter.amount).arg(used);
+            command.arg(stand.stayed).arg(stand.mark);
+        }
+        pipe.ignore();
+    }
+    let connection = line.connection.load_full();
+    let sent = match connection {
+        Some(connection) => pipe.query_async::<()>(&mut (*connection).clone()).await.map_err(|error| error.to_string()),
+        None => Err("there is no connection".to_owned()),
+    };
+    if let Err(why) = sent {
+        // What was reserved stays counted: rather too much than too little.
+        line.metrics.lost.inc_by(many as u64);
+        line.fails(&why);
+    }
+}
