@@ -140,7 +140,7 @@ async fn a_tenant_that_asks_ten_times_as_much_gets_no_more_turns() {
 
 #[tokio::test]
 async fn who_waits_too_long_or_finds_no_room_in_the_line_is_told_that_it_is_busy() {
-    let (house, _first, _exchange) = House::full("{ timeout: 300ms, requests: 2, bytes: 1MiB }").await;
+    let (house, _first, _exchange) = House::full("{ timeout: 4s, requests: 2, bytes: 1MiB }").await;
     let main = house.gateway.addr;
     let late = house.waits(1, main, asking("m", "late")).await;
     let also_late = house.waits(2, main, asking("m", "also-late")).await;
@@ -203,7 +203,7 @@ async fn the_sheddable_are_refused_unless_they_have_a_share() {
 
 #[tokio::test]
 async fn envoys_requests_stand_in_the_same_line() {
-    let (mut house, _first, exchange) = House::full("{ timeout: 400ms }").await;
+    let (mut house, _first, exchange) = House::full("{ timeout: 5s }").await;
     let (_envoy, mut talk) = asks(&house, "from-envoy").await;
     eventually("it waits", || house.waiting() == 1).await;
     let (_other, mut other) = asks(&house, "in-vain").await;
