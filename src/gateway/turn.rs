@@ -13,7 +13,8 @@ use super::{
     House,
     decide::{Matter, Pick, Wishes},
     proxy::headers::{PRIORITY, SLO_TTFT},
-    waiting::{Among, Asked, Few, Waiting},
+    reading::Reading,
+    waiting::{Among, Asked, Evictable, Few, Waiting},
 };
 use crate::{
     config,
@@ -61,6 +62,14 @@ impl Pick {
     pub(super) fn first_token(&mut self) {
         self.course.first_token();
         self.bell.ring();
+    }
+}
+
+impl Reading {
+    /// Lets it be ended for somebody who matters more, if it is a stream that may be shed.
+    pub(super) fn evictable(&self) -> Option<Evictable> {
+        let matter = self.matter.as_ref().filter(|matter| matter.priority.is_sheddable() && !self.is_whole())?;
+        Some(self.house.waiting.may_end(&matter.pool))
     }
 }
 
