@@ -22,8 +22,7 @@ use crate::{
     clock,
     config::{self, Scheduler, Target, Waiting},
     fleet::{
-        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel,
-        Saturation, Send,
+        Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
     },
     prefix::{BLOCK_BYTES, Chain, Claim, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
