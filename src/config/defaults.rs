@@ -79,6 +79,8 @@ pub(super) fn waiting() -> Waiting {
         tenant_bytes: bytes,
         // Strict, as in the Inference Extension: who is more important comes first for as long as it asks.
         shares: [].into(),
+        // What was computed for them would be lost.
+        evict_sheddable: false,
     }
 }
 

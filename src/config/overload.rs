@@ -23,6 +23,8 @@ pub struct Waiting {
     pub tenant_bytes: Bytes,
     /// The least that lower priorities get while higher ones wait.
     pub shares: Arc<[Share]>,
+    /// Whether running sheddable streams are ended while critical requests wait.
+    pub evict_sheddable: bool,
 }
 
 /// What a priority gets of what a pool admits, by tokens, while requests of it wait, whatever waits above it.
@@ -58,6 +60,8 @@ pub(super) struct WaitingFile {
     /// What priorities get of what a pool admits while higher ones wait. Sheddable requests wait only if theirs has a
     /// share. Default: none.
     pub(super) shares: Option<Vec<ShareFile>>,
+    /// Whether running sheddable streams are ended, the youngest first, while critical requests wait for room. Default: false.
+    pub(super) evict_sheddable: Option<bool>,
 }
 
 /// A priority's least share of what a pool admits, by tokens.

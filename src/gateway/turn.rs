@@ -13,7 +13,8 @@ use super::{
     House,
     decide::{Matter, Pick, Wishes},
     proxy::headers::{FAIRNESS, PRIORITY, SLO_TTFT},
-    waiting::{Among, Asked, Few, Waiting},
+    reading::Reading,
+    waiting::{Among, Asked, Evictable, Few, Waiting},
 };
 use crate::{
     config,
@@ -68,6 +69,14 @@ impl Pick {
     }
 }
 
+impl Reading {
+    /// Lets it be ended for somebody who matters more, if it is a stream that may be shed.
+    pub(super) fn evictable(&self) -> Option<Evictable> {
+        let matter = self.matter.as_ref().filter(|matter| matter.priority.is_sheddable() && !self.is_whole())?;
+        Some(self.house.waiting.may_end(&matter.pool))
+    }
+}
+
 impl<'a> Wishes<'a> {
     /// What `headers` say of when it is too late, and, if they are `trusted`, of whose turn a request takes and how much it
     /// matters.
@@ -93,11 +102,12 @@ impl Matter {
     /// When it is too late for it to go to a pod, if it says so: for its first token to come in time, its own prompt has to
     /// be computed as well, behind as much as a pod that is not full may have.
     pub(super) fn set_deadline(&mut self, wishes: &Wishes<'_>, now: Instant) {
-        let pace = self.pool.pace();
-        let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
-        let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
-        let spare =
-            wishes.first_token_within.map(|within| within.saturating_sub(prefill + self.pool.config().saturation.wait));
+        let spare = wishes.first_token_within.map(|within| {
+            let pace = self.pool.pace();
+            let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
+            let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
+            within.saturating_sub(prefill + self.pool.config().saturation.wait)
+        });
         let spare = spare.into_iter().chain(wishes.patience).min();
         self.deadline = spare.and_then(|spare| now.checked_add(spare));
     }

@@ -319,6 +319,7 @@ mod tests {
                 tenant_requests: 1,
                 tenant_bytes: Bytes(1),
                 shares: [].into(),
+                evict_sheddable: false,
             },
             saturation: Saturation { wait: second },
             sessions: Sessions { header: String::new() },

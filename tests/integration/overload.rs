@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::harness::{
     Call, Exchange, Gateway, Plan, RawPod, Reply,
     envoy::{Envoy, Talk, body, head},
-    eventually, whole_json,
+    eventually, sse_head, whole_json, within,
 };
 
 /// Bytes of a prompt that is more than a millisecond's work, however fast the pod has shown itself to be.
@@ -140,7 +140,7 @@ async fn a_tenant_that_asks_ten_times_as_much_gets_no_more_turns() {
 
 #[tokio::test]
 async fn who_waits_too_long_or_finds_no_room_in_the_line_is_told_that_it_is_busy() {
-    let (house, _first, _exchange) = House::full("{ timeout: 300ms, requests: 2, bytes: 1MiB }").await;
+    let (house, _first, _exchange) = House::full("{ timeout: 4s, requests: 2, bytes: 1MiB }").await;
     let main = house.gateway.addr;
     let late = house.waits(1, main, asking("m", "late")).await;
     let also_late = house.waits(2, main, asking("m", "also-late")).await;
@@ -203,7 +203,7 @@ async fn the_sheddable_are_refused_unless_they_have_a_share() {
 
 #[tokio::test]
 async fn envoys_requests_stand_in_the_same_line() {
-    let (mut house, _first, exchange) = House::full("{ timeout: 400ms }").await;
+    let (mut house, _first, exchange) = House::full("{ timeout: 5s }").await;
     let (_envoy, mut talk) = asks(&house, "from-envoy").await;
     eventually("it waits", || house.waiting() == 1).await;
     let (_other, mut other) = asks(&house, "in-vain").await;
@@ -217,6 +217,29 @@ async fn envoys_requests_stand_in_the_same_line() {
     assert_eq!((refused.status, refused.error()["code"].as_str()), (429, Some("overloaded")));
     assert_eq!(refused.header("x-llm-d-request-dropped-reason"), Some("rejected-ttl-expired"));
     assert!(refused.header("retry-after").is_some());
+}
+
+#[tokio::test]
+async fn the_youngest_sheddable_stream_makes_room_for_the_critical_where_that_is_wanted() {
+    for evicts in [true, false] {
+        let mut house = House::with(&format!("{{ timeout: 15s, evict_sheddable: {evicts} }}"), |plan| plan).await;
+        let mut there = asking("batch", "batch").begin(house.gateway.addr);
+        let mut exchange = house.pod.asked().await;
+        exchange.say(sse_head()).await;
+        exchange.chunk(": nothing yet\n\n").await;
+        let mut stream = within("its head", &mut there).await.unwrap();
+        let vip = house.waits(1, house.gateway.addr, asking("vip", "urgent")).await;
+        if evicts {
+            let told = stream.text().await;
+            assert!(told.contains("a higher priority"), "{told}");
+            assert_eq!(tag(&house.pod.asked().await), "urgent");
+            assert_eq!(house.gateway.counted("tidegate_cuts_total", &["reason=\"evicted\""]).await, 1.0);
+        } else {
+            assert!(stream.piece().await.is_some());
+            assert_eq!((house.waiting(), house.pod.asked_again()), (1, false));
+        }
+        vip.abort();
+    }
 }
 
 async fn asks(house: &House, tag: &str) -> (Envoy, Talk) {

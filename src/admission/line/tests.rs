@@ -15,6 +15,7 @@ fn terms(requests: usize) -> Waiting {
         tenant_requests: requests,
         tenant_bytes: Bytes(1 << 30),
         shares: [].into(),
+        evict_sheddable: false,
     }
 }
 

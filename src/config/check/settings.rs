@@ -153,6 +153,7 @@ pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting 
         tenant_requests: given.tenant_requests.as_ref().map_or(requests, |at| sheet.count(Some(at), 1) as usize),
         tenant_bytes: sheet.bytes(given.tenant_bytes.as_ref(), bytes),
         shares: shares(given.shares.as_deref().unwrap_or_default(), sheet),
+        evict_sheddable: given.evict_sheddable.unwrap_or(default.evict_sheddable),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
         decide::Pick,
         reading::{AnswerHead, Reading},
         receipt::Receipt,
+        waiting::Evictable,
     },
     upstream::PodBody,
 };
@@ -34,6 +35,8 @@ pub(super) struct Relay {
     pub(super) body: PodBody,
     pub(super) reading: Reading,
     timer: Timer,
+    /// That it may be ended for who matters more, if it may.
+    _evictable: Option<Evictable>,
     /// The time was up when the last piece came: it went on, and nothing more does.
     late: Option<&'static str>,
     /// Until the pod's first byte, if the operator wants that.
@@ -69,9 +72,15 @@ impl Relay {
         let Sent { asking, timeouts, heartbeat } = *sent;
         let reading = Reading::new(story, head, pick, asking, receipt);
         let patience = patience(&timeouts, &reading.receipt, reading.begins_with_a_token());
+        let mut timer = Timer::new(patience, &story.house.cut);
+        let evictable = story.policy.config.waiting.evict_sheddable.then(|| reading.evictable()).flatten();
+        if let Some(evictable) = &evictable {
+            timer.ends_by(&evictable.token);
+        }
         Box::new(Self {
             body,
-            timer: Timer::new(patience, &story.house.cut),
+            timer,
+            _evictable: evictable,
             late: None,
             beat: heartbeat.filter(|_| !reading.is_whole()).map(Beat::new),
             reading,

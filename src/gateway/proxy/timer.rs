@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
     clock,
-    gateway::rejection::{FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, STOPPING, TOTAL_TIMEOUT},
+    gateway::rejection::{EVICTED, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, STOPPING, TOTAL_TIMEOUT},
 };
 
 /// How often a pod that always has something to say is looked away from, to see whether we stop: that takes a lock.
@@ -25,8 +25,11 @@ pub(super) struct Timer {
     total: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
     stop: CancellationToken,
+    /// Cancelled to end this answer alone.
+    evict: Option<CancellationToken>,
     /// Made when it is first waited for, which few whole answers are.
     stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    evicted: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Whom both wake. While it is the same, they need not be told again: then an event costs a look at the clock.
     waker: Option<Waker>,
     /// When we last looked whether to stop.
@@ -61,7 +64,31 @@ impl Timer {
     pub(super) fn new(patience: Patience, stop: &CancellationToken) -> Self {
         let Patience { first_token, first_piece, idle, total } = patience;
         let waits_for = first_token.map_or(WaitsFor::FirstPiece(first_piece), WaitsFor::FirstToken);
-        Self { waits_for, idle, total, sleep: None, stop: stop.clone(), stopped: None, waker: None, looked: None }
+        Self {
+            waits_for,
+            idle,
+            total,
+            sleep: None,
+            stop: stop.clone(),
+            evict: None,
+            stopped: None,
+            evicted: None,
+            waker: None,
+            looked: None,
+        }
+    }
+
+    /// The answer may be ended by `token` as well.
+    pub(super) fn ends_by(&mut self, token: &CancellationToken) {
+        self.evict = Some(token.clone());
+    }
+
+    /// Why it is ended from outside, if it is.
+    fn ended(&self) -> Option<&'static str> {
+        if self.stop.is_cancelled() {
+            return Some(STOPPING);
+        }
+        self.evict.as_ref().is_some_and(CancellationToken::is_cancelled).then_some(EVICTED)
     }
 
     /// Something came; `token`: content of the answer.
@@ -75,8 +102,8 @@ impl Timer {
     pub(super) fn is_up(&mut self, now: Instant) -> Option<&'static str> {
         if self.looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY) {
             self.looked = Some(now);
-            if self.stop.is_cancelled() {
-                return Some(STOPPING);
+            if let Some(why) = self.ended() {
+                return Some(why);
             }
         }
         if self.total.is_some_and(|total| now >= total) {
@@ -92,10 +119,14 @@ impl Timer {
             self.waker = Some(cx.waker().clone());
             let stopped = self.stopped.get_or_insert_with(|| Box::pin(self.stop.clone().cancelled_owned()));
             _ = stopped.as_mut().poll(cx);
+            if let Some(evict) = &self.evict {
+                let evicted = self.evicted.get_or_insert_with(|| Box::pin(evict.clone().cancelled_owned()));
+                _ = evicted.as_mut().poll(cx);
+            }
         }
         // Looked at after that, so that no stop is missed between the two.
-        if self.stop.is_cancelled() {
-            return Poll::Ready(STOPPING);
+        if let Some(why) = self.ended() {
+            return Poll::Ready(why);
         }
         loop {
             let now = clock::now();

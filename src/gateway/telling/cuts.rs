@@ -9,6 +9,7 @@ pub(in crate::gateway) fn cut_error(why: &'static str) -> ErrorBody<'static> {
         TOTAL_TIMEOUT => "the answer took longer than the gateway allows",
         FIRST_TOKEN_TIMEOUT => "the model server did not begin its answer in time",
         IDLE_TIMEOUT => "the model server fell silent before the answer was complete",
+        EVICTED => "the answer made room for requests of a higher priority; try again later",
         PANIC => "the gateway failed before the answer was complete",
         _ => "the model server stopped before the answer was complete",
     };
@@ -17,11 +18,11 @@ pub(in crate::gateway) fn cut_error(why: &'static str) -> ErrorBody<'static> {
 
 /// Whether an answer cut for this reason was cut by us and not by the pod's fault.
 pub(in crate::gateway) fn is_our_doing(why: &'static str) -> bool {
-    matches!(why, STOPPING | TOTAL_TIMEOUT | PANIC)
+    matches!(why, STOPPING | TOTAL_TIMEOUT | EVICTED | PANIC)
 }
 
 /// Every reason for which an answer is cut.
-pub(in crate::gateway) const CUTS: [&str; 11] = [
+pub(in crate::gateway) const CUTS: [&str; 12] = [
     "connection_died",
     "no_end",
     "error_event",
@@ -32,6 +33,7 @@ pub(in crate::gateway) const CUTS: [&str; 11] = [
     IDLE_TIMEOUT,
     TOTAL_TIMEOUT,
     STOPPING,
+    EVICTED,
     PANIC,
 ];
 
@@ -46,6 +48,9 @@ pub(in crate::gateway) const FIRST_TOKEN_TIMEOUT: &str = "first_token_timeout";
 
 /// Why one is cut whose pod fell silent.
 pub(in crate::gateway) const IDLE_TIMEOUT: &str = "idle_timeout";
+
+/// Why a sheddable one is cut while critical requests wait.
+pub(in crate::gateway) const EVICTED: &str = "evicted";
 
 /// Why one is cut in which this gateway failed.
 pub(in crate::gateway) const PANIC: &str = "panic";

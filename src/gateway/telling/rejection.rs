@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use super::busy::Busy;
 pub(in crate::gateway) use super::cuts::{
-    CUTS, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
+    CUTS, EVICTED, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
 };
 use crate::{
     openai::{self, Dialect, ErrorBody, Malformed, PathProblem},

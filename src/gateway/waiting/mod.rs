@@ -7,6 +7,7 @@
 //! after it said no) is woken at that instant. Who leaves, by whatever way, is out of the line by `Drop`. It decides nothing
 //! about pods: whether one will do, the scheduler says.
 
+mod eviction;
 mod gaps;
 mod lane;
 mod place;
@@ -26,12 +27,13 @@ use tokio::sync::Notify;
 
 pub use self::view::{BandView, LineView};
 pub(super) use self::{
+    eviction::Evictable,
     lane::{Among, Few},
     place::Place,
 };
 use self::{
     lane::{Lane, room},
-    state::State,
+    state::{AtPool, State},
 };
 use super::{
     rejection::Rejection,
@@ -174,11 +176,11 @@ impl Waiting {
             bytes: coming.bytes as u64,
             due: asked.deadline.map_or(latest, |deadline| deadline.min(latest)),
         };
-        let waits_for = match room(pool, &entry.lane, asked.few.as_ref(), now) {
-            Room::NoPod => WaitsFor::Pod,
-            Room::Yes | Room::No(_) if coming.tried.is_some() => WaitsFor::Pod,
-            Room::Yes | Room::No(_) => WaitsFor::Room,
-        };
+        let room = room(pool, &entry.lane, asked.few.as_ref(), now);
+        let waits_for = if room == Room::NoPod || coming.tried.is_some() { WaitsFor::Pod } else { WaitsFor::Room };
+        if matches!(room, Room::No(_)) && coming.tried.is_none() {
+            self.is_in_time(pool, &entry, now)?;
+        }
         let id = self.line_up(pool, &entry, limits, waits_for)?;
         let call = Arc::new(Notify::new());
         let mut place = Place {
@@ -199,6 +201,21 @@ impl Waiting {
         Ok(place)
     }
 
+    /// Whether `entry`, for which there is no room now, can go before it is too late. Nobody knows while some of those before
+    /// it wait for a pod to be usable, and may be passed over.
+    fn is_in_time(&self, pool: &PoolState, entry: &Entry<Lane>, now: Instant) -> Result<(), Rejection> {
+        let state = self.state();
+        if state.pools.get(pool.name()).is_some_and(AtPool::lacks_pods) {
+            return Ok(());
+        }
+        let tokens = state.line.ahead(entry).tokens;
+        let expected = state.line.wait_for(pool.name(), tokens, now).unwrap_or_default();
+        if now + expected < entry.due {
+            return Ok(());
+        }
+        Err(Rejection::Busy { why: Busy::TooLate, pause: state.pause_for_room(pool, tokens, now) })
+    }
+
     /// Its number in the line; whoever makes room for it is told.
     fn line_up(
         &self,
@@ -211,12 +228,6 @@ impl Waiting {
         let mut state = self.state();
         let tokens = state.line.ahead(entry).tokens;
         let busy = |state: &State, why| Rejection::Busy { why, pause: state.pause_for_room(pool, tokens, now) };
-        if waits_for == WaitsFor::Room {
-            let expected = state.line.wait_for(pool.name(), tokens, now).unwrap_or_default();
-            if now + expected >= entry.due {
-                return Err(busy(&state, Busy::TooLate));
-            }
-        }
         let entered = state.line.enter(entry.clone(), limits, now);
         let Entered { id, pushed_out } = entered.map_err(|full| match (waits_for, full) {
             (WaitsFor::Pod, _) => Rejection::LineFull { pause: state.pause_for_a_pod(pool.name(), now) },

@@ -168,6 +168,7 @@ impl Place<'_> {
     pub(super) fn stand(&mut self, tried: Option<u64>) {
         let now = clock::now();
         let mut state = self.room.state();
+        state.at(&self.pool).evicts = self.limits.evict_sheddable;
         state.stands(self.id, &self.entry, (&self.pool, self.few.as_ref()), &self.call);
         if let Some(news) = tried {
             state.found_none(self.pool.name(), &self.entry.lane, news);

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
+    eviction::Running,
     gaps::{Gaps, pause},
     lane::{Few, Lane, Shut, Standing, room},
 };
@@ -36,6 +37,10 @@ pub(super) struct AtPool {
     /// Who was called and has not said yet how it went.
     called: Option<Id>,
     lanes: BTreeMap<Lane, Standing>,
+    /// Streams that may be ended for who waits.
+    pub(super) running: Running,
+    /// Whether they are, for who is critical.
+    pub(super) evicts: bool,
     /// When a lane opens though nothing is heard, and who looks then.
     alarm: Option<(Instant, Id)>,
 }
@@ -48,6 +53,8 @@ impl State {
             gaps: Gaps::default(),
             called: None,
             lanes: BTreeMap::new(),
+            running: Running::default(),
+            evicts: false,
             alarm: None,
         });
         if at.pool.is_closed() {
@@ -114,6 +121,9 @@ impl State {
             }
             None => false,
         });
+        if next.is_none() && at.evicts && self.line.bands(pool).first().is_some_and(|(priority, _)| *priority > 0) {
+            at.running.end_one(now);
+        }
         if let Some(id) = next {
             at.called = Some(id);
             self.wake(id);
@@ -152,6 +162,11 @@ impl State {
 }
 
 impl AtPool {
+    /// Whether some wait because no pod of theirs was found.
+    pub(super) fn lacks_pods(&self) -> bool {
+        self.lanes.values().any(|lane| lane.seen.is_some())
+    }
+
     /// Whether `id` was called.
     pub(super) fn has_called(&self, id: Id) -> bool {
         self.called == Some(id)

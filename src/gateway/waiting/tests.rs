@@ -17,6 +17,7 @@ fn limits() -> config::Waiting {
         tenant_requests: 1_000,
         tenant_bytes: Bytes(1_000),
         shares: [].into(),
+        evict_sheddable: false,
     }
 }
 
