@@ -97,11 +97,12 @@ impl Matter {
     /// When it is too late for it to go to a pod, if it says so: for its first token to come in time, its own prompt has to
     /// be computed as well, behind as much as a pod that is not full may have.
     pub(super) fn set_deadline(&mut self, wishes: &Wishes<'_>, now: Instant) {
-        let pace = self.pool.pace();
-        let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
-        let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
-        let spare =
-            wishes.first_token_within.map(|within| within.saturating_sub(prefill + self.pool.config().saturation.wait));
+        let spare = wishes.first_token_within.map(|within| {
+            let pace = self.pool.pace();
+            let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
+            let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
+            within.saturating_sub(prefill + self.pool.config().saturation.wait)
+        });
         let spare = spare.into_iter().chain(wishes.patience).min();
         self.deadline = spare.and_then(|spare| now.checked_add(spare));
     }

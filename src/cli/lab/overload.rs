@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use crate::config;
 use crate::lab::{
     Policy, Setup, Watch as _,
     doors::{DOORS, Entry},
-    overload::{Crowd, Study, page, pictures},
+    overload::{self, Crowd, Sheet, Study, page},
     study::{
         Exam,
         benchmark::{OURS, RESOLUTION},
@@ -31,6 +31,9 @@ const LEVEL: f64 = 0.9;
 
 /// Where the pictures go, from the page.
 const PICTURES: &str = "overload";
+
+/// What the page is called.
+const PAGE: &str = "overload.md";
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Args {
@@ -85,30 +88,37 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
         threads: threads(),
         watch: bar,
     };
+    let terms = format!("{}: {}; it can carry {capacity:.1} requests a second.", args.workload, ready.terms(&exam));
     let mut sheets = Vec::new();
     for crowd in wanted(&args.only)? {
         let loads = crowd.loads();
         bar.expect(study.runs(loads.len()));
         sheets.extend(study.play(crowd, &loads)?);
+        // After each, so that whoever does not wait for the end has what was done until then.
+        if let Some(folder) = &args.out {
+            write_down(folder, &sheets, &terms)?;
+        }
     }
     bar.finish();
-    let terms = format!("{}: {}; it can carry {capacity:.1} requests a second.", args.workload, ready.terms(&exam));
-    let text = page(&sheets, &terms, PICTURES);
     let mut out = io::stdout().lock();
-    let Some(folder) = &args.out else {
-        write!(out, "{text}")?;
-        return Ok(ExitCode::SUCCESS);
+    match &args.out {
+        Some(folder) => writeln!(out, "{}", folder.join(PAGE).display())?,
+        None => write!(out, "{}", page(&sheets, &terms, PICTURES))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The page and its pictures.
+fn write_down(folder: &Path, sheets: &[Sheet], terms: &str) -> anyhow::Result<()> {
+    let write = |path: PathBuf, text: String| {
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     let pictures = folder.join(PICTURES);
     fs::create_dir_all(&pictures).with_context(|| format!("cannot make the folder {}", pictures.display()))?;
-    for picture in self::pictures(&sheets) {
-        let path = pictures.join(format!("{}.svg", picture.name));
-        fs::write(&path, picture.svg()).with_context(|| format!("cannot write {}", path.display()))?;
+    for picture in overload::pictures(sheets) {
+        write(pictures.join(format!("{}.svg", picture.name)), picture.svg())?;
     }
-    let path = folder.join("overload.md");
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    writeln!(out, "{}", path.display())?;
-    Ok(ExitCode::SUCCESS)
+    write(folder.join(PAGE), page(sheets, terms, PICTURES))
 }
 
 /// The highest rate that keeps the promise to nine requests in ten.
