@@ -21,6 +21,7 @@ struct Redis {
 
 impl Redis {
     /// One, if this machine has any. Where one has to be there (`TIDEGATE_REDIS`), its absence is a failure.
+    #[expect(clippy::print_stderr, reason = "who runs the tests should know what was not tested")]
     async fn start() -> Option<Self> {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let started = Self::start_at(free).await;
