@@ -23,6 +23,10 @@ const OTHERS_SAMPLES: f64 = 4.0;
 /// cache by that prompt, and 8,000 tokens of an 8B model's 422,000 are 2 %.
 pub const FULL_CACHE: f64 = 0.95;
 
+/// How far on the next request begins to look for room: odd and large, so that requests that follow each other begin far
+/// from each other (Knuth's multiplicative hashing, 2^32 over the golden ratio).
+const STRIDE: usize = 2_654_435_761;
+
 /// The first and last pause that a refused client is told, in seconds: the header counts whole ones, and the OpenAI SDKs
 /// follow it up to a minute and ignore a longer one.
 const PAUSES: (f64, f64) = (1.0, 60.0);
@@ -84,7 +88,10 @@ impl Room {
     /// the first pod that has some, so that it may be asked for every request.
     pub fn of(pool: &PoolState, pods: &[Arc<Pod>], may: impl Fn(&Pod) -> bool, now: Instant) -> Self {
         let (mut sights, mut room) = (None, Self::NoPod);
-        for pod in pods {
+        // Each time from another on: where the first of many are full, few would be asked in vain but always the same.
+        let turn = usize::try_from(pool.sent()).unwrap_or_default().wrapping_mul(STRIDE) % pods.len().max(1);
+        let (before, after) = pods.split_at_checked(turn).unwrap_or((pods, &[]));
+        for pod in after.iter().chain(before) {
             let admission = pod.admits(now);
             if matches!(admission, Admission::No(_)) || !may(pod) {
                 continue;
