@@ -7,3 +7,4 @@ pub(in crate::gateway) mod limits;
 pub(in crate::gateway) mod receipt;
 pub(in crate::gateway) mod rejection;
 pub(in crate::gateway) mod summary;
+mod words;

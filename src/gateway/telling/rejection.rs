@@ -10,7 +10,11 @@ use super::busy::Busy;
 pub(in crate::gateway) use super::cuts::{
     CUTS, EVICTED, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
 };
-use super::limits;
+pub(in crate::gateway) use super::words::shortened;
+use super::{
+    limits,
+    words::{shown, told},
+};
 use crate::{
     admission::{Refusal, Stranger},
     openai::{self, Dialect, ErrorBody, Malformed, PathProblem},
@@ -27,9 +31,6 @@ const NO_POD_PAUSE: Duration = Duration::from_secs(2);
 
 /// ... when bodies fill the buffers: they drain as fast as pods take them.
 const BUFFERS_PAUSE: Duration = Duration::from_secs(1);
-
-/// How many served models an unknown one is told of: a list for a person, not a catalogue.
-const SHOWN_MODELS: usize = 20;
 
 /// Why a request was not served.
 #[derive(Debug, thiserror::Error)]
@@ -155,27 +156,6 @@ pub enum Rejection {
     /// The whole request took too long.
     #[error("the request took longer than the {0:?} it may")]
     TotalTimeout(Duration),
-}
-
-fn shown(served: &[String]) -> String {
-    let mut list = served.iter().take(SHOWN_MODELS).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if served.len() > SHOWN_MODELS {
-        list.push_str(", ...");
-    }
-    if list.is_empty() { "nothing yet".to_owned() } else { list }
-}
-
-fn told(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::FirstByteTimeout => "the model server did not begin to answer in time",
-        FailureKind::OutOfFiles => "the gateway has too many connections open; try again shortly",
-        FailureKind::EmptyAnswer => "the model server's answer was empty",
-        FailureKind::Status(_) => "the model server failed on the request",
-        FailureKind::Died | FailureKind::ReuseRace => "the model server closed the connection before it answered",
-        FailureKind::NotHttp => "the model server's answer could not be understood",
-        FailureKind::Unbuildable => "the gateway could not prepare the request for the model server",
-        _ => "no model server could be reached",
-    }
 }
 
 /// Status, `type`, `code`, and the word in metrics.
@@ -402,13 +382,6 @@ impl Rejection {
         }
         response
     }
-}
-
-/// What a client wrote, short enough for a log line.
-pub(in crate::gateway) fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
 }
 
 #[cfg(test)]
