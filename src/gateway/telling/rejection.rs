@@ -10,6 +10,7 @@ use super::busy::Busy;
 pub(in crate::gateway) use super::cuts::{
     CUTS, EVICTED, FIRST_TOKEN_TIMEOUT, IDLE_TIMEOUT, PANIC, STOPPING, TOTAL_TIMEOUT, cut_error, is_our_doing,
 };
+pub(in crate::gateway) use super::words::shortened;
 use super::{
     limits,
     words::{shown, told},
@@ -381,13 +382,6 @@ impl Rejection {
         }
         response
     }
-}
-
-/// What a client wrote, short enough for a log line.
-pub(in crate::gateway) fn shortened(text: &str) -> String {
-    /// Longer than every path that is served and most models' names.
-    const SHOWN: usize = 128;
-    text.chars().take(SHOWN).collect()
 }
 
 #[cfg(test)]
