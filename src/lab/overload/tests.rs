@@ -1,4 +1,4 @@
-//! The promises at reduced size: two pods and half a minute, seconds of work.
+//! The promises at reduced size: two pods and a minute, seconds of work.
 
 use super::*;
 use crate::lab::{
@@ -11,8 +11,12 @@ use crate::lab::{
 const CAPACITY: f64 = 45.0;
 
 fn played(crowd: Crowd, loads: &[f64], doors: &[&str]) -> Vec<Sheet> {
+    played_for(1.0, crowd, loads, doors)
+}
+
+fn played_for(minutes: f64, crowd: Crowd, loads: &[f64], doors: &[&str]) -> Vec<Sheet> {
     let pods = Pods { count: 2, profiles: Vec::new(), kv: 1.0, speed: 1.0 };
-    let setup = workloads::stage("w2", &pods, 0.5).unwrap();
+    let setup = workloads::stage("w2", &pods, minutes).unwrap();
     let policy = Policy::find(benchmark::OURS).unwrap();
     let doors: Vec<&'static Entry> = doors.iter().map(|name| Entry::find(name).unwrap()).collect();
     let study = Study {
@@ -23,7 +27,7 @@ fn played(crowd: Crowd, loads: &[f64], doors: &[&str]) -> Vec<Sheet> {
         slo: Slo::HEADLINE,
         capacity: CAPACITY,
         seeds: 1,
-        minutes: 0.5,
+        minutes,
         threads: 2,
         watch: &(),
     };
@@ -49,13 +53,11 @@ fn beyond_capacity_the_critical_ones_are_served_and_what_is_sheddable_is_not() {
 
 #[test]
 fn goodput_stays_where_admitting_everything_collapses() {
-    let sheets = played(Crowd::Classes, &[1.0, 1.3, 2.0], &["line", "open"]);
-    for words in ["at 1.3 x capacity over that at 1 x, `line`", "at 2 x capacity over that at 1 x, `line`"] {
+    let sheets = played(Crowd::Classes, &[1.0, 2.0], &["line", "open"]);
+    for words in ["at 2 x capacity over that at 1 x, `line`", "at 2 x capacity over that at 1 x, `open`"] {
         let claim = told(&sheets, words);
         assert!(claim.met, "{claim:?}");
     }
-    let claim = told(&sheets, "at 2 x capacity over that at 1 x, `open`");
-    assert!(claim.met, "{claim:?}");
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn a_light_tenant_does_not_wait_for_a_heavy_one() {
 #[test]
 fn the_page_has_every_crowd_and_its_pictures_and_says_the_same_twice() {
     let all = |()| -> Vec<Sheet> {
-        let of = |(crowd, loads): (Crowd, &[f64])| played(crowd, loads, &["line", "shed"]);
+        let of = |(crowd, loads): (Crowd, &[f64])| played_for(0.2, crowd, loads, &["line", "shed"]);
         [(Crowd::Impatient, &[1.0, 1.5][..]), (Crowd::Light, &[1.55])].into_iter().flat_map(of).collect()
     };
     let sheets = all(());
