@@ -400,7 +400,8 @@ proptest! {
 
     #[test]
     fn tenants_that_all_wait_get_the_same_within_their_largest_requests(
-        sizes in prop::collection::vec(1..20_000u32, 2..6),
+        // No smaller, so that all of them fit in the line at once.
+        sizes in prop::collection::vec(25..20_000u32, 2..6),
     ) {
         let mut play = Play::new();
         let each = 400_000u64;
