@@ -118,7 +118,7 @@ async fn what_is_refused_is_told_in_openais_words() {
 }
 
 #[tokio::test]
-async fn a_full_pool_sheds_what_may_be_shed_and_serves_the_rest() {
+async fn a_full_pool_sheds_what_may_be_shed_and_the_rest_waits_for_room() {
     let Some(program) = program() else { return };
     let mut like = PodConfig::new("m").time_scale(0.1);
     like.engine.max_num_seqs = 2;
@@ -142,10 +142,12 @@ async fn a_full_pool_sheds_what_may_be_shed_and_serves_the_rest() {
     assert_eq!(refused.error(429).await["type"], "rate_limit_error");
     let asked = pod.asked();
     let who_may_not = chat_stream("y", 1).begin(envoy.addr);
-    eventually("whose request may not be shed at the pod", || pod.asked() > asked).await;
-    who_may_not.abort();
+    eventually("whose request may not be shed in line", || gateway.running.house.waiting.len() == 1).await;
+    assert_eq!(pod.asked(), asked);
     there.iter().for_each(tokio::task::JoinHandle::abort);
     drop(there);
+    eventually("it at the pod, which has room again", || pod.asked() > asked).await;
+    who_may_not.abort();
     gateway.quiet().await;
 }
 
