@@ -1,16 +1,12 @@
 """From what was measured to a table: medians of the rounds, what a picker adds, slopes, and the targets."""
 
 import math
-import statistics
+import pathlib
+import sys
 
-NOTHING = "-"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "speed"))
 
-
-def medians(rounds):
-    """Round by round the same figures: the median of each, of those rounds that have it."""
-    names = {name for told in rounds for name in told}
-    values = {name: [told[name] for told in rounds if told.get(name) is not None] for name in names}
-    return {name: statistics.median(found) for name, found in values.items() if found}
+from table import cell, medians, table
 
 
 def quantile(values, share):
@@ -61,22 +57,6 @@ CPU = [
     ("without Envoy: a request", lambda it, _: it.get("direct request cpu"), "{:.1f}"),
     ("an event", lambda it, _: it.get("direct event cpu"), "{:.2f}"),
 ]  # fmt: skip
-
-
-def table(columns, results, alone, **words):
-    """One row each; one that could not be measured says why."""
-    lines = ["| | " + " | ".join(title.format(**words) for title, _, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name, found in results.items():
-        if isinstance(found, str):
-            cells = [found] + [""] * (len(columns) - 1)
-        else:
-            cells = [cell(read(found, alone), form) for _, read, form in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def cell(value, form):
-    return NOTHING if value is None else form.format(value)
 
 
 def targets(results, idle):

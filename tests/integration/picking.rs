@@ -363,14 +363,19 @@ async fn who_leaves_at_any_moment_leaves_nothing_behind() {
     eventually("all counters at zero", quiet).await;
 }
 
-#[tokio::test]
-async fn buffered_is_told_by_the_conversation_itself() {
-    let desk = Desk::before(&[(0, 0.1, &[])]).await;
+/// A head of a conversation in which bodies come whole, both ways.
+fn buffered_head() -> ProcessingRequest {
     let mut first = completion_head();
     first.protocol_config =
         Some(ProtocolConfiguration { request_body_mode: 2, response_body_mode: 2, ..ProtocolConfiguration::default() });
+    first
+}
+
+#[tokio::test]
+async fn buffered_is_told_by_the_conversation_itself() {
+    let desk = Desk::before(&[(0, 0.1, &[])]).await;
     let mut talk = desk.talk().await;
-    talk.say(first);
+    talk.say(buffered_head());
     let Some(Reply::RequestHeaders(head)) = talk.hear().await.unwrap().reply else { panic!("the head comes first") };
     assert!(head.response.is_none());
     talk.say(body(completion("my-model", "x"), true));
@@ -564,11 +569,8 @@ async fn where_answers_are_not_shown_the_place_is_kept_for_a_while_and_the_conve
 #[tokio::test]
 async fn a_message_larger_than_any_body_may_be_is_413_as_well() {
     let desk = Desk::before(&[(0, 0.1, &[])]).await;
-    let mut first = completion_head();
-    first.protocol_config =
-        Some(ProtocolConfiguration { request_body_mode: 2, response_body_mode: 2, ..ProtocolConfiguration::default() });
     let mut talk = desk.talk().await;
-    talk.say(first);
+    talk.say(buffered_head());
     talk.hear().await.unwrap();
     talk.say(body(vec![b'x'; 5 << 20], true));
     let choice = talk.choice().await;

@@ -29,7 +29,7 @@ impl Dialog {
         let bodiless = said.end_of_stream;
         let head = AnswerHead::read(said, noted);
         let mut mutation = None;
-        if let Stage::Sent(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
+        if let Stage::Sent(sent) = mem::replace(&mut self.stage, Stage::Over) {
             let (mut pick, asking, mut receipt) = *sent;
             let is_ours = self.follow_to(&head, &mut pick, &asking, &mut receipt);
             receipt.status = Some(head.status.as_u16());
@@ -87,15 +87,13 @@ impl Dialog {
             if let Some(pod) = pod {
                 let labels = PoolReasonLabels { pool: Name::from(&pod.pool), reason: kind.name() };
                 house.metrics.failures.get_or_create(&labels).inc();
+                house.pod_failed(pod);
             }
         } else {
             receipt.outcome = Outcome::Refused("not_sent");
             receipt.culprit = Some(Fault::Gateway.culprit());
         }
         receipt.error_code = Some(shortened(head.details()).into());
-        if let (Some(pod), Some(_)) = (pod, head.failure()) {
-            house.pod_failed(pod);
-        }
     }
 
     fn reading(&self, head: &AnswerHead, (pick, is_ours): (Pick, bool), asking: Asking, mut receipt: Receipt) -> Stage {
@@ -107,7 +105,11 @@ impl Dialog {
         }
         if self.session.hides_answers() {
             receipt.streamed |= reading::is_event_stream(&head.headers);
-            return Stage::Unread(Box::new((pick, asking.matter.filter(|_| is_ours), receipt)));
+            if is_ours {
+                return Stage::Unread(Box::new((pick, asking.matter, receipt)));
+            }
+            receipt.outcome = Outcome::Complete;
+            return Stage::Over;
         }
         let head = reading::AnswerHead { status: head.status, headers: &head.headers };
         let mut reading = Reading::new(&self.story, &head, pick, asking, receipt);
@@ -150,7 +152,7 @@ impl Dialog {
 
     /// The answer is complete.
     fn settle(&mut self) {
-        if let Stage::Reading(mut reading) = std::mem::replace(&mut self.stage, Stage::Over) {
+        if let Stage::Reading(mut reading) = mem::replace(&mut self.stage, Stage::Over) {
             reading.settle(true);
         }
     }
@@ -168,7 +170,7 @@ impl Dialog {
 
     /// Envoy has said all.
     pub(super) fn left(&mut self) {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
+        match mem::replace(&mut self.stage, Stage::Over) {
             Stage::Reading(mut reading) => {
                 reading.settle(false);
                 self.broke_off(&mut reading.receipt);
@@ -183,9 +185,7 @@ impl Dialog {
             Stage::Unread(unread) => {
                 let (pick, matter, mut receipt) = *unread;
                 let status = StatusCode::from_u16(receipt.code()).unwrap_or_default();
-                if matter.is_some() {
-                    note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
-                }
+                note_status(&self.story.house, &pick.verdict.pod, status, pick.course.sent_at());
                 receipt.outcome = Outcome::Complete;
                 // A whole answer's head comes when it is made; a stream goes on unseen.
                 if let Some(matter) = matter.filter(|_| receipt.streamed) {
