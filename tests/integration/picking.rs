@@ -89,6 +89,8 @@ scheduler:
         });
         let targets: Vec<_> = targets.take(pods.len()).collect();
         house.fleet.set("pods", &targets, clock::now());
+        // One instant for all: what an older page says of others counts for less, and a slow machine takes its time.
+        let began = clock::now();
         for (pod, (waiting, kv_usage, adapters)) in house.fleet.pool("pods").unwrap().pods().iter().zip(pods) {
             let running = adapters.iter().map(|name| Arc::from(*name)).collect();
             let reading = Reading {
@@ -98,7 +100,7 @@ scheduler:
                 adapters: Some(Adapters { max: Some(4), running, waiting: Vec::new() }),
                 ..Reading::default()
             };
-            pod.store_load(PodLoad { began: clock::now(), sent_mark: 0, ended_mark: 0, reading });
+            pod.store_load(PodLoad { began, sent_mark: 0, ended_mark: 0, reading });
         }
         let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
         let tasks = Tasks::new();

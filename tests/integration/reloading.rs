@@ -15,8 +15,7 @@ use tidegate::app::{Reloaded, Reloader};
 
 use crate::binary::{Served, config};
 use crate::harness::{
-    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, refusing_endpoint, sse_head,
-    whole_json, within,
+    Call, Client, Gateway, RawClient, RawPod, SimPod, chat, chat_stream, eventually, sse_head, whole_json, within,
 };
 
 /// A gateway from a file.
@@ -171,9 +170,10 @@ async fn a_stream_outlives_its_pool_and_nothing_of_the_pool_is_left_behind() {
 #[tokio::test]
 async fn who_waits_for_a_pool_that_goes_is_told_at_once_and_the_count_of_those_who_wait_is_right() {
     let one = SimPod::start().await;
-    let witness = RawPod::start().await;
-    let (nobody, _held) = refusing_endpoint(&witness);
-    let with_nobody = format!("pools:\n  - {{ name: pods, endpoints: [{nobody}] }}\n");
+    // No pod at all, so that nobody is on its way to one just when the pool goes.
+    let list = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(list.path(), "[]").unwrap();
+    let with_nobody = format!("pools:\n  - {{ name: pods, endpoints: [{{ file: {:?} }}] }}\n", list.path());
     let empty = yaml(&[("more", &[&one])], M, "waiting: { timeout: 1h }\n").replace("pools:\n", &with_nobody);
     let it = Reloading::start(&empty).await;
     let house = Arc::clone(&it.gateway.running.house);
