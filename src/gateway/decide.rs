@@ -110,11 +110,6 @@ impl Pick {
         Self { verdict, course, bell: Bell::new(&house.waiting, pool), took: Duration::ZERO }
     }
 
-    /// The pod, if it is to be praised or blamed.
-    pub(super) fn pod_if(&self, counts: bool) -> Option<&Arc<Pod>> {
-        counts.then_some(&self.verdict.pod)
-    }
-
     /// What the receipt tells of it, for a request that the pod knows under the name `served_model`.
     pub(super) fn chosen(&self, served_model: &Arc<str>) -> Chosen {
         let verdict = &self.verdict;
@@ -153,16 +148,12 @@ impl Matter {
             policy.table.forced(&ask.model, served, || led().or_else(|| policy.pool_for_any(house, served)))
         });
         let found = forced.map_or_else(|| policy.table.find(&ask.model, key, reported, &mut clock::rng()), Ok);
-        let route = found.map_err(|mut unknown| {
-            if !policy.knows_all {
-                return Rejection::NoPod(NoPod::PoolEmpty);
-            }
-            unknown.served = house.served_names(policy);
-            Rejection::UnknownModel(unknown)
+        let route = found.map_err(|it| {
+            if policy.knows_all { unknown(house, policy, it.asked) } else { Rejection::NoPod(NoPod::PoolEmpty) }
         })?;
         let pool = policy.pool(house, &route.pool).ok_or(Rejection::NoPod(NoPod::PoolEmpty))?;
         if wishes.served_as.is_some_and(|served| *route.served_model == *served) && served_by_none(&pool, &route) {
-            return Err(unknown(house, policy, &route.served_model));
+            return Err(unknown(house, policy, route.served_model.to_string()));
         }
         let salt = ask.cache_salt.as_deref().unwrap_or_default();
         let mut chain = Chain::new(&route.served_model, salt);
@@ -333,8 +324,8 @@ fn served_by_none(pool: &PoolState, route: &Route) -> bool {
     !pods.is_empty() && pods.iter().all(|pod| pod.serves(&route.served_model) == Some(false))
 }
 
-fn unknown(house: &House, policy: &ListenerPolicy, asked: &str) -> Rejection {
-    Rejection::UnknownModel(UnknownModel { asked: asked.to_owned(), served: house.served_names(policy) })
+fn unknown(house: &House, policy: &ListenerPolicy, asked: String) -> Rejection {
+    Rejection::UnknownModel(UnknownModel { asked, served: house.served_names(policy) })
 }
 
 /// What the client allows, or what answers of this pool have, whichever is less; over all its choices.

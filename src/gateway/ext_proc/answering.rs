@@ -32,12 +32,13 @@ impl Dialog {
         let mut mutation = None;
         if let Stage::Sent(sent) = mem::replace(&mut self.stage, Stage::Over) {
             let (mut pick, asking, mut receipt) = *sent;
-            let is_ours = self.follow_to(&head, &mut pick, &asking, &mut receipt);
+            let made_by = self.follow_to(&head, &mut pick, &asking, &mut receipt);
             receipt.status = Some(head.status.as_u16());
             if head.is_envoys_own() {
-                self.not_reached(&head, pick.pod_if(is_ours), &mut receipt);
+                let pod = (made_by == MadeBy::Ours).then_some(&pick.verdict.pod);
+                self.not_reached(&head, pod, &mut receipt);
             } else {
-                self.stage = self.reading(&head, (pick, is_ours), asking, receipt);
+                self.stage = self.reading(&head, (pick, made_by), asking, receipt);
                 mutation = self.edits();
                 if bodiless {
                     self.settle();
@@ -77,11 +78,11 @@ impl Dialog {
     }
 
     /// Envoy may have gone to another pod than the first that we named: then the place is there, and the log says both.
-    /// That it went to none that we named, an operator should know. Whether the pod is one of the pool: what another
+    /// That it went to none that we named, an operator should know. Whose the answer is: what another
     /// shows is nobody's praise and nobody's blame.
-    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking, receipt: &mut Receipt) -> bool {
+    fn follow_to(&self, head: &AnswerHead, pick: &mut Pick, asking: &Asking, receipt: &mut Receipt) -> MadeBy {
         let chosen = Arc::clone(&pick.verdict.pod);
-        let Some(served) = head.served().filter(|served| differ(served, chosen.address())) else { return true };
+        let Some(served) = head.served().filter(|served| differ(served, chosen.address())) else { return MadeBy::Ours };
         let is_named = self.fallbacks.iter().any(|it| !differ(it, served));
         let labels =
             PoolReasonLabels { pool: Name::from(&chosen.pool), reason: if is_named { "fallback" } else { "unnamed" } };
@@ -92,13 +93,13 @@ impl Dialog {
         if let Some(told) = &mut receipt.chosen {
             told.asked_pod = Some(mem::replace(&mut told.pod, served.into()));
         }
-        let Some(matter) = &asking.matter else { return false };
-        let pods = matter.pool.pods();
-        let pod = pods.iter().find(|pod| &**pod.address() == served);
-        if let Some(pod) = pod {
+        let Some(matter) = &asking.matter else { return MadeBy::Stranger };
+        if let Some(pod) = matter.pool.pods().iter().find(|pod| &**pod.address() == served) {
             matter.went_to(&self.story.house, pick, pod);
+            MadeBy::Ours
+        } else {
+            MadeBy::Stranger
         }
-        pod.is_some()
     }
 
     /// Envoy answered for a pod that did not. Its words stand in the log as its client may have read them.
@@ -118,8 +119,16 @@ impl Dialog {
         receipt.error_code = Some(shortened(head.details()).into());
     }
 
-    fn reading(&self, head: &AnswerHead, (pick, is_ours): (Pick, bool), asking: Asking, mut receipt: Receipt) -> Stage {
-        if is_ours && matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+    fn reading(
+        &self,
+        head: &AnswerHead,
+        (pick, made_by): (Pick, MadeBy),
+        asking: Asking,
+        mut receipt: Receipt,
+    ) -> Stage {
+        if made_by == MadeBy::Ours
+            && matches!(head.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        {
             let kind = FailureKind::Status(head.status.as_u16());
             let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let sent = pick.course.sent_at();
@@ -127,7 +136,7 @@ impl Dialog {
         }
         if self.session.hides_answers() {
             receipt.streamed |= reading::is_event_stream(&head.headers);
-            if is_ours {
+            if made_by == MadeBy::Ours {
                 return Stage::Unread(Box::new((pick, asking.matter, receipt)));
             }
             receipt.outcome = Outcome::Complete;
@@ -135,9 +144,7 @@ impl Dialog {
         }
         let head = reading::AnswerHead { status: head.status, headers: &head.headers };
         let mut reading = Reading::new(&self.story, &head, pick, asking, receipt);
-        if !is_ours {
-            reading.made_by = MadeBy::Stranger;
-        }
+        reading.made_by = made_by;
         Stage::Reading(Box::new(reading))
     }
 
