@@ -14,7 +14,9 @@ use tidegate::keys::{hash_of, mint};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::harness::{
-    Call, Client, Gateway, Plan, RawPod, SimPod, chat, chat_stream, eventually,
+    Call, Client, Gateway, Plan, RawPod, SimPod, chat, chat_stream,
+    envoy::{Envoy, body, head},
+    eventually,
     lines::{Lines, told},
     whole_json,
 };
@@ -520,4 +522,50 @@ async fn a_key_file_that_cannot_be_used_is_told_at_the_start_and_refused_on_relo
         late = status(bearer(chat("hi", 1), BEA)).await;
     }
     assert_eq!((status(bearer(chat("hi", 1), BEA)).await, status(bearer(chat("hi", 1), ANN)).await), (200, 401));
+}
+
+#[tokio::test]
+async fn the_fairness_header_names_the_tenant_where_headers_are_trusted_and_nowhere_else() {
+    let (lines, _guard) = Lines::kept();
+    let (pod, file) = (SimPod::start().await, KeyFile::of(&[(ANN, ", tenant: shop")]));
+    let gateway = plan(&pod, &file)
+        .main("allow_anonymous: true")
+        .listener("{ name: trusted, address: 127.0.0.1:0, allow_anonymous: true, trust_headers: true }")
+        .listener("{ name: picker, address: 127.0.0.1:0, protocol: ext-proc, ext_proc: { secure: false } }")
+        .yaml("quotas: { tenants: [{ name: team-b, limits: { requests_per_minute: 1 } }] }")
+        .start()
+        .await;
+    let [main, trusted, picker] = &gateway.running.listeners[..] else { panic!() };
+    let named = |name: &str, tenant: &str| chat("hi", 1).header(name, tenant);
+    let tenant = async || told(&lines.one(&gateway).await, ["tenant"])[0].clone();
+    for header in ["x-gateway-inference-fairness-id", "x-llm-d-inference-fairness-id"] {
+        assert_eq!(named(header, "team-a").send(trusted.1).await.status(), 200);
+        assert_eq!(tenant().await, "team-a", "{header}");
+        assert_eq!(named(header, "team-a").send(main.1).await.status(), 200);
+        assert_eq!(tenant().await, "", "{header} of a client");
+        // Who shows a key is who the key says.
+        assert_eq!(bearer(named(header, "team-a"), ANN).send(trusted.1).await.status(), 200);
+        assert_eq!(tenant().await, "shop");
+    }
+    for strange in ["", " ", &"x".repeat(129)] {
+        assert_eq!(named("x-gateway-inference-fairness-id", strange).send(trusted.1).await.status(), 200);
+        assert_eq!(tenant().await, "", "{strange:.3}");
+    }
+    // Its limits are its own, and pods hear nothing of it.
+    let of_b = || named("x-gateway-inference-fairness-id", "team-b").send(trusted.1);
+    assert_eq!((of_b().await.status(), of_b().await.status()), (200, 429));
+    gateway.quiet().await;
+    assert_eq!(lines.requests().pop().unwrap()["limit"], "tenant team-b requests_per_minute");
+    let seen = pod.state().last;
+    assert!(seen.iter().all(|it| it.header("x-gateway-inference-fairness-id").is_none()));
+    // At Envoy's door its word is believed.
+    let envoy = Envoy::connect(picker.1).await;
+    let talk = envoy.talk().await;
+    let path = ("x-gateway-inference-fairness-id", "team-b");
+    let fields = [(":method", "POST"), (":path", "/v1/chat/completions"), ("content-type", "application/json"), path];
+    talk.say(head(&fields, false));
+    talk.say(body(r#"{"model":"m","messages":[],"max_tokens":3}"#, true));
+    let mut talk = talk;
+    let choice = talk.choice().await;
+    assert_eq!((choice.status, choice.error()["code"].as_str()), (429, Some("rate_limit_exceeded")));
 }
