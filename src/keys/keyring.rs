@@ -263,36 +263,15 @@ impl Keyring {
     /// From now on the keys are those of these `entries`, each a list as in a file, by name. One that nobody understands
     /// leaves the last one of its name as it was and the others alone; `problem`: why nothing newer is heard of.
     pub fn take_entries(&self, entries: &BTreeMap<String, Vec<u8>>, problem: Option<&str>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|name, _| entries.contains_key(name));
-        let mut well = problem.is_none();
         if let Some(problem) = problem {
             tracing::warn!(problem, "nothing is heard of the Secrets with keys, what they said last stays");
         }
-        for (name, bytes) in entries {
-            let mark = mark_of(bytes);
-            if held.get(name).is_some_and(|it| it.mark == Some(mark)) {
-                continue;
-            }
-            match read_records(name, bytes) {
-                Ok(records) => _ = held.insert(name.clone(), Held { mark: Some(mark), records }),
-                Err(problem) => {
-                    // Judged again with each change, so that it is told of as long as it is wrong.
-                    well = false;
-                    held.entry(name.clone()).or_default().mark = None;
-                    tracing::warn!(problem, "keys of a Secret not taken over, its last ones stay");
-                }
-            }
-        }
-        let mut seen = HashSet::new();
-        let mut all = Vec::new();
-        for record in held.values().flat_map(|it| &it.records) {
-            if seen.insert(record.hash.0) {
-                all.push(record.clone());
-            } else {
-                tracing::warn!(key = %record.id, "this key is in several Secrets, the first by name counts");
-            }
-        }
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|name, _| entries.contains_key(name));
+        // Each is looked at, also behind one that is wrong.
+        let wrong = entries.iter().filter(|(name, bytes)| !held.entry((*name).clone()).or_default().take(name, bytes));
+        let well = wrong.count() == 0 && problem.is_none();
+        let all = each_once(held.values().flat_map(|it| &it.records));
         drop(held);
         self.take_keys(Ok(Keys::new(all)));
         self.metrics.identity.source(KEY_FILE, well);
@@ -323,6 +302,40 @@ struct Held {
     /// Of what it says; `None`: of what it says now nothing is known.
     mark: Option<u128>,
     records: Vec<KeyRecord>,
+}
+
+impl Held {
+    /// Takes over what the entry called `name` says now; `false`: nobody understands it, and what it said last stays.
+    fn take(&mut self, name: &str, bytes: &[u8]) -> bool {
+        let mark = Some(mark_of(bytes));
+        if self.mark == mark {
+            return true;
+        }
+        let read = read_records(name, bytes);
+        self.mark = mark.filter(|_| read.is_ok());
+        match read {
+            Ok(records) => self.records = records,
+            // Told again with each change, as long as it is wrong.
+            Err(problem) => {
+                tracing::warn!(problem, "keys of a Secret not taken over, its last ones stay");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Of those with the same hash the first.
+fn each_once<'a>(records: impl Iterator<Item = &'a KeyRecord>) -> Vec<KeyRecord> {
+    let mut seen = HashSet::new();
+    let is_new = |record: &&KeyRecord| {
+        let is_new = seen.insert(record.hash.0);
+        if !is_new {
+            tracing::warn!(key = %record.id, "this key is in several Secrets, the first by name counts");
+        }
+        is_new
+    };
+    records.filter(is_new).cloned().collect()
 }
 
 fn read_keys(name: &str, bytes: &[u8]) -> Result<Keys, String> {

@@ -202,6 +202,8 @@ fn blame(lost: &Lost, reused: bool, after: Duration) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use rustls::AlertDescription as A;
+
     use super::*;
 
     #[test]
@@ -224,7 +226,6 @@ mod tests {
             let lost = Lost { sent: true, heard, broken: error.into() };
             blame(&lost, reused, Duration::from_secs(1)).kind
         };
-        use rustls::AlertDescription as A;
         assert_eq!(alert(A::CertificateRequired, false, false), K::Tls);
         assert_eq!(alert(A::CertificateRequired, true, false), K::Died, "who answers has let us in");
         assert_eq!(alert(A::CertificateRequired, false, true), K::Died);
