@@ -1,7 +1,7 @@
 //! What it costs to know who asks and to count what they use: a key among ten thousand, a token, a certificate's name; and
 //! reserving and settling in four scopes with every kind of limit. Target: a key and its limits 2 us together.
 
-#![expect(clippy::unwrap_used, reason = "a bench may stop where it stands")]
+#![expect(clippy::unwrap_used, clippy::unreachable, reason = "a bench may stop where it stands")]
 
 use std::{fs, hint::black_box, sync::Arc, time::UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
 };
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tidegate::{
     admission::{
@@ -97,7 +98,16 @@ fn known() -> Known {
     let (runtime, tasks) = (tokio::runtime::Runtime::new().unwrap(), Tasks::new());
     let entered = runtime.enter();
     let metrics = Arc::new(Metrics::new(Arc::new(Rows::default)));
-    let ring = Arc::new(Keyring::new(Box::new(|| Err(std::io::Error::other("nobody is asked"))), &metrics, &tasks));
+    // Nobody is asked: the issuer's keys are in a file.
+    let tls = || {
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        Ok(builder
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth())
+    };
+    let ring = Arc::new(Keyring::new(Box::new(tls), &metrics, &tasks));
     ring.follow(ring.read(&config.identity).unwrap().unwrap());
     drop(entered);
     Known { ring, config, tokens, _folder: folder, _tasks: tasks, _runtime: runtime }
@@ -144,7 +154,7 @@ fn quotas(criterion: &mut Criterion) {
     criterion.bench_function("quotas/four scopes", |bencher| bencher.iter(|| once(&caller)));
     let none = config::Quotas::default();
     criterion.bench_function("quotas/none", |bencher| {
-        bencher.iter(|| Plan::of(black_box(&none), &caller, &model).is_empty())
+        bencher.iter(|| Plan::of(black_box(&none), &caller, &model).is_empty());
     });
     let mut headers = HeaderMap::new();
     headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", key(7_777))).unwrap());

@@ -271,7 +271,7 @@ impl Keyring {
         // Each is looked at, also behind one that is wrong.
         let wrong = entries.iter().filter(|(name, bytes)| !held.entry((*name).clone()).or_default().take(name, bytes));
         let well = wrong.count() == 0 && problem.is_none();
-        let all = each_once(held.values().flat_map(|it| &it.records));
+        let all = each_once(held.values().flat_map(|it| it.records.iter().cloned()));
         drop(held);
         self.take_keys(Ok(Keys::new(all)));
         self.metrics.identity.source(KEY_FILE, well);
@@ -326,16 +326,16 @@ impl Held {
 }
 
 /// Of those with the same hash the first.
-fn each_once<'a>(records: impl Iterator<Item = &'a KeyRecord>) -> Vec<KeyRecord> {
+fn each_once(records: impl Iterator<Item = KeyRecord>) -> Vec<KeyRecord> {
     let mut seen = HashSet::new();
-    let is_new = |record: &&KeyRecord| {
+    let is_new = |record: &KeyRecord| {
         let is_new = seen.insert(record.hash.0);
         if !is_new {
             tracing::warn!(key = %record.id, "this key is in several Secrets, the first by name counts");
         }
         is_new
     };
-    records.filter(is_new).cloned().collect()
+    records.filter(is_new).collect()
 }
 
 fn read_keys(name: &str, bytes: &[u8]) -> Result<Keys, String> {
