@@ -54,7 +54,10 @@ fn function<'a>(text: &'a str, start: &str) -> &'a str {
 
 /// What stands in double quotes. None of the texts that are read here has a quote within.
 fn literals(text: &str) -> Vec<&str> {
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| line.split('"').skip(1).step_by(2)).collect()
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split('"').skip(1).step_by(2))
+        .collect()
 }
 
 /// What stands in backticks, each word of it by itself.
@@ -114,6 +117,25 @@ fn every_refusal_stands_in_http_md_and_no_other() {
 }
 
 #[test]
+fn every_way_in_which_an_attempt_fails_stands_in_http_md() {
+    let code = source("src/upstream/failure.rs");
+    let words = literals(function(&code, "pub fn name(self)"));
+    let page = read("docs/http.md");
+    all_stand(&words, 17, &told(section(&page, "## What is tried again")), "docs/http.md, What is tried again");
+}
+
+#[test]
+fn every_reason_why_a_door_lets_somebody_go_stands_in_http_md() {
+    let page = read("docs/http.md");
+    let words = told(section(&page, "## What the front refuses"));
+    let code: String =
+        ["entering", "pulse", "rejected", "stall"].map(|it| source(&format!("src/edge/{it}.rs"))).concat();
+    let named = |line: &&str| [": &str = \"", "Some(\"", ".count(\""].iter().any(|it| line.contains(it));
+    let found: Vec<&str> = code.lines().filter(named).flat_map(literals).collect();
+    all_stand(&found, 11, &words, "docs/http.md, What the front refuses");
+}
+
+#[test]
 fn every_field_of_a_request_line_and_its_words_stand_in_operating_md() {
     let code = source("src/gateway/telling/receipt.rs");
     let line = &code[code.find("target: REQUEST,").unwrap()..];
@@ -147,7 +169,8 @@ fn every_key_that_only_a_start_can_set_stands_in_operating_md() {
     let keys: Vec<&str> = keys.into_iter().filter(|it| *it != "ext_proc").collect();
     all_stand(&keys, 3, &words, "what only a start can set");
     let door = function(&code, "fn same_door(");
-    let fields: Vec<&str> = door.lines().filter(|line| line.contains("how.")).filter_map(|it| it.trim().split(':').next()).collect();
+    let fields: Vec<&str> =
+        door.lines().filter(|line| line.contains("how.")).filter_map(|it| it.trim().split(':').next()).collect();
     all_stand(&fields, 4, &words, "what only a start can set");
 }
 
@@ -183,7 +206,8 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 fn bare(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     for ending in ["_total", "_seconds", "_bytes", "_info"] {
-        let shorter: Vec<String> = names.iter().filter_map(|it| it.strip_suffix(ending)).map(ToOwned::to_owned).collect();
+        let shorter: Vec<String> =
+            names.iter().filter_map(|it| it.strip_suffix(ending)).map(ToOwned::to_owned).collect();
         names.extend(shorter);
     }
     names
@@ -199,7 +223,9 @@ fn every_metric_family_stands_in_operating_md_and_no_page_names_another() {
         named.filter_map(|it| Some(it.strip_prefix("tidegate").unwrap_or(&it).strip_prefix('_')?.to_owned())).collect();
     let known: Words = named.iter().flat_map(|it| bare(it)).collect();
     all_stand(&families.iter().collect::<Vec<_>>(), 62, &known, "the table of metrics in docs/operating.md");
-    for path in ["docs/operating.md", "docs/http.md", "docs/keys.md", "docs/limits.md", "docs/edge.md", "docs/overload.md"] {
+    for path in
+        ["docs/operating.md", "docs/http.md", "docs/keys.md", "docs/limits.md", "docs/edge.md", "docs/overload.md"]
+    {
         let other: Vec<String> = told(&read(path))
             .into_iter()
             .filter_map(|it| it.strip_prefix("tidegate_").map(ToOwned::to_owned))
