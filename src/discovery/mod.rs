@@ -10,6 +10,8 @@ mod hub;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod resources;
+#[cfg(feature = "kubernetes")]
+mod secrets;
 mod sources;
 #[cfg(feature = "kubernetes")]
 mod status;
@@ -26,6 +28,8 @@ use crate::{
 };
 pub use file::out_of_files;
 pub use resources::{Resources, read_manifests};
+#[cfg(feature = "kubernetes")]
+pub use secrets::{Secrets, follow_secrets};
 use sources::Sources;
 
 /// Reads a list of endpoints: the file's name, its text -> targets, or the problems in words.
