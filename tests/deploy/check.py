@@ -73,12 +73,14 @@ def fits(where, document):
             note(f"{what} ({version})", problem)
 
 
-def checked(where, text):
+def checked(where, text, likely=None):
+    """Sound, and without a warning, but for one that has the word `likely`."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(text)
         file.flush()
         told = subprocess.run([sys.argv[1], "check", file.name], capture_output=True, text=True)
-    clean = told.returncode == 0 and "warning" not in told.stdout
+    warnings = [line for line in (told.stdout + told.stderr).splitlines() if ": warning: " in line]
+    clean = told.returncode == 0 and all(likely and likely in it for it in warnings)
     note(f"{where}: gateway.yaml", None if clean else told.stdout + told.stderr)
 
 
@@ -129,7 +131,9 @@ for flavour, values in FLAVOURS.items():
     for document in objects:
         fits(f"helm, {flavour}", document)
         if document["kind"] == "ConfigMap":
-            checked(f"helm, {flavour}", document["data"]["gateway.yaml"])
+            # Within a cluster, keys may travel in clear: whoever installs it so is told.
+            likely = "travel in clear" if flavour == "keys" else None
+            checked(f"helm, {flavour}", document["data"]["gateway.yaml"], likely)
     if flavour in ("an edge", "an edge for tokens"):
         guarded(f"helm, {flavour}", objects)
     if flavour == "keys":
