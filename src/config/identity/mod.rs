@@ -8,6 +8,7 @@ mod check;
 mod door;
 mod key_file;
 mod moment;
+mod strange;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,6 +19,7 @@ pub use allowed::AllowedModels;
 pub(super) use check::identity;
 pub use door::Credentials;
 pub(super) use door::{credentials, unguarded};
+pub(super) use strange::strange;
 pub use key_file::{KeyHash, KeyRecord, MAX_KEY_FILE, parse_keys};
 pub use moment::{moment, shown_moment};
 
