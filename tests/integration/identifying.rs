@@ -161,11 +161,13 @@ async fn ended_and_disabled_keys_are_told_apart_for_the_operator_and_a_stranger_
     let gateway = plan(&pod, &file).start().await;
     let unknown = "some-other-key-0123456789-0123456789";
     let mut said = Vec::new();
-    for (key, exactly) in [(ANN, "expired"), (BEA, "disabled_key"), (unknown, "unknown_key")] {
+    for (key, exactly, tenant, id) in
+        [(ANN, "expired", "shop", "id-an"), (BEA, "disabled_key", "id-be", "id-be"), (unknown, "unknown_key", "", "")]
+    {
         let error = bearer(chat("hi", 1), key).send(gateway.addr).await.error(401).await;
         said.push(error["message"].as_str().unwrap().to_owned());
         let line = lines.one(&gateway).await;
-        assert_eq!(told(&line, ["reason", "culprit", "tenant", "key"]), [exactly, "client", "", ""]);
+        assert_eq!(told(&line, ["reason", "culprit", "tenant", "key"]), [exactly, "client", tenant, id]);
     }
     assert_eq!(said[0], "this API key or token has expired", "whoever has it may know");
     assert_eq!(said[1], said[2], "a key that was taken back looks like one that never was");
