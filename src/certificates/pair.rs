@@ -164,7 +164,8 @@ mod tests {
         let [one, two] = [0, 1].map(|_| rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap());
         let pem = |it: &rcgen::CertifiedKey<rcgen::KeyPair>| (it.cert.pem(), it.signing_key.serialize_pem());
         let ((certificate, key), (_, other)) = (pem(&one), pem(&two));
-        let why = |certificate: &str, key: &str| parsed(certificate.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+        let why =
+            |certificate: &str, key: &str| parsed(certificate.as_bytes(), key.as_bytes()).unwrap_err().to_string();
         assert_eq!(
             why(&certificate, &other),
             "the key does not belong to the certificate; if they are being replaced one by one, this ends with the second"
@@ -174,7 +175,9 @@ mod tests {
         assert!(why(&key, &certificate).starts_with("the two are swapped"));
         for encrypted in [
             key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
-            format!("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"),
+            format!(
+                "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
+            ),
         ] {
             let told = why(&certificate, &encrypted);
             assert!(told.starts_with("the key is encrypted") && told.contains("openssl pkey -in"), "{told}");

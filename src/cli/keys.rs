@@ -29,7 +29,8 @@ const EXAMPLES: &str = "Examples:
   printf %s \"$KEY\" | tidegate keys hash
   tidegate keys list --file keys.yaml";
 
-const LISTING: &str = "This is the check of a key file: where it has problems they are printed with their lines, and the
+const LISTING: &str =
+    "This is the check of a key file: where it has problems they are printed with their lines, and the
 gateway would not take it over.
 
 Exit codes:

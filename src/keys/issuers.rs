@@ -148,7 +148,9 @@ impl Source {
                 }
                 self.keys.store(Arc::new(keys));
             }
-            Err(problem) if !self.trouble(Some(&problem)) => tracing::debug!(issuer, problem, "an issuer is still away"),
+            Err(problem) if !self.trouble(Some(&problem)) => {
+                tracing::debug!(issuer, problem, "an issuer is still away")
+            }
             Err(problem) => match self.keys.load().len() {
                 0 => tracing::warn!(issuer, problem, "no keys of an issuer yet: its tokens are refused"),
                 keys => tracing::warn!(issuer, problem, keys, "keys of an issuer not refreshed, the last ones stay"),

@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BadKey, BadToken, Caller, Issuers, Keys,
-    table::Changes,
     file::{Followed, mark_of, read_now},
     issuers::{Source, client},
     jwt::looks_like_token,
     salt::{MAX_SECRET_FILE, Salt},
+    table::Changes,
 };
 use crate::{
     config::{Identity, MAX_KEY_FILE, parse_keys},
@@ -333,6 +333,9 @@ mod tests {
         assert_eq!(missing.to_string(), told);
         assert_eq!(missing.whole(), format!("{told}: entity not found"), "the system's words come once, behind");
         let refused = unreadable(io::ErrorKind::PermissionDenied).to_string();
-        assert!(refused.ends_with("cannot be read (it must be readable by the user that the gateway runs as)"), "{refused}");
+        assert!(
+            refused.ends_with("cannot be read (it must be readable by the user that the gateway runs as)"),
+            "{refused}"
+        );
     }
 }

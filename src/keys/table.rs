@@ -174,7 +174,13 @@ mod tests {
     fn what_became_of_keys_is_told_by_their_ids_and_never_more_than_twenty_of_them() {
         let off = |name: &str| KeyRecord { disabled: true, ..record(name) };
         let before = Keys::new(vec![record("a"), record("b"), record("c"), record("d"), off("e")]);
-        let now = Keys::new(vec![record("a"), off("b"), KeyRecord { tenant: "u".into(), ..record("c") }, off("e"), record("f")]);
+        let now = Keys::new(vec![
+            record("a"),
+            off("b"),
+            KeyRecord { tenant: "u".into(), ..record("c") },
+            off("e"),
+            record("f"),
+        ]);
         let id = |name: &str| Some(format!("id-{name}"));
         let changes = Changes { added: id("f"), removed: id("d"), changed: id("c"), disabled: id("b") };
         assert_eq!(now.changes_since(&before), changes);

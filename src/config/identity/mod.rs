@@ -19,9 +19,9 @@ pub use allowed::AllowedModels;
 pub(super) use check::identity;
 pub use door::Credentials;
 pub(super) use door::{credentials, unguarded};
-pub(super) use strange::strange;
 pub use key_file::{KeyHash, KeyRecord, MAX_KEY_FILE, parse_keys};
 pub use moment::{moment, shown_moment};
+pub(super) use strange::strange;
 
 use super::{tree::At, units::Span};
 

@@ -63,6 +63,7 @@ pub enum TlsVersion {
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ certificates: [ { folder: /etc/tidegate/tls } ] }`")]
 pub(in crate::config) struct ListenerTlsFile {
     /// What it shows, by the name that a client asks for; the first to whoever asks for none of them.
+    #[schemars(with = "Vec<KeyPairFile>")]
     pub(in crate::config) certificates: At<CertificatesFile>,
     /// Whether clients are asked for a certificate. Default: they are not.
     pub(in crate::config) client_certificates: Option<ClientCertificatesFile>,
@@ -71,8 +72,7 @@ pub(in crate::config) struct ListenerTlsFile {
 }
 
 /// What may be shown.
-#[derive(Debug, JsonSchema)]
-#[serde(transparent)]
+#[derive(Debug)]
 pub(in crate::config) struct CertificatesFile(pub(in crate::config) Vec<At<KeyPairFile>>);
 
 impl<'de> Deserialize<'de> for CertificatesFile {

@@ -176,7 +176,8 @@ fn redis(file: &RedisFile, sheet: &mut Sheet) -> Redis {
     let rest = url.strip_prefix("redis://");
     if rest.is_none_or(str::is_empty) {
         let (message, remedy) = if url.starts_with("rediss://") {
-            let remedy = "write `redis://` and keep it within a network of yours, or put a TLS tunnel beside the gateway";
+            let remedy =
+                "write `redis://` and keep it within a network of yours, or put a TLS tunnel beside the gateway";
             ("TLS to Redis is not offered".to_owned(), remedy)
         } else {
             let remedy = "write one such as `redis://10.0.0.5:6379` or `redis://redis:6379/2`";
@@ -211,6 +212,7 @@ mod tests {
     use crate::config::load;
 
     const BASE: &str = "listeners: [{ name: a, address: 127.0.0.1:8081 }]
+identity: { keys: { file: keys.yaml } }
 pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
 models: [{ modelName: m, poolRef: vllm }]
 api: { serve_reported_models: false }

@@ -116,7 +116,11 @@ impl Tls {
                         metrics.ends(&listener, &file, pair.not_after);
                     }
                     Ok(New::Authorities) => {
-                        tracing::info!(listener = &*listener.0, file, "new authorities for clients' certificates are in use");
+                        tracing::info!(
+                            listener = &*listener.0,
+                            file,
+                            "new authorities for clients' certificates are in use"
+                        );
                     }
                     Err(error) => {
                         tracing::warn!(listener = &*listener.0, %error, "a certificate's files cannot be used; the one before stays");

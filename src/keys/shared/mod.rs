@@ -300,7 +300,9 @@ fn meanwhile(outage: config::Outage) -> &'static str {
 /// Why Redis did not let us in, with what to do about it.
 fn refused(error: redis::RedisError) -> io::Error {
     match error.code() {
-        Some("NOAUTH") => io::Error::other(format!("{error}; write the password into a file, and name that as `password_file`")),
+        Some("NOAUTH") => {
+            io::Error::other(format!("{error}; write the password into a file, and name that as `password_file`"))
+        }
         Some("WRONGPASS") => io::Error::other(format!("{error}; look at what is in `password_file`")),
         _ => io::Error::other(error),
     }
