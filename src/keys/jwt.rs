@@ -42,6 +42,8 @@ pub enum BadToken {
     Audience,
     /// Its time is over.
     Expired,
+    /// It has no end.
+    NoExpiry,
     /// Its time has not come.
     NotYet,
     /// It does not say whose it is.
@@ -110,7 +112,7 @@ impl Issuers {
         check_times(&token.claims, now, issuer.leeway).map_err(|untimely| match untimely {
             Untimely::Expired => BadToken::Expired,
             Untimely::NotYet => BadToken::NotYet,
-            Untimely::Endless => BadToken::Malformed,
+            Untimely::Endless => BadToken::NoExpiry,
         })?;
         caller(&token.claims, &issuer.claims).ok_or(BadToken::NoTenant)
     }
@@ -253,8 +255,8 @@ mod tests {
             ("iss", json!(["https://login"]), "Malformed"),
             ("iss", json!(null), "Malformed"),
             ("exp", json!(1_000_000), "Expired"),
-            ("exp", json!("1000100"), "Malformed"),
-            ("exp", json!(null), "Malformed"),
+            ("exp", json!("1000100"), "NoExpiry"),
+            ("exp", json!(null), "NoExpiry"),
             ("nbf", json!(1_000_001), "NotYet"),
             ("org", json!(7), "NoTenant"),
             ("org", json!(""), "NoTenant"),
