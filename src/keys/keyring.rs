@@ -19,7 +19,7 @@ use super::{
     salt::{MAX_SECRET_FILE, Salt},
 };
 use crate::{
-    config::{Identity, KeyRecord, MAX_KEY_FILE, parse_keys},
+    config::{self, Identity, KeyRecord, MAX_KEY_FILE, parse_keys},
     tasks::Tasks,
     telemetry::Metrics,
 };
@@ -142,8 +142,10 @@ impl Keyring {
             None => Default::default(),
         };
         let before = self.issuers.load();
-        let source = |issuer: &Arc<_>| {
-            let before = before.sources().iter().find(|it| it.issuer == *issuer);
+        let source = |issuer: &Arc<config::Issuer>| {
+            // Whatever else is said of it now, its keys are those that it had.
+            let same = |it: &&Arc<Source>| (&it.issuer.name, &it.issuer.keys) == (&issuer.name, &issuer.keys);
+            let before = before.sources().iter().find(same);
             Source::open(issuer, before.map(|it| &**it)).map_err(KeyringError::Wrong)
         };
         let issuers = identity.issuers.iter().map(source).collect::<Result<_, _>>()?;
@@ -211,6 +213,11 @@ impl Keyring {
         let caller = judged.map_err(Bad::Token)?;
         let tenant = self.tenant(&caller.tenant).ok_or(Bad::TooManyTenants)?;
         Ok(Arc::new(Caller { tenant, ..caller }))
+    }
+
+    /// Who shows the key with this public id.
+    pub fn named(&self, id: &str) -> Option<Arc<Caller>> {
+        self.keys.load().named(id)
     }
 
     /// The tenant of that name, as long as there are not too many. One that the operator did not write down is remembered

@@ -80,6 +80,24 @@ async fn who_asks_too_often_is_told_whose_limit_it_was_and_when_to_come_again() 
 }
 
 #[tokio::test]
+async fn explain_asks_as_a_tenant_and_takes_nothing_of_its_limits() {
+    let pod = SimPod::start().await;
+    let gateway = limited(&pod, "tenants: [{ name: shop, limits: { requests_per_minute: 0 } }]").start().await;
+    let explained = async |query: &str| {
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] }).to_string();
+        Call::post(&format!("/debug/explain?{query}"), body).send(gateway.admin()).await
+    };
+    let shop = explained("tenant=shop").await.json().await;
+    assert_eq!(shop["tenant"], "shop");
+    assert!(shop["refused"].as_str().unwrap().contains("tenant 'shop'"), "{shop}");
+    assert_eq!(explained("").await.json().await["refused"], Value::Null, "others have no limit");
+    let nobody = explained("key=nope").await;
+    assert_eq!(nobody.status(), 404);
+    assert!(nobody.text().await.contains("no key has the id `nope`"));
+    assert_eq!(used(&gateway, "requests_per_minute").await, 0.0);
+}
+
+#[tokio::test]
 async fn a_thousand_at_once_exceed_a_budget_of_a_hundred_tokens_by_no_more_than_one_reservation() {
     let pod = SimPod::start().await;
     let quotas =
