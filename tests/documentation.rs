@@ -132,8 +132,7 @@ fn every_reason_why_a_door_lets_somebody_go_stands_in_http_md() {
         ["entering", "pulse", "rejected", "stall"].map(|it| source(&format!("src/edge/{it}.rs"))).concat();
     let named = |line: &&str| [": &str = \"", "Some(\"", ".count(\""].iter().any(|it| line.contains(it));
     // What has spaces is said to people.
-    let found: Vec<&str> =
-        code.lines().filter(named).flat_map(literals).filter(|it| !it.contains(' ')).collect();
+    let found: Vec<&str> = code.lines().filter(named).flat_map(literals).filter(|it| !it.contains(' ')).collect();
     all_stand(&found, 11, &words, "docs/http.md, What the front refuses");
 }
 
