@@ -252,7 +252,11 @@ mod tests {
         let keys = Keys::new();
         let issuers = keys.issuers(&ALL);
         assert_eq!(judged(&issuers, &keys.es256(&claims())), "shop/u1@https://login");
-        assert_eq!(judged(&issuers, &keys.eddsa(&claims())), "shop/u1@https://login", "without a key's id, the only one that fits");
+        assert_eq!(
+            judged(&issuers, &keys.eddsa(&claims())),
+            "shop/u1@https://login",
+            "without a key's id, the only one that fits"
+        );
         let with = |key: &str, value: Value| {
             let mut claims = claims();
             claims[key] = value;
@@ -281,7 +285,9 @@ mod tests {
     fn what_an_issuer_signs_for_other_ends_is_no_access_token() {
         let keys = Keys::new();
         let issuers = keys.issuers(&ALL);
-        for (kind, said) in [("at+JWT", "shop/u1@https://login"), ("logout+jwt", "Malformed"), ("dpop+jwt", "Malformed")] {
+        for (kind, said) in
+            [("at+JWT", "shop/u1@https://login"), ("logout+jwt", "Malformed"), ("dpop+jwt", "Malformed")]
+        {
             let head = json!({"alg": "EdDSA", "typ": kind});
             let token = token(&head, &claims(), |it| keys.ed.sign(it).as_ref().to_vec());
             assert_eq!(judged(&issuers, &token), said, "{kind}");
@@ -327,7 +333,10 @@ mod tests {
             (json!({"alg": "RS256", "kid": "r"}), "Signature"),
             (json!({"alg": "ES384", "kid": "p"}), "Algorithm"),
             (json!({"alg": "ES256", "kid": "p", "crit": ["exp"]}), "Malformed"),
-            (json!({"alg": "ES256", "kid": "p", "jku": "https://evil", "jwk": {"kty": "oct", "k": "AA"}}), "shop/u1@https://login"),
+            (
+                json!({"alg": "ES256", "kid": "p", "jku": "https://evil", "jwk": {"kty": "oct", "k": "AA"}}),
+                "shop/u1@https://login",
+            ),
         ] {
             assert_eq!(judged(&issuers, &by_p256(&head)), said, "{head}");
         }
