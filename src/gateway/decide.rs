@@ -46,6 +46,8 @@ pub struct Matter {
     pub(super) tenant: Arc<str>,
     /// When it is too late for it to go to a pod.
     pub(super) deadline: Option<Instant>,
+    /// Whether that is when it wants its first token.
+    pub(super) says_when: bool,
     /// Which pods may, if not all.
     pub(super) among: Option<Few>,
 }
@@ -178,6 +180,7 @@ impl Matter {
             priority: policy.objectives.priority(claims, &route),
             tenant,
             deadline: None,
+            says_when: false,
             pool,
             route,
         };
@@ -244,9 +247,9 @@ impl Matter {
     }
 
     /// Why it is to be refused, if it is one that may be and its pool is full. Nobody else asks how full that is.
-    pub fn shed(&self) -> Option<Shed> {
+    pub fn shed(&self, house: &House) -> Option<Shed> {
         let full = if self.priority.is_sheddable() { self.saturation(clock::now()) } else { None };
-        let saturation = full.filter(Saturation::is_full)?;
+        let saturation = full.filter(|full| full.sheds(house.waiting.has_line(&self.pool)))?;
         Some(Shed { pool: Name::from(self.pool.name()), saturation, priority: self.priority })
     }
 

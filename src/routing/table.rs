@@ -318,6 +318,7 @@ mod tests {
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
             waiting: Waiting {
                 timeout: second,
+                first_token: None,
                 requests: 1,
                 bytes: Bytes(1),
                 tenant_requests: 1,
@@ -325,7 +326,7 @@ mod tests {
                 shares: [].into(),
                 evict_sheddable: false,
             },
-            saturation: Saturation { wait: second },
+            saturation: Saturation { wait: second, between_tokens: None },
             identity: crate::config::Identity::default(),
             quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::harness::{
     Call, Gateway, SimPod, chat_stream,
     envoy::{Choice, Envoy, Talk, answer_body, answer_head, body, head},
-    eventually,
+    eventually, within,
 };
 
 const OBJECTIVE: &str = "x-llm-d-inference-objective";
@@ -210,7 +210,31 @@ async fn it_takes_the_sheddable_again_when_requests_end_though_its_page_stands_s
     drop(there);
     eventually("a pool that is not full", || house.saturation() < 1.0).await;
     house.pod.faults().change(|faults| faults.slow = 1.0);
+    // Its pages go on saying that 6 are there, and those are not taken for others'.
+    let read = house.gateway.counted("tidegate_scrapes_total", &[]).await;
+    while house.gateway.counted("tidegate_scrapes_total", &[]).await < read + 2.0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(house.saturation() < 1.0);
     assert_eq!(chat_of("batch").send(house.gateway.addr).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_pod_whose_page_never_comes_again_keeps_nobody_waiting() {
+    let (house, there) = House::full().await;
+    house.pod.faults().change(|faults| faults.slow_metrics_ms = 3_600_000);
+    let waiting = || house.gateway.running.house.waiting.len();
+    let replies: Vec<_> = (0..6).map(|_| chat_of("m").begin(house.gateway.addr)).collect();
+    eventually("they wait", || waiting() == 6).await;
+    drop(there);
+    house.pod.faults().change(|faults| faults.slow = 1.0);
+    for reply in replies {
+        let mut reply = within("its answer", reply).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        reply.text().await;
+    }
+    assert_eq!(waiting(), 0);
+    house.gateway.quiet().await;
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting 
     Waiting {
         // Zero is a wish: refuse at once.
         timeout: given.timeout.as_ref().map_or(default.timeout, |at| at.value.0),
+        first_token: given.first_token.as_ref().map(|at| sheet.span(Some(at), at.value.0)),
         requests,
         bytes,
         tenant_requests: given.tenant_requests.as_ref().map_or(requests, |at| sheet.count(Some(at), 1) as usize),
@@ -179,7 +180,11 @@ fn shares(given: &[ShareFile], sheet: &mut Sheet) -> Arc<[Share]> {
 
 /// When a pool is full, if that is said; else as `usual`.
 pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet: &mut Sheet) -> Saturation {
-    Saturation { wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait) }
+    let between = file.and_then(|given| given.between_tokens.as_ref());
+    Saturation {
+        wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait),
+        between_tokens: between.map(|at| sheet.span(Some(at), at.value.0)).or(usual.between_tokens),
+    }
 }
 
 /// Whether who comes in at `listener` is believed in what headers say of objectives and models.

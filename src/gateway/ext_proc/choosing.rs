@@ -120,7 +120,7 @@ async fn send(
         matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
     story.reserve_quotas(&matter, receipt).await?;
-    shed(&matter, &story.policy.config.waiting, receipt)?;
+    shed(&story.house, &matter, &story.policy.config.waiting, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter, wants_usage)?;
@@ -165,7 +165,7 @@ async fn reserve(
             Err(_) => coming.tried = Some(news),
         }
     }
-    let mut place = house.waiting.enter(&matter.pool, matter.asked(), coming)?;
+    let mut place = house.waiting.enter(&matter.pool, matter.asked(coming.limits), coming)?;
     receipt.in_line_since = Some(place.began());
     receipt.waits_for = Some(place.waits_for());
     loop {

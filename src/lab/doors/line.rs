@@ -12,7 +12,7 @@ use std::{
 use super::{Arrival, Door, Sight, Word};
 use crate::{
     admission::line::{Entry, Id, Line},
-    fleet::Saturation,
+    fleet::{Saturation, wait_at_pod},
     lab::setup::{MODEL, POOL},
     routing::Priority,
 };
@@ -29,6 +29,8 @@ struct Ours {
     ids: HashMap<u32, Id>,
     dues: BTreeSet<(Instant, Id)>,
     refused: VecDeque<(u32, f64)>,
+    /// Those who need not wait.
+    at_once: VecDeque<u32>,
     /// When the run began.
     epoch: Option<Instant>,
 }
@@ -69,10 +71,10 @@ impl Door for Ours {
             sight.now.checked_sub(Duration::from_secs_f64(sight.now_ms / 1e3)).unwrap_or(sight.now)
         });
         let terms = sight.terms;
-        let at_pod = sight.pool.config().saturation.wait;
+        let at_pod = wait_at_pod(sight.pool);
         let wanted = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).ok();
-        let wanted =
-            wanted(client.wanted_ms).map(|it| it.saturating_sub(at_pod)).into_iter().chain(wanted(client.patience_ms));
+        let first_token = wanted(client.wanted_ms).or(terms.first_token);
+        let wanted = first_token.map(|it| it.saturating_sub(at_pod)).into_iter().chain(wanted(client.patience_ms));
         let patience = wanted.fold(terms.timeout, Duration::min);
         let entry = Entry {
             pool: POOL.into(),
@@ -83,10 +85,12 @@ impl Door for Ours {
             bytes: bytes as u64,
             due: sight.now + patience,
         };
-        if Priority(client.priority).is_sheddable()
-            && let Some(full) = Saturation::of(sight.pool, sight.pods, MODEL, sight.now).filter(Saturation::is_full)
-        {
-            return self.refuse(nth, Some(full.pause()));
+        match Saturation::of(sight.pool, sight.pods, MODEL, sight.now) {
+            Some(full) if full.sheds(!self.line.is_empty()) && Priority(client.priority).is_sheddable() => {
+                return self.refuse(nth, Some(full.pause()));
+            }
+            Some(full) if !full.is_full() && self.line.is_empty() => return self.at_once.push_back(nth),
+            _ => {}
         }
         let ahead = self.line.ahead(&entry);
         let wait = self.line.wait_for(POOL, ahead.tokens, sight.now);
@@ -122,11 +126,14 @@ impl Door for Ours {
         if let Some((nth, pause_ms)) = self.refused.pop_front() {
             return Some(Word::Refuse(nth, pause_ms));
         }
+        if let Some(nth) = self.at_once.pop_front() {
+            return Some(Word::Enter(nth));
+        }
         if self.line.is_empty() {
             return None;
         }
-        let full = Saturation::of(sight.pool, sight.pods, MODEL, sight.now).is_none_or(|it| it.is_full());
-        let id = self.line.next(POOL, |()| !full)?;
+        let calls = Saturation::of(sight.pool, sight.pods, MODEL, sight.now).is_some_and(|it| it.has_eased());
+        let id = self.line.next(POOL, |()| calls)?;
         let entry = self.line.take(id, sight.now)?;
         self.forget(id, entry.due).map(Word::Enter)
     }
