@@ -23,11 +23,9 @@ const OTHERS_SAMPLES: f64 = 4.0;
 /// cache by that prompt, and 8,000 tokens of an 8B model's 422,000 are 2 %.
 pub const FULL_CACHE: f64 = 0.95;
 
-/// Who waits is called from when a pod is no fuller than this. Less than 1, because a place in the line is the better one to
-/// wait at: there whoever comes and matters more, or has had less, goes first, and what waits at a pod stands before them all.
-/// In virtual time (W2 on 2 H100, a wait of 300 ms) a light tenant's first token beside a heavy one takes .15 s instead of .37,
-/// and as much is served.
-const EASED: f64 = 1.0 / 3.0;
+/// What is left of a promised time after what cannot be foreseen of a pod's steps. While more comes than fits, whoever goes has
+/// waited for as long as it could, and without this half of them are late by a step or two (W2 at 1.3 of what 4 H100 carry).
+const FORESEEN: f64 = 0.95;
 
 /// Prefill takes no more of a pod's time than this, or nothing would be left to guess a pace from.
 const BUSIEST: f64 = 0.8;
@@ -68,19 +66,9 @@ impl Saturation {
         pods.iter().filter(move |pod| sights.wait_ms(pod, now) >= too_long)
     }
 
-    /// Whether who comes now has to wait.
+    /// Whether what is sheddable is refused.
     pub fn is_full(&self) -> bool {
         self.level >= 1.0
-    }
-
-    /// Whether what is sheddable is refused now, where it would have to stand behind others or not.
-    pub fn sheds(&self, others_wait: bool) -> bool {
-        if others_wait { !self.has_eased() } else { self.is_full() }
-    }
-
-    /// Whether those who wait are let in.
-    pub fn has_eased(&self) -> bool {
-        self.level < EASED
     }
 
     /// When to come again: once those who wait now are served.
@@ -106,20 +94,6 @@ impl Room {
     /// Whether those of `pods` in `pool` that `may` have it have room for one more: what [`Saturation::of`] says, but known at
     /// the first pod that has some, so that it may be asked for every request.
     pub fn of(pool: &PoolState, pods: &[Arc<Pod>], may: impl Fn(&Pod) -> bool, now: Instant) -> Self {
-        Self::below(too_long_ms(pool), (pool, pods), may, now)
-    }
-
-    /// The same for one of those who wait.
-    pub fn of_line(pool: &PoolState, pods: &[Arc<Pod>], may: impl Fn(&Pod) -> bool, now: Instant) -> Self {
-        Self::below(called_ms(pool), (pool, pods), may, now)
-    }
-
-    fn below(
-        too_long: f64,
-        (pool, pods): (&PoolState, &[Arc<Pod>]),
-        may: impl Fn(&Pod) -> bool,
-        now: Instant,
-    ) -> Self {
         let (mut sights, mut room) = (None, Self::NoPod);
         // Each time from another on: where the first of many are full, few would be asked in vain but always the same.
         let turn = usize::try_from(pool.sent()).unwrap_or_default().wrapping_mul(STRIDE) % pods.len().max(1);
@@ -132,11 +106,11 @@ impl Room {
             if admission == Admission::Probe {
                 return Self::Yes;
             }
-            let sights = sights.get_or_insert_with(|| Sights::of(pool, now));
-            if sights.wait_ms(pod, now) < too_long {
+            let (sights, too_long) = sights.get_or_insert_with(|| (Sights::of(pool, now), too_long_ms(pool)));
+            if sights.wait_ms(pod, now) < *too_long {
                 return Self::Yes;
             }
-            let fades = sights.fades_within(pod, now, too_long).map(|span| now + span);
+            let fades = sights.fades_within(pod, now, *too_long).map(|span| now + span);
             let before = if let Self::No(before) = room { before } else { None };
             room = Self::No(before.into_iter().chain(fades).min());
         }
@@ -144,19 +118,20 @@ impl Room {
     }
 }
 
+impl PoolState {
+    /// For how long a prompt with so many `uncached_tokens` may stand in line for its first token to come `within` that time:
+    /// it has to be computed as well, behind as much as a pod that is not full may have.
+    pub fn spare(&self, within: Duration, uncached_tokens: u32) -> Duration {
+        let pace = self.pace();
+        let prefill_ms = pace.base_ms + f64::from(uncached_tokens) * pace.ms_per_token;
+        let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
+        within.mul_f64(FORESEEN).saturating_sub(prefill + self.config().saturation.wait)
+    }
+}
+
 /// In milliseconds, what the operator finds too long.
 fn too_long_ms(pool: &PoolState) -> f64 {
     pool.config().saturation.wait.as_secs_f64() * 1e3
-}
-
-/// From which wait on nobody who waits is called.
-fn called_ms(pool: &PoolState) -> f64 {
-    too_long_ms(pool) * EASED
-}
-
-/// How long whoever was called may yet wait at its pod.
-pub fn wait_at_pod(pool: &PoolState) -> Duration {
-    pool.config().saturation.wait.mul_f64(EASED)
 }
 
 /// What is the same for all pods of a pool.
@@ -481,7 +456,8 @@ mod tests {
     fn a_pod_is_full_where_one_stream_more_would_make_tokens_slower_than_they_should_be() {
         let now = crate::clock::now();
         let saturation = config::Saturation { between_tokens: Some(Duration::from_millis(18)), ..usual() };
-        let fleet = Fleet::new(&[Arc::new(config::Pool { saturation, ..for_test::pool("pool").as_ref().clone() })], now);
+        let fleet =
+            Fleet::new(&[Arc::new(config::Pool { saturation, ..for_test::pool("pool").as_ref().clone() })], now);
         fleet.set("pool", &[target("pod")], now);
         let pool = fleet.pool("pool").unwrap();
         let pod = Arc::clone(&pool.pods()[0]);
@@ -496,23 +472,6 @@ mod tests {
         assert_eq!(room(&pool, now), Room::No(None));
         held.truncate(10);
         assert_eq!(room(&pool, now), Room::Yes);
-    }
-
-    #[test]
-    fn who_waits_is_called_from_a_third_of_what_is_full() {
-        let now = crate::clock::now();
-        let pool = pool(1, now);
-        let pod = Arc::clone(&pool.pods()[0]);
-        let called = || Room::of_line(&pool, &pool.pods(), |_| true, now);
-        assert_eq!(wait_at_pod(&pool).as_millis(), 333);
-        let first = sent(&pod, 6_000, 6_000);
-        assert_eq!((room(&pool, now), called()), (Room::Yes, Room::Yes));
-        let _second = sent(&pod, 1_000, 1_000);
-        assert_eq!((room(&pool, now), called()), (Room::Yes, Room::No(None)), "350 ms of a second");
-        assert!(!Saturation::of(&pool, &pool.pods(), "m", now).unwrap().has_eased());
-        drop(first);
-        assert_eq!(called(), Room::Yes);
-        assert!(Saturation::of(&pool, &pool.pods(), "m", now).unwrap().has_eased());
     }
 
     fn usual() -> config::Saturation {

@@ -247,9 +247,9 @@ impl Matter {
     }
 
     /// Why it is to be refused, if it is one that may be and its pool is full. Nobody else asks how full that is.
-    pub fn shed(&self, house: &House) -> Option<Shed> {
+    pub fn shed(&self) -> Option<Shed> {
         let full = if self.priority.is_sheddable() { self.saturation(clock::now()) } else { None };
-        let saturation = full.filter(|full| full.sheds(house.waiting.has_line(&self.pool)))?;
+        let saturation = full.filter(Saturation::is_full)?;
         Some(Shed { pool: Name::from(self.pool.name()), saturation, priority: self.priority })
     }
 

@@ -35,7 +35,8 @@ pub fn explain(
         let waits_for = if saturation.is_some() { WaitsFor::Room } else { WaitsFor::Pod };
         Waits { waits_for: waits_for.name(), requests: ahead.requests, tokens: ahead.tokens, expected }
     });
-    let shed = matter.shed(house).is_some() && !matter.has_share(limits);
+    let full = matter.priority.is_sheddable() && saturation.is_some_and(|full| full.is_full());
+    let shed = full && !matter.has_share(limits);
     let waits = waits.filter(|_| !shed);
     Ok(Explained { route: matter.route, saturation, priority: matter.priority, shed, waits, explanation })
 }

@@ -177,13 +177,8 @@ impl Story {
 
 /// Refuses what may be refused while its pool is full, unless it has a share by which it may wait. Asked once it is known
 /// which pods could have it, and before it waits for any.
-pub(super) fn shed(
-    house: &House,
-    matter: &Matter,
-    limits: &config::Waiting,
-    receipt: &mut Receipt,
-) -> Result<(), Rejection> {
-    let Some(shed) = matter.shed(house).filter(|_| !matter.has_share(limits)) else { return Ok(()) };
+pub(super) fn shed(matter: &Matter, limits: &config::Waiting, receipt: &mut Receipt) -> Result<(), Rejection> {
+    let Some(shed) = matter.shed().filter(|_| !matter.has_share(limits)) else { return Ok(()) };
     let pause = shed.saturation.pause();
     receipt.shed = Some(Box::new(shed));
     Err(Rejection::Saturated { pause })

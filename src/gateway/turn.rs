@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config,
-    fleet::{Pod, PoolState, Room, wait_at_pod},
+    fleet::{Pod, PoolState, Room},
     prefix::BLOCK_BYTES,
 };
 
@@ -105,10 +105,7 @@ impl Matter {
 
     /// For how long it may stand in line for its first token to come `within` that time.
     fn spare(&self, within: Duration) -> Duration {
-        let pace = self.pool.pace();
-        let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
-        let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
-        within.saturating_sub(prefill + wait_at_pod(&self.pool))
+        self.pool.spare(within, self.uncached_tokens())
     }
 
     /// What it brings to the line, under these `limits`.

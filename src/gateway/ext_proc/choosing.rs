@@ -120,7 +120,7 @@ async fn send(
         matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
     story.reserve_quotas(&matter, receipt).await?;
-    shed(&story.house, &matter, &story.policy.config.waiting, receipt)?;
+    shed(&matter, &story.policy.config.waiting, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();
     let body = story.body_for_pod(body, &ask, &matter, wants_usage)?;

@@ -173,7 +173,7 @@ impl Story {
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
         self.reserve_quotas(&matter, receipt).await?;
-        shed(&self.house, &matter, &config.waiting, receipt)?;
+        shed(&matter, &config.waiting, receipt)?;
         let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());
         let body = self.body_for_pod(body, &ask, &matter, wants_usage)?;

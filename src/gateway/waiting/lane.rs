@@ -59,5 +59,5 @@ impl Standing {
 /// Whether `pool` has room for one more of `lane`.
 pub(super) fn room(pool: &PoolState, lane: &Lane, few: Option<&Few>, now: Instant) -> Room {
     let serves = |pod: &Pod| pod.serves(&lane.model) != Some(false);
-    Room::of_line(pool, &pool.pods(), |pod| serves(pod) && few.is_none_or(|few| (few.among)(pod)), now)
+    Room::of(pool, &pool.pods(), |pod| serves(pod) && few.is_none_or(|few| (few.among)(pod)), now)
 }
