@@ -90,7 +90,8 @@ pub(super) fn waiting() -> Waiting {
 /// tokens on an H100, one on the slowest GPU we know of (0.05 and 0.35 ms a token); the reference sheds where more than five
 /// wait. Measured in virtual time (`docs/overload.md`): with a second, who has had least waits the longer for what pods were
 /// given in advance, and as much is served; with 100 ms, what is sheddable is refused at 0.7 of what a fleet can carry.
-pub(super) const SATURATION: Saturation = Saturation { wait: Duration::from_millis(300), between_tokens: None };
+pub(super) const SATURATION: Saturation =
+    Saturation { wait: Duration::from_millis(300), batch: None, between_tokens: None };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

@@ -45,6 +45,8 @@ pub struct Saturation {
     pub wait: Duration,
     /// If tokens would come more slowly than this with one stream more at each of its pods; `None`: however slow.
     pub between_tokens: Option<Duration>,
+    /// How many requests one pod runs at once; learned from its pages if it is not said.
+    pub batch: Option<u32>,
 }
 
 /// What may wait while no pod is ready or all are full.
@@ -81,7 +83,7 @@ pub(super) struct ShareFile {
     pub(super) share: At<Ratio>,
 }
 
-/// When a pool is saturated. What is sheddable is then refused with 429; nothing else is.
+/// When a pool is saturated. What is sheddable is then refused with 429; everything else waits in line.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ wait: 300ms }`")]
 pub(super) struct SaturationFile {
@@ -90,4 +92,7 @@ pub(super) struct SaturationFile {
     /// A pod has as many streams as it should from when one more would make the time between tokens longer than this.
     /// Default: as many as it takes.
     pub(super) between_tokens: Option<At<Span>>,
+    /// How many requests one pod runs at once (vLLM's --max-num-seqs, SGLang's --max-running-requests). Default: learned,
+    /// while requests wait at a pod; a burst that comes before that is sent on.
+    pub(super) batch: Option<At<u32>>,
 }

@@ -142,6 +142,8 @@ struct Sights {
     answer: f64,
     /// Milliseconds between tokens at which a pod has streams enough.
     between_ms: Option<f64>,
+    /// How many requests a pod runs at once, where the operator says so.
+    slots: Option<f64>,
 }
 
 impl Sights {
@@ -152,6 +154,7 @@ impl Sights {
             moment: pool.moment(now),
             answer: pool.expected_output_tokens().into(),
             between_ms: between.map(|it| it.as_secs_f64() * 1e3),
+            slots: pool.config().saturation.batch.map(f64::from),
         }
     }
 
@@ -187,6 +190,10 @@ impl Sights {
             backlog.prefill_tokens += others_tokens(theirs, backlog.prefill_tokens, ledger.unstarted() as f64);
             all += f64::from(glance.trust * glance.others);
             backlog.demand = demand(&glance, (streams, kv_tokens));
+        }
+        if let Some(slots) = self.slots {
+            // The next would be one of them.
+            backlog.demand = backlog.demand.max(all / slots);
         }
         let pace = pod.speed.pace(self.pace);
         backlog.ms_per_token = pace.ms_per_token;
@@ -354,6 +361,23 @@ mod tests {
         assert_eq!(wait_us(&pool, now), 3_900_000);
         held.truncate(2);
         assert_eq!(wait_us(&pool, now), 0);
+    }
+
+    #[test]
+    fn a_burst_at_a_pod_that_nobody_has_seen_full_stops_at_the_batch_that_the_operator_names() {
+        let now = crate::clock::now();
+        let named = |batch| {
+            let mut config = (*for_test::pool("pool")).clone();
+            config.saturation.batch = batch;
+            let fleet = Fleet::new(&[Arc::new(config)], now);
+            fleet.set("pool", &[target("pod")], now);
+            fleet.pool("pool").unwrap()
+        };
+        let (said, unsaid) = (named(Some(4)), named(None));
+        let _held = [&said, &unsaid].map(|pool| streams(&pool.pods()[0], 6));
+        assert_eq!(wait_us(&unsaid, now), 0, "no page has said that it is full, nor that it was ever read");
+        // Two of six stand behind four: half an answer's time, of 250 tokens at 15 + 6 * 0.15 ms.
+        assert_eq!(wait_us(&said, now), 1_987_500);
     }
 
     #[test]

@@ -326,7 +326,7 @@ mod tests {
                 shares: [].into(),
                 evict_sheddable: false,
             },
-            saturation: Saturation { wait: second, between_tokens: None },
+            saturation: Saturation { wait: second, batch: None, between_tokens: None },
             identity: crate::config::Identity::default(),
             quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },

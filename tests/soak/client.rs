@@ -228,6 +228,7 @@ async fn judge(ask: &Ask, id: &str, answer: Response<Incoming>) -> Result<String
     match ending {
         Ending::Complete => Ok("complete".to_owned()),
         Ending::Aborted => Ok("aborted by its pod".to_owned()),
+        Ending::Error(told) if told.contains("did not begin its answer") => Ok("told that no token came".to_owned()),
         Ending::Error(told) if told.contains("stream_cut") => Ok("told that its stream was cut".to_owned()),
         Ending::Error(_) => Ok("a pod's error in its stream".to_owned()),
         Ending::BrokenOff if ask.streamed() => Err("a stream that broke off without a word".to_owned()),

@@ -9,6 +9,7 @@ use std::{
     io::{IsTerminal as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    pin::pin,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -42,6 +43,9 @@ const TROUBLE: Duration = Duration::from_secs(2);
 
 /// How long requests may take to end when no new ones come: the longest deadline of the configuration, and some.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whose answers take longer is worth a look: an answer takes six seconds on a pod that is well.
+const SLOW: Duration = Duration::from_secs(18);
 
 /// What a soak is to be like.
 #[derive(Clone, Debug)]
@@ -170,7 +174,7 @@ fn configuration(folder: &Path, addr: SocketAddr, admin: SocketAddr, nth: usize)
         "listeners:\n  - {{ name: main, address: \"{addr}\" }}\npools:\n  - name: pods\n    engine: vllm\n    endpoints:\n      \
          - {{ file: \"{list}\" }}\nmodels:\n  - {{ modelName: m, poolRef: pods }}\nadmin: {{ address: \"{admin}\" }}\n\
          log: {{ format: json, level: error }}\nscheduler: {{ policy: {policy} }}\nretry: {{ attempts: {attempts} }}\n\
-         timeouts: {{ connect: 1s, first_byte: 15s, idle: 15s, drain_delay: 0s, drain_grace: 20s }}\n"
+         timeouts: {{ connect: 1s, first_byte: 15s, first_token: 25s, idle: 15s, drain_delay: 0s, drain_grace: 20s }}\n"
     )
 }
 
@@ -268,6 +272,21 @@ impl Pods {
         }
     }
 
+    /// Each pod by itself, and what the gateway holds of all.
+    async fn tell(&self, gateway: &Gateway) -> String {
+        let states = self.places.iter().map(|place| match &place.pod {
+            None => format!("{} is not there", place.addr),
+            Some(pod) => {
+                let state = pod.state();
+                let (live, unanswered, tokens) = (state.live, state.unanswered, state.generation_tokens);
+                format!("{} {live} live, {unanswered} unanswered, {tokens} tokens so far", place.addr)
+            }
+        });
+        let own = gateway.page().await;
+        let own = own.lines().filter(|line| line.starts_with("tidegate_pod_") && !line.contains("_total"));
+        states.chain(own.map(str::to_owned)).collect::<Vec<_>>().join("\n")
+    }
+
     fn live(&self) -> usize {
         let pods = self.places.iter().filter_map(|place| place.pod.as_ref());
         pods.map(RunningPod::state).map(|state| state.live + state.unanswered).sum()
@@ -339,8 +358,14 @@ async fn hundreds_of_streams_and_every_mishap_leave_no_wrong_answer_and_nothing_
     let samples = stir_and_watch(&plan, &gateway, &mut pods, &tally).await;
     stop.store(true, Relaxed);
     pods.mend(|_| true).await;
-    for caller in callers {
-        timeout(PATIENCE * 2, caller).await.expect("a caller that does not come to its end").unwrap();
+    let mut ends = pin!(async {
+        for caller in callers {
+            timeout(PATIENCE * 2, caller).await.expect("a caller that does not come to its end").unwrap();
+        }
+    });
+    if timeout(SLOW, &mut ends).await.is_err() {
+        eprintln!("{SLOW:?} after the last request some have no end yet:\n{}", pods.tell(&gateway).await);
+        ends.await;
     }
     let rest = quiet(&gateway, &pods, samples[0], Instant::now()).await;
     report(&plan, &tally, &pods, &samples, rest);

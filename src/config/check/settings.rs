@@ -181,9 +181,15 @@ fn shares(given: &[ShareFile], sheet: &mut Sheet) -> Arc<[Share]> {
 /// When a pool is full, if that is said; else as `usual`.
 pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet: &mut Sheet) -> Saturation {
     let between = file.and_then(|given| given.between_tokens.as_ref());
+    let batch = file.and_then(|given| given.batch.as_ref());
+    if let Some(none) = batch.filter(|it| it.value == 0) {
+        let remedy = "write what the engine was started with (`--max-num-seqs`), or leave it out";
+        sheet.error(none.place, "a pod that runs no requests serves none", remedy);
+    }
     Saturation {
         wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait),
         between_tokens: between.map(|at| sheet.span(Some(at), at.value.0)).or(usual.between_tokens),
+        batch: batch.map(|it| it.value).or(usual.batch),
     }
 }
 

@@ -261,21 +261,31 @@ fn stands(answer: &[String]) -> Option<(bool, Vec<Stand>)> {
 /// Keeps a connection, as long as the gateway runs.
 async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
     let mut pause = PAUSE;
+    // Once for each outage: it is in a metric for as long as it lasts.
+    let mut told = false;
     loop {
         match connect(&settings).await {
             Ok(connection) => {
                 tracing::info!(url = settings.url, "limits are counted together with other gateways");
                 line.connection.store(Some(Arc::new(connection)));
                 line.metrics.up.set(1);
-                pause = PAUSE;
+                (pause, told) = (PAUSE, false);
                 line.broken.notified().await;
             }
             Err(error) => {
-                tracing::warn!(url = settings.url, %error, "the shared counts of limits cannot be reached");
+                tell_unreachable(&settings.url, &error, std::mem::replace(&mut told, true));
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+fn tell_unreachable(url: &str, error: &io::Error, again: bool) {
+    if again {
+        tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
+    } else {
+        tracing::warn!(url, %error, "the shared counts of limits cannot be reached");
     }
 }
 
