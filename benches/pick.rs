@@ -20,7 +20,7 @@ use tidegate::{
     fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Room, Send},
     openai::{Ask, Endpoint},
     prefix::{BLOCK_BYTES, Blocks, Chain, Hits, Index, MAX_BLOCKS},
-    scheduler::{Question, Scene, Tried, pick},
+    scheduler::{Question, Scene, Tried, pick, pick_with_room},
 };
 
 const ADAPTERS: [&str; 6] = ["sql", "chat", "code", "legal", "medical", "poetry"];
@@ -43,7 +43,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         client_certificate: None,
         server_name: None,
         priority_scheduling: false,
-        saturation: Saturation { wait: Duration::from_secs(1), batch: None },
+        saturation: Saturation { wait: Duration::from_secs(1), batch: None, between_tokens: None },
     };
     let now = clock::now();
     let fleet = Fleet::new(&[Arc::new(pool)], now);
@@ -138,7 +138,6 @@ fn picks(c: &mut Criterion) {
     }
 }
 
-/// A chat of about `size` bytes: a system prompt, then turns of code and talk, a line of about 50 bytes at a time.
 /// What every request pays for the line while nobody stands in it: whether there is room for it.
 fn rooms(c: &mut Criterion) {
     let mut group = c.benchmark_group("room");
@@ -150,8 +149,29 @@ fn rooms(c: &mut Criterion) {
             let send = Send { prompt_tokens: 200_000, uncached_tokens: 200_000 };
             full.into_iter().map(|pod| Reservation::new(pod, send)).collect::<Vec<_>>()
         };
+        let hits = hits(pods);
+        let mut rng = StdRng::seed_from_u64(1);
         for (share, name) in [(0, "some at the first"), (50, "half full"), (100, "full")] {
             let there = full(share);
+            for (spares, with) in [(false, "pick"), (true, "pick_with_room")] {
+                let pick = if spares { pick_with_room } else { pick };
+                group.bench_function(BenchmarkId::new(format!("{with}, {name}"), pods), |b| {
+                    b.iter(|| {
+                        let _gate = pool.gate();
+                        let listed = pool.pods();
+                        let scene = Scene { pool: &pool, pods: &listed, now: clock::now() };
+                        let question = Question {
+                            served_model: "code",
+                            prompt_tokens: 900,
+                            block_tokens: 64.0,
+                            hits: &hits,
+                            session: None,
+                            expected_output_tokens: 200,
+                        };
+                        black_box(pick(&Scheduler::LeastCost, &scene, &question, &Tried::none(), &mut rng).is_ok())
+                    });
+                });
+            }
             group.bench_function(BenchmarkId::new(name, pods), |b| {
                 b.iter(|| {
                     let pods = pool.pods();
@@ -165,6 +185,7 @@ fn rooms(c: &mut Criterion) {
     group.finish();
 }
 
+/// A chat of about `size` bytes: a system prompt, then turns of code and talk, a line of about 50 bytes at a time.
 fn chat(size: usize, seed: usize) -> (Ask, String) {
     let line = |n: usize| format!("    let tide_{n} = gauge(\\\"harbour\\\", {});\\n", n * seed % 9_973);
     let mut turns = String::from(r#"{"role":"system","content":"You write Rust."}"#);

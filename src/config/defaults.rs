@@ -72,6 +72,8 @@ pub(super) fn waiting() -> Waiting {
         // Half of the 60 s after which most load balancers and proxies in front give up on an idle request: the client
         // hears from us why, and when to come again, before it is cut off.
         timeout: Duration::from_secs(30),
+        // What is soon enough only the operator knows: 2 s for a chat, minutes for a batch.
+        first_token: None,
         requests,
         bytes,
         // Where the line is full, a tenant with few there takes a place of the one with the most.
@@ -84,11 +86,12 @@ pub(super) fn waiting() -> Waiting {
     }
 }
 
-/// A pool is full when even its best pod keeps a request waiting for a second before its own prefill begins. The reference
-/// sheds where more than five wait at every pod: five prompts of 1,024 tokens take 0.3 s on an H100 and 1.8 s on the slowest
-/// GPU we know of (0.05 and 0.35 ms a token). A second is also half of the 2 s that `MLPerf` allows its server scenario for a
-/// first token (Llama 2 70B), so that those who are not sheddable keep the other half.
-pub(super) const SATURATION: Saturation = Saturation { wait: Duration::from_secs(1), batch: None };
+/// A pool is full when even its best pod keeps a request waiting for so long before its own prefill begins: six prompts of 1,024
+/// tokens on an H100, one on the slowest GPU we know of (0.05 and 0.35 ms a token); the reference sheds where more than five
+/// wait. Measured in virtual time (`docs/overload.md`): with a second, who has had least waits the longer for what pods were
+/// given in advance, and as much is served; with 100 ms, what is sheddable is refused at 0.7 of what a fleet can carry.
+pub(super) const SATURATION: Saturation =
+    Saturation { wait: Duration::from_millis(300), batch: None, between_tokens: None };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

@@ -13,6 +13,8 @@ use super::{Bytes, Ratio, tree::At, units::Span};
 pub struct Waiting {
     /// How long one request may; zero: not at all.
     pub timeout: Duration,
+    /// Within which time the first token is promised to whoever does not say when it wants it; `None`: no promise.
+    pub first_token: Option<Duration>,
     /// How many requests may, over all pools.
     pub requests: usize,
     /// How many bytes of bodies they may hold together.
@@ -41,6 +43,8 @@ pub struct Share {
 pub struct Saturation {
     /// If a request would wait for so long even at the best of its pods.
     pub wait: Duration,
+    /// If tokens would come more slowly than this with one stream more at each of its pods; `None`: however slow.
+    pub between_tokens: Option<Duration>,
     /// How many requests one pod runs at once; learned from its pages if it is not said.
     pub batch: Option<u32>,
 }
@@ -51,6 +55,9 @@ pub struct Saturation {
 pub(super) struct WaitingFile {
     /// How long one request may wait; 0s: it is refused at once. Default: 30s.
     pub(super) timeout: Option<At<Span>>,
+    /// Within which time the first token is promised to whoever does not say when it wants it. While all pods are full, who
+    /// cannot have it by then is refused, not served too late. Default: no promise.
+    pub(super) first_token: Option<At<Span>>,
     /// How many requests may wait, over all pools. Default: 1000.
     pub(super) requests: Option<At<u32>>,
     /// How many bytes of bodies they may hold together. Default: 256MiB.
@@ -78,10 +85,13 @@ pub(super) struct ShareFile {
 
 /// When a pool is saturated. What is sheddable is then refused with 429; everything else waits in line.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, expecting = "a map, such as `{ wait: 1s }`")]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ wait: 300ms }`")]
 pub(super) struct SaturationFile {
-    /// How long a request would wait before its own prefill at the best of its pods. Default: 1s.
+    /// How long a request would wait before its own prefill at the best of its pods. Default: 300ms.
     pub(super) wait: Option<At<Span>>,
+    /// A pod has as many streams as it should from when one more would make the time between tokens longer than this.
+    /// Default: as many as it takes.
+    pub(super) between_tokens: Option<At<Span>>,
     /// How many requests one pod runs at once (vLLM's --max-num-seqs, SGLang's --max-running-requests). Default: learned,
     /// while requests wait at a pod; a burst that comes before that is sent on.
     pub(super) batch: Option<At<u32>>,

@@ -166,7 +166,7 @@ mod tests {
             ca_file: None,
             client_certificate: None,
             server_name: None,
-            saturation: Saturation { wait: Duration::from_secs(1), batch: None },
+            saturation: Saturation { wait: Duration::from_secs(1), batch: None, between_tokens: None },
             priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));

@@ -37,6 +37,16 @@ impl PodLoad {
         now.saturating_duration_since(self.began)
     }
 
+    /// Whether it is the page from `before` though it was read anew: requests run there, one of ours has ended since, and
+    /// not a number has moved, the count of tokens among them. Whatever it says is as old as it was.
+    pub(super) fn repeats(&self, before: &Self) -> bool {
+        let reading = &self.reading;
+        self.ended_mark != before.ended_mark
+            && reading.generation_tokens_total.is_some()
+            && reading.streams().is_some_and(|streams| streams > 0)
+            && *reading == before.reading
+    }
+
     /// Whether the reading is too old to steer by, for a pod scraped every `interval`.
     pub fn is_stale(&self, now: Instant, interval: Duration) -> bool {
         self.age(now) > stale_after(interval)
@@ -143,6 +153,26 @@ mod tests {
         assert_eq!(Reading { running: Some(0), ..Reading::default() }.streams(), Some(0));
         assert_eq!(Reading { blocks: Some(96), ..Reading::default() }.kv_capacity(), None);
         assert_eq!(Reading { blocks: Some(0), block_size: Some(16), ..Reading::default() }.kv_capacity(), None);
+    }
+
+    #[test]
+    fn a_page_on_which_nothing_has_moved_though_a_request_has_ended_is_the_page_from_before() {
+        let reading = Reading { running: Some(3), generation_tokens_total: Some(500), ..Reading::default() };
+        let at = |ended_mark, reading: &Reading| PodLoad {
+            began: crate::clock::now(),
+            sent_mark: 3,
+            ended_mark,
+            reading: reading.clone(),
+        };
+        let before = at(0, &reading);
+        assert!(at(1, &reading).repeats(&before));
+        assert!(!at(0, &reading).repeats(&before), "it may be within a long step");
+        let moved = Reading { generation_tokens_total: Some(501), ..reading.clone() };
+        assert!(!at(1, &moved).repeats(&before));
+        let idle = Reading { running: Some(0), ..reading.clone() };
+        assert!(!at(1, &idle).repeats(&at(0, &idle)), "who left before its first token leaves no trace");
+        let uncounted = Reading { generation_tokens_total: None, ..reading };
+        assert!(!at(1, &uncounted).repeats(&at(0, &uncounted)), "as many as before may run");
     }
 
     #[test]

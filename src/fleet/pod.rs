@@ -176,9 +176,14 @@ impl Pod {
         self.menu.load(Acquire)
     }
 
-    /// A new reading. Only `scrape` calls this.
+    /// A new reading. Only `scrape` calls this. A page that stands still stays as old as it is: else our own requests, once
+    /// they have ended, would look like others' for as long as it does.
     pub fn store_load(&self, load: PodLoad) {
-        self.board.write(&load, self.load.load().as_deref());
+        let before = self.load.load();
+        if before.as_deref().is_some_and(|before| load.repeats(before)) {
+            return;
+        }
+        self.board.write(&load, before.as_deref());
         self.load.store(Some(Arc::new(load)));
     }
 

@@ -23,6 +23,13 @@ const OTHERS_SAMPLES: f64 = 4.0;
 /// cache by that prompt, and 8,000 tokens of an 8B model's 422,000 are 2 %.
 pub const FULL_CACHE: f64 = 0.95;
 
+/// What is left of a promised time after what cannot be foreseen of a pod's steps. While more comes than fits, whoever goes has
+/// waited for as long as it could, and without this half of them are late by a step or two (W2 at 1.3 of what 4 H100 carry).
+const FORESEEN: f64 = 0.95;
+
+/// Prefill takes no more of a pod's time than this, or nothing would be left to guess a pace from.
+const BUSIEST: f64 = 0.8;
+
 /// How far on the next request begins to look for room: odd and large, so that requests that follow each other begin far
 /// from each other (Knuth's multiplicative hashing, 2^32 over the golden ratio).
 const STRIDE: usize = 2_654_435_761;
@@ -111,6 +118,17 @@ impl Room {
     }
 }
 
+impl PoolState {
+    /// For how long a prompt with so many `uncached_tokens` may stand in line for its first token to come `within` that time:
+    /// it has to be computed as well, behind as much as a pod that is not full may have.
+    pub fn spare(&self, within: Duration, uncached_tokens: u32) -> Duration {
+        let pace = self.pace();
+        let prefill_ms = pace.base_ms + f64::from(uncached_tokens) * pace.ms_per_token;
+        let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
+        within.mul_f64(FORESEEN).saturating_sub(prefill + self.config().saturation.wait)
+    }
+}
+
 /// In milliseconds, what the operator finds too long.
 fn too_long_ms(pool: &PoolState) -> f64 {
     pool.config().saturation.wait.as_secs_f64() * 1e3
@@ -122,16 +140,20 @@ struct Sights {
     moment: Moment,
     /// Tokens that an answer is expected to have.
     answer: f64,
+    /// Milliseconds between tokens at which a pod has streams enough.
+    between_ms: Option<f64>,
     /// How many requests a pod runs at once, where the operator says so.
     slots: Option<f64>,
 }
 
 impl Sights {
     fn of(pool: &PoolState, now: Instant) -> Self {
+        let between = pool.config().saturation.between_tokens;
         Self {
             pace: pool.pace(),
             moment: pool.moment(now),
             answer: pool.expected_output_tokens().into(),
+            between_ms: between.map(|it| it.as_secs_f64() * 1e3),
             slots: pool.config().saturation.batch.map(f64::from),
         }
     }
@@ -176,6 +198,12 @@ impl Sights {
         let pace = pod.speed.pace(self.pace);
         backlog.ms_per_token = pace.ms_per_token;
         backlog.lifetime_ms = self.answer * pace.itl_ms(all);
+        if let Some(between_ms) = self.between_ms {
+            // What prefills take of its time decodes nothing. At least one stream has to be there.
+            let busy = (f64::from(pod.inflow.per_ms(&self.moment)) * pace.ms_per_token).min(BUSIEST);
+            let enough = ((between_ms * (1.0 - busy) - pace.step_ms) / pace.stream_ms).max(1.0);
+            backlog.demand = backlog.demand.max((all + 1.0) / enough);
+        }
         backlog
     }
 }
@@ -233,9 +261,12 @@ fn demand(glance: &Glance, (streams, kv_tokens): (f64, f64)) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{
-        Evidence, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send,
-        for_test::{self, target},
+    use crate::{
+        config,
+        fleet::{
+            Evidence, Fleet, PodLoad, Reading, ReportedModel, Reservation, Send,
+            for_test::{self, target},
+        },
     };
 
     /// A pool of as many pods that has shown nothing: 0.05 ms a prompt token, 15 ms a step and 0.15 ms more for each stream,
@@ -400,6 +431,36 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_stands_still_does_not_make_others_of_ours_that_have_ended() {
+        let now = crate::clock::now();
+        let pool = pool(1, now);
+        let pod = Arc::clone(&pool.pods()[0]);
+        let held = streams(&pod, 6);
+        let read = |began: Instant, generated: u64| {
+            let reading = Reading {
+                running: Some(2),
+                waiting: Some(4),
+                kv_usage: Some(0.1),
+                generation_tokens_total: Some(generated),
+                ..Reading::default()
+            };
+            let (sent_mark, ended_mark) = (pod.ledger.sent(), pod.ledger.ended());
+            pod.store_load(PodLoad { began, sent_mark, ended_mark, reading });
+        };
+        for generated in [100, 110, 110] {
+            read(now, generated);
+        }
+        assert!(wait_us(&pool, now) > 0, "4 of ours wait behind 2");
+        drop(held);
+        for after in 0..4 {
+            read(now + Duration::from_secs(after), 110);
+            assert_eq!(wait_us(&pool, now + Duration::from_secs(after)), 0);
+        }
+        read(now, 111);
+        assert!(wait_us(&pool, now) > 0, "it moves again: these are others'");
+    }
+
+    #[test]
     fn only_pods_in_use_that_may_serve_the_model_count() {
         let now = crate::clock::now();
         let pool = pool(3, now);
@@ -413,6 +474,32 @@ mod tests {
         assert_eq!(Saturation::of(&pool, &pods, "m", now), None);
         assert!(Saturation::of(&pool, &pods, "other", now).unwrap().wait_ms < 1e-9);
         assert_eq!(Saturation::of(&pool, &[], "", now), None);
+    }
+
+    #[test]
+    fn a_pod_is_full_where_one_stream_more_would_make_tokens_slower_than_they_should_be() {
+        let now = crate::clock::now();
+        let saturation = config::Saturation { between_tokens: Some(Duration::from_millis(18)), ..usual() };
+        let fleet =
+            Fleet::new(&[Arc::new(config::Pool { saturation, ..for_test::pool("pool").as_ref().clone() })], now);
+        fleet.set("pool", &[target("pod")], now);
+        let pool = fleet.pool("pool").unwrap();
+        let pod = Arc::clone(&pool.pods()[0]);
+        // 20 streams at 15 + 20 * 0.15 ms.
+        let mut held = streams(&pod, 19);
+        assert_eq!(wait_us(&pool, now), 0);
+        held.extend(streams(&pod, 1));
+        // One in 20 more than should be, of 250 tokens at 18 ms.
+        assert_eq!(wait_us(&pool, now), 225_000);
+        assert!(matches!(Room::of(&pool, &pool.pods(), |_| true, now), Room::Yes));
+        held.extend(streams(&pod, 4));
+        assert_eq!(room(&pool, now), Room::No(None));
+        held.truncate(10);
+        assert_eq!(room(&pool, now), Room::Yes);
+    }
+
+    fn usual() -> config::Saturation {
+        for_test::pool("pool").saturation
     }
 
     fn room(pool: &PoolState, now: Instant) -> Room {

@@ -46,6 +46,8 @@ pub struct Matter {
     pub(super) tenant: Arc<str>,
     /// When it is too late for it to go to a pod.
     pub(super) deadline: Option<Instant>,
+    /// Whether that is when it wants its first token.
+    pub(super) says_when: bool,
     /// Which pods may, if not all.
     pub(super) among: Option<Few>,
 }
@@ -178,6 +180,7 @@ impl Matter {
             priority: policy.objectives.priority(claims, &route),
             tenant,
             deadline: None,
+            says_when: false,
             pool,
             route,
         };

@@ -38,7 +38,7 @@ pub fn explain(
     let refused = spending::would_refuse(house, policy, caller, &matter);
     let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
     let waits = matter.must_wait(house, limits, now).then(|| {
-        let (ahead, expected) = house.waiting.before(&matter.pool, matter.asked(), limits.timeout);
+        let (ahead, expected) = house.waiting.before(&matter.pool, matter.asked(limits), limits.timeout);
         let waits_for = if saturation.is_some() { WaitsFor::Room } else { WaitsFor::Pod };
         Waits { waits_for: waits_for.name(), requests: ahead.requests, tokens: ahead.tokens, expected }
     });

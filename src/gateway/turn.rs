@@ -97,18 +97,20 @@ impl Matter {
     /// When it is too late for it to go to a pod, if it says so: for its first token to come in time, its own prompt has to
     /// be computed as well, behind as much as a pod that is not full may have.
     pub(super) fn set_deadline(&mut self, wishes: &Wishes<'_>, now: Instant) {
-        let spare = wishes.first_token_within.map(|within| {
-            let pace = self.pool.pace();
-            let prefill_ms = pace.base_ms + f64::from(self.uncached_tokens()) * pace.ms_per_token;
-            let prefill = Duration::try_from_secs_f64(prefill_ms / 1e3).unwrap_or_default();
-            within.saturating_sub(prefill + self.pool.config().saturation.wait)
-        });
+        let spare = wishes.first_token_within.map(|within| self.spare(within));
+        self.says_when = spare.is_some();
         let spare = spare.into_iter().chain(wishes.patience).min();
         self.deadline = spare.and_then(|spare| now.checked_add(spare));
     }
 
-    /// What it brings to the line.
-    pub(super) fn asked(&self) -> Asked {
+    /// For how long it may stand in line for its first token to come `within` that time.
+    fn spare(&self, within: Duration) -> Duration {
+        self.pool.spare(within, self.uncached_tokens())
+    }
+
+    /// What it brings to the line, under these `limits`.
+    pub(super) fn asked(&self, limits: &config::Waiting) -> Asked {
+        let promised = limits.first_token.filter(|_| !self.says_when).map(|within| self.spare(within));
         Asked {
             model: Arc::clone(&self.route.served_model),
             few: self.few(),
@@ -116,6 +118,7 @@ impl Matter {
             priority: self.priority.0,
             tokens: self.uncached_tokens().saturating_add(self.expected_output_tokens),
             deadline: self.deadline,
+            promised,
         }
     }
 

@@ -95,6 +95,10 @@ pub struct Setup {
     pub door: &'static Entry,
     /// From which wait on a pod counts as full, in milliseconds, where that is not the configuration's default.
     pub full_ms: Option<f64>,
+    /// What `saturation.between_tokens` says, in milliseconds, if it says anything.
+    pub between_ms: Option<f64>,
+    /// What `waiting.first_token` says, in milliseconds, if it says anything.
+    pub first_token_ms: Option<f64>,
 }
 
 impl Setup {
@@ -110,6 +114,8 @@ impl Setup {
             retries_died: false,
             door: &doors::OPEN,
             full_ms: None,
+            between_ms: None,
+            first_token_ms: None,
         }
     }
 
@@ -122,8 +128,11 @@ impl Setup {
     /// What an operator would have configured, the split's second arm at this share.
     pub(super) fn configured(&self, second: Option<u32>) -> Result<Config, config::Report> {
         let mut text = config_text(self.pods.len(), self.scrape.interval_ms, None, second);
-        if let Some(full_ms) = self.full_ms {
-            text.push_str(&format!("saturation: {{ wait: {full_ms:.0}ms }}\n"));
+        let said = [("wait", self.full_ms), ("between_tokens", self.between_ms)];
+        let said = said.iter().filter_map(|(key, ms)| Some(format!("{key}: {:.0}ms", (*ms)?))).collect::<Vec<_>>();
+        text.push_str(&format!("saturation: {{ {} }}\n", said.join(", ")));
+        if let Some(first_token_ms) = self.first_token_ms {
+            text.push_str(&format!("waiting: {{ first_token: {first_token_ms:.0}ms }}\n"));
         }
         config::load("lab", &text).map(|(config, _)| config)
     }

@@ -278,6 +278,19 @@ mod tests {
         }
     }
 
+    fn waiting(timeout: Duration) -> Waiting {
+        Waiting {
+            timeout,
+            first_token: None,
+            requests: 1,
+            bytes: Bytes(1),
+            tenant_requests: 1,
+            tenant_bytes: Bytes(1),
+            shares: [].into(),
+            evict_sheddable: false,
+        }
+    }
+
     fn config(models: Vec<Model>) -> Config {
         let second = Duration::from_secs(1);
         Config {
@@ -316,16 +329,8 @@ mod tests {
                 drain_grace: second,
             },
             retry: Retry { attempts: 0, budget: Ratio(0.0), budget_floor: 0, on: Vec::new() },
-            waiting: Waiting {
-                timeout: second,
-                requests: 1,
-                bytes: Bytes(1),
-                tenant_requests: 1,
-                tenant_bytes: Bytes(1),
-                shares: [].into(),
-                evict_sheddable: false,
-            },
-            saturation: Saturation { wait: second, batch: None },
+            waiting: waiting(second),
+            saturation: Saturation { wait: second, batch: None, between_tokens: None },
             identity: crate::config::Identity::default(),
             quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::harness::{
     Call, Gateway, SimPod, chat_stream,
     envoy::{Choice, Envoy, Talk, answer_body, answer_head, body, head},
-    eventually,
+    eventually, within,
 };
 
 const OBJECTIVE: &str = "x-llm-d-inference-objective";
@@ -64,6 +64,11 @@ struct House {
 impl House {
     /// Of the pod, `batch` requests run at once.
     async fn with(batch: usize) -> Self {
+        Self::that(batch, "").await
+    }
+
+    /// The same, with this in its configuration.
+    async fn that(batch: usize, also: &str) -> Self {
         let mut like = PodConfig::new("m").adapters(&["a", "b"]).time_scale(0.1);
         like.engine.max_num_seqs = batch;
         let (pod, manifests) = (SimPod::like(like).await, tempfile::tempdir().unwrap());
@@ -77,7 +82,8 @@ impl House {
                 "{ modelName: vip, poolRef: pods, criticality: Critical, targetModels: [{ name: m }] }",
                 "{ modelName: split, poolRef: pods, targetModels: [{ name: a }, { name: b }] }",
             ])
-            .yaml(&format!("kubernetes: {{ manifests: {} }}", manifests.path().display()));
+            .yaml(&format!("kubernetes: {{ manifests: {} }}", manifests.path().display()))
+            .yaml(also);
         let gateway = plan.start().await;
         gateway.sees_all_pods().await;
         let [_, (_, trusted), (_, picker)] = gateway.running.listeners[..] else { panic!("three doors") };
@@ -86,7 +92,11 @@ impl House {
 
     /// The same, with more to do than its slow pod can; what is there stays for as long as the tasks.
     async fn full() -> (Self, Leaving) {
-        let house = Self::with(2).await;
+        Self::full_that("").await
+    }
+
+    async fn full_that(also: &str) -> (Self, Leaving) {
+        let house = Self::that(2, also).await;
         house.pod.faults().change(|faults| faults.slow = 50.0);
         let there = (0..6).map(|_| tokio::spawn(chat_stream("x", 2_000).send(house.gateway.addr)));
         let there = Leaving(there.map(|reply| tokio::spawn(async { reply.await.unwrap().text().await })).collect());
@@ -210,7 +220,31 @@ async fn it_takes_the_sheddable_again_when_requests_end_though_its_page_stands_s
     drop(there);
     eventually("a pool that is not full", || house.saturation() < 1.0).await;
     house.pod.faults().change(|faults| faults.slow = 1.0);
+    // Its pages go on saying that 6 are there, and those are not taken for others'.
+    let read = house.gateway.counted("tidegate_scrapes_total", &[]).await;
+    while house.gateway.counted("tidegate_scrapes_total", &[]).await < read + 2.0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(house.saturation() < 1.0);
     assert_eq!(chat_of("batch").send(house.gateway.addr).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_pod_whose_page_never_comes_again_keeps_nobody_waiting() {
+    let (house, there) = House::full_that("waiting: { timeout: 30s }").await;
+    house.pod.faults().change(|faults| faults.slow_metrics_ms = 3_600_000);
+    let waiting = || house.gateway.running.house.waiting.len();
+    let replies: Vec<_> = (0..6).map(|_| chat_of("m").begin(house.gateway.addr)).collect();
+    eventually("they wait", || waiting() == 6).await;
+    drop(there);
+    house.pod.faults().change(|faults| faults.slow = 1.0);
+    for reply in replies {
+        let mut reply = within("its answer", reply).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        reply.text().await;
+    }
+    assert_eq!(waiting(), 0);
+    house.gateway.quiet().await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::config::{Bytes, Ratio, Share};
 fn terms(requests: usize) -> Waiting {
     Waiting {
         timeout: Duration::from_secs(30),
+        first_token: None,
         requests,
         bytes: Bytes(1 << 30),
         tenant_requests: requests,

@@ -54,6 +54,12 @@ pub(super) struct Args {
     /// From which predicted wait on a pod counts as full, for the doors that go by it [default: the configuration's]
     #[arg(long, value_name = "TIME", value_parser = config::duration)]
     full: Option<Duration>,
+    /// From which time between tokens on a pod has streams enough, likewise
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    between_tokens: Option<Duration>,
+    /// Within which time the first token is promised to who does not say when it wants it [default: the configuration's]
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    first_token: Option<Duration>,
     /// A folder to write the page and its pictures into, instead of printing the page
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -74,8 +80,9 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
             .map(|name| Entry::find(name).with_context(|| format!("there is no door `{name}`")))
             .collect::<Result<_, _>>()?
     };
-    let full_ms = args.full.map(|full| full.as_secs_f64() * 1e3);
-    let setup = Setup { full_ms, ..exam.setup.clone() };
+    let ms = |span: Option<Duration>| span.map(|span| span.as_secs_f64() * 1e3);
+    let (full_ms, between_ms, first_token_ms) = (ms(args.full), ms(args.between_tokens), ms(args.first_token));
+    let setup = Setup { full_ms, between_ms, first_token_ms, ..exam.setup.clone() };
     let study = Study {
         workload: &args.workload,
         trace: exam.trace.as_deref(),

@@ -393,7 +393,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Criticality, Endpoint, Engine, Scheduler, Sticky};
+    use crate::config::{Criticality, Endpoint, Engine, Saturation, Scheduler, Sticky};
 
     const MINIMAL: &str = include_str!("../../../config/minimal.yaml");
     const EVERYTHING: &str = include_str!("../../../config/everything.yaml");
@@ -708,11 +708,13 @@ t.yaml:11:19: error: the admin listener tells everything, and asks other machine
     #[test]
     fn a_pool_is_full_when_it_says_so_itself_or_else_all_do() {
         let (config, _) = load("t.yaml", EVERYTHING).unwrap();
-        let waits: Vec<u64> = config.pools.iter().map(|pool| pool.saturation.wait.as_secs()).collect();
-        assert_eq!((waits, config.saturation.batch), (vec![2, 1, 1, 1], Some(256)));
+        let waits: Vec<u128> = config.pools.iter().map(|pool| pool.saturation.wait.as_millis()).collect();
+        assert_eq!((waits, config.saturation.batch), (vec![2_000, 300, 300, 300], Some(256)));
         assert_eq!(config.saturation.wait, defaults::SATURATION.wait);
-        let (config, _) = load("t.yaml", &format!("{GOOD}saturation: {{ wait: 300ms }}\n")).unwrap();
-        assert_eq!(config.pools[0].saturation.wait, Duration::from_millis(300));
+        assert!(config.pools.iter().all(|pool| pool.saturation.between_tokens == Some(Duration::from_millis(50))));
+        let (config, _) = load("t.yaml", &format!("{GOOD}saturation: {{ wait: 1s }}\n")).unwrap();
+        let said = Saturation { wait: Duration::from_secs(1), batch: None, between_tokens: None };
+        assert_eq!(config.pools[0].saturation, said);
         let told = told(&format!("{GOOD}saturation: {{ wait: 0s }}\n"));
         assert!(told.join("\n").contains("cannot be zero"), "{told:?}");
     }

@@ -148,6 +148,7 @@ pub(super) fn waiting(file: Option<&WaitingFile>, sheet: &mut Sheet) -> Waiting 
     Waiting {
         // Zero is a wish: refuse at once.
         timeout: given.timeout.as_ref().map_or(default.timeout, |at| at.value.0),
+        first_token: given.first_token.as_ref().map(|at| sheet.span(Some(at), at.value.0)),
         requests,
         bytes,
         tenant_requests: given.tenant_requests.as_ref().map_or(requests, |at| sheet.count(Some(at), 1) as usize),
@@ -179,6 +180,7 @@ fn shares(given: &[ShareFile], sheet: &mut Sheet) -> Arc<[Share]> {
 
 /// When a pool is full, if that is said; else as `usual`.
 pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet: &mut Sheet) -> Saturation {
+    let between = file.and_then(|given| given.between_tokens.as_ref());
     let batch = file.and_then(|given| given.batch.as_ref());
     if let Some(none) = batch.filter(|it| it.value == 0) {
         let remedy = "write what the engine was started with (`--max-num-seqs`), or leave it out";
@@ -186,6 +188,7 @@ pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet
     }
     Saturation {
         wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait),
+        between_tokens: between.map(|at| sheet.span(Some(at), at.value.0)).or(usual.between_tokens),
         batch: batch.map(|it| it.value).or(usual.batch),
     }
 }

@@ -165,7 +165,7 @@ async fn reserve(
             Err(_) => coming.tried = Some(news),
         }
     }
-    let mut place = house.waiting.enter(&matter.pool, matter.asked(), coming)?;
+    let mut place = house.waiting.enter(&matter.pool, matter.asked(coming.limits), coming)?;
     receipt.in_line_since = Some(place.began());
     receipt.waits_for = Some(place.waits_for());
     loop {

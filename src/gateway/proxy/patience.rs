@@ -49,7 +49,7 @@ impl Story {
         receipt: &mut Receipt,
         coming: Coming<'_>,
     ) -> Result<(upstream::Answer, Pick), Rejection> {
-        let mut place = self.house.waiting.enter(&matter.pool, matter.asked(), coming)?;
+        let mut place = self.house.waiting.enter(&matter.pool, matter.asked(coming.limits), coming)?;
         receipt.in_line_since = Some(place.began());
         receipt.waits_for = Some(place.waits_for());
         loop {

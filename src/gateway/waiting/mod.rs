@@ -77,6 +77,8 @@ pub(super) struct Asked {
     pub(super) tokens: u32,
     /// When it will be too late for it, if that is before all who wait give up.
     pub(super) deadline: Option<Instant>,
+    /// How long it may wait for room for what is promised to it to be kept.
+    pub(super) promised: Option<Duration>,
 }
 
 /// How it comes to the line.
@@ -90,6 +92,16 @@ pub(super) struct Coming<'a> {
     pub(super) timeout: Duration,
     /// What may wait.
     pub(super) limits: &'a config::Waiting,
+}
+
+impl Asked {
+    /// When it will be too late for it, if nobody waits for longer than `timeout`. Where there is no pod, what is promised
+    /// cannot be kept: who waits for one waits for as long as one may.
+    fn due(&self, timeout: Duration, waits_for: WaitsFor, now: Instant) -> Instant {
+        let promised = self.promised.filter(|_| waits_for == WaitsFor::Room);
+        let latest = now + promised.map_or(timeout, |promised| promised.min(timeout));
+        self.deadline.map_or(latest, |deadline| deadline.min(latest))
+    }
 }
 
 impl std::fmt::Debug for Waiting {
@@ -170,8 +182,10 @@ impl Waiting {
     ) -> Result<Place<'a>, Rejection> {
         let now = clock::now();
         let limits = coming.limits;
-        let lane = Lane { model: asked.model, few: asked.few.as_ref().map_or(0, |few| few.number) };
-        let latest = now + coming.timeout;
+        let lane = Lane { model: Arc::clone(&asked.model), few: asked.few.as_ref().map_or(0, |few| few.number) };
+        let room = room(pool, &lane, asked.few.as_ref(), now);
+        let waits_for = if room == Room::NoPod || coming.tried.is_some() { WaitsFor::Pod } else { WaitsFor::Room };
+        let due = asked.due(coming.timeout, waits_for, now);
         let entry = Entry {
             pool: Arc::clone(pool.name()),
             lane,
@@ -179,10 +193,8 @@ impl Waiting {
             priority: asked.priority,
             tokens: asked.tokens,
             bytes: coming.bytes as u64,
-            due: asked.deadline.map_or(latest, |deadline| deadline.min(latest)),
+            due,
         };
-        let room = room(pool, &entry.lane, asked.few.as_ref(), now);
-        let waits_for = if room == Room::NoPod || coming.tried.is_some() { WaitsFor::Pod } else { WaitsFor::Room };
         if matches!(room, Room::No(_)) && coming.tried.is_none() {
             self.is_in_time(pool, &entry, now)?;
         }

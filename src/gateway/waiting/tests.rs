@@ -12,6 +12,7 @@ use crate::{
 fn limits() -> config::Waiting {
     config::Waiting {
         timeout: Duration::from_secs(30),
+        first_token: None,
         requests: 1_000,
         bytes: Bytes(1_000),
         tenant_requests: 1_000,
@@ -70,7 +71,7 @@ impl House {
 }
 
 fn asked(priority: i32) -> Asked {
-    Asked { model: "m".into(), few: None, tenant: "t".into(), priority, tokens: 1_000, deadline: None }
+    Asked { model: "m".into(), few: None, tenant: "t".into(), priority, tokens: 1_000, deadline: None, promised: None }
 }
 
 fn called_now(place: &mut Place<'_>) -> bool {
@@ -247,6 +248,27 @@ async fn what_cannot_go_in_time_is_refused_at_once() {
     assert_eq!(pause.as_secs(), 30);
     assert!(house.enter(Asked { tenant: "other".into(), ..due(2) }, (1, None)).is_ok(), "its turn comes sooner");
     assert!(house.enter(Asked { priority: 1, ..asked(0) }, (1, None)).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_say_when_is_promised_a_time_while_there_are_pods() {
+    let promised = || Asked { promised: Some(Duration::from_secs(2)), ..asked(0) };
+    let house = House::of(1);
+    let _there = house.sends(0, 20_000);
+    let began = clock::now();
+    let mut place = house.enter(promised(), (1, None)).unwrap();
+    assert!(matches!(place.called().await, Err(Rejection::Busy { why: Busy::Expired, .. })));
+    assert_eq!((clock::now() - began).as_secs(), 2);
+    let sooner = Asked { deadline: Some(clock::now() + Duration::from_secs(1)), ..promised() };
+    let mut place = house.enter(sooner, (1, None)).unwrap();
+    assert!(place.called().await.is_err());
+    assert_eq!((clock::now() - began).as_secs(), 3);
+    drop(place);
+
+    let house = House::of(0);
+    let mut place = house.enter(promised(), (1, Some(house.pool.news()))).unwrap();
+    assert!(place.called().await.is_err());
+    assert_eq!((clock::now() - began).as_secs(), 33, "nobody promises that there are pods");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use crate::{
     admission::line::{Ahead, Entry},
     clock,
     fleet::PoolState,
+    gateway::telling::receipt::WaitsFor,
 };
 
 /// At most so many bands are shown of one pool: priorities may be any number, and nobody reads more.
@@ -59,6 +60,7 @@ impl Waiting {
         timeout: Duration,
     ) -> (Ahead, Option<Duration>) {
         let now = clock::now();
+        let due = asked.due(timeout, WaitsFor::Room, now);
         let entry = Entry {
             pool: Arc::clone(pool.name()),
             lane: Lane { model: asked.model, few: 0 },
@@ -66,7 +68,7 @@ impl Waiting {
             priority: asked.priority,
             tokens: asked.tokens,
             bytes: 0,
-            due: asked.deadline.unwrap_or(now + timeout),
+            due,
         };
         let state = self.state();
         let ahead = state.line.ahead(&entry);

@@ -69,10 +69,11 @@ impl Door for Ours {
             sight.now.checked_sub(Duration::from_secs_f64(sight.now_ms / 1e3)).unwrap_or(sight.now)
         });
         let terms = sight.terms;
-        let at_pod = sight.pool.config().saturation.wait;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, never negative")]
+        let prompt = tokens.saturating_sub(sight.pool.expected_output_tokens() as u32);
         let wanted = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).ok();
-        let wanted =
-            wanted(client.wanted_ms).map(|it| it.saturating_sub(at_pod)).into_iter().chain(wanted(client.patience_ms));
+        let first_token = wanted(client.wanted_ms).or(terms.first_token);
+        let wanted = first_token.map(|it| sight.pool.spare(it, prompt)).into_iter().chain(wanted(client.patience_ms));
         let patience = wanted.fold(terms.timeout, Duration::min);
         let entry = Entry {
             pool: POOL.into(),
@@ -169,11 +170,11 @@ mod tests {
         let mut door = make();
         let _full = hall.sent(0, 1_000_000);
         door.came(arrival(0, (1, 0), 0.0), &hall.at(0.0));
-        // What it wants includes what pods may keep it waiting for.
+        // 0.95 of what it wants, less 300 ms at a pod, and 20 ms and 750 tokens at 0.05 ms of its own.
         let hurried = Client { wanted_ms: 3_000.0, ..Client::default() };
         door.came(Arrival { client: hurried, ..arrival(1, (1, 0), 0.0) }, &hall.at(0.0));
-        assert!((door.alarm_ms() - 2_000.001).abs() < 1e-6, "{}", door.alarm_ms());
-        assert_eq!(all(&mut *door, &hall.at(1_999.0)), []);
+        assert!((door.alarm_ms() - 2_492.501).abs() < 1e-6, "{}", door.alarm_ms());
+        assert_eq!(all(&mut *door, &hall.at(2_492.0)), []);
         let due_ms = door.alarm_ms();
         assert_eq!(all(&mut *door, &hall.at(due_ms)), [Word::Refuse(1, 1_000.0)]);
         assert_eq!(

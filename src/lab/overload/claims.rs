@@ -74,10 +74,11 @@ fn even(sheet: &Sheet) -> Target {
     target(sheet.crowd, wanted, format!("{ratio:.3}"), (ratio - 1.0).abs() <= EVEN)
 }
 
-fn light(sheet: &Sheet) -> [Target; 2] {
+fn light(sheet: &Sheet) -> [Target; 3] {
     let ttft = |days: &Days| days.mean(|group| group.ttft.mean);
     let beside = ttft(&sheet.some);
     let alone = beside / ttft(&sheet.alone).max(f64::MIN_POSITIVE);
+    let modest = beside / ttft(&sheet.modest).max(f64::MIN_POSITIVE);
     // What the line adds to what a full fleet takes for a first token.
     let wait = sheet.some.mean(|group| group.wait.mean);
     let added = beside / (beside - wait).max(f64::MIN_POSITIVE);
@@ -87,6 +88,12 @@ fn light(sheet: &Sheet) -> [Target; 2] {
             format!("TTFT of the light tenant over that without its wait at the door: <= {LONGER}"),
             format!("{added:.3}"),
             added <= LONGER,
+        ),
+        target(
+            sheet.crowd,
+            format!("TTFT of the light tenant over that beside one that asks for what is left: <= {LONGER}"),
+            format!("{modest:.3}"),
+            modest <= LONGER,
         ),
         target(
             sheet.crowd,

@@ -28,16 +28,13 @@ use super::{
     workloads::{Order, Rate, Workload},
     world::{self, Run},
 };
-use traffic::{CRITICAL, LIGHT, TIMES, only};
+use traffic::{CRITICAL, HEAVY, LIGHT, TIMES, modestly, only};
 
 /// How much comes, in times of what the fleet can carry: at its edge, a bad minute, a bad hour, and half of it gone.
 pub const LOADS: [f64; 4] = [1.0, 1.3, 1.5, 2.0];
 
 /// The door that differs from another only between tenants.
 const GIE_TURNS: &str = "gie-rr";
-
-/// What the heavy tenant asks beside the light one.
-const HEAVY: f64 = 1.5;
 
 /// Parts of the time in which shares are drawn.
 const PARTS: u32 = 24;
@@ -102,6 +99,8 @@ pub struct Sheet {
     pub others: Days,
     /// The critical ones, or tenant 1, had nobody else come; where that is asked for.
     pub alone: Days,
+    /// Tenant 1, had the other asked for no more than what it leaves; where that is asked for.
+    pub modest: Days,
     /// What the fleet can carry, in requests a second.
     pub capacity: f64,
     /// For how many virtual minutes.
@@ -116,6 +115,7 @@ struct Day {
     some: Group,
     others: Group,
     alone: Option<Group>,
+    modest: Option<Group>,
     shares: Vec<f64>,
 }
 
@@ -174,11 +174,15 @@ impl Study<'_> {
         };
         let wanted = |client: &Client| crowd.picks_out(client);
         let run = played(script)?;
-        let mut alone = None;
+        let (mut alone, mut modest) = (None, None);
         // Each door's own, where it is told of; it is half of the work.
         if matches!(crowd, Crowd::Classes | Crowd::Light) && door.name == claims::OURS {
             let script = only(script, wanted);
             alone = Some(Group::of(&played(&script)?, &script, &self.slo, |_| true));
+        }
+        if crowd == Crowd::Light && door.name == claims::OURS {
+            let script = modestly(script, seed);
+            modest = Some(Group::of(&played(&script)?, &script, &self.slo, wanted));
         }
         let of_all = groups::over_time(&run, script, PARTS, |_| true);
         let of_some = groups::over_time(&run, script, PARTS, wanted);
@@ -187,6 +191,7 @@ impl Study<'_> {
             some: Group::of(&run, script, &self.slo, wanted),
             others: Group::of(&run, script, &self.slo, |client| !wanted(client)),
             alone,
+            modest,
             shares: of_some.iter().zip(of_all).map(|(some, all)| some / all.max(1.0)).collect(),
         })
     }
@@ -201,6 +206,7 @@ impl Study<'_> {
             some: Days(days.iter().map(|day| day.some).collect()),
             others: Days(days.iter().map(|day| day.others).collect()),
             alone: Days(days.iter().filter_map(|day| day.alone).collect()),
+            modest: Days(days.iter().filter_map(|day| day.modest).collect()),
             capacity: self.capacity,
             minutes: self.minutes,
             shares,
@@ -248,7 +254,7 @@ impl Crowd {
             Self::Tenants => "One asks for as much as the fleet can carry, the other for ten times that.",
             Self::Light => {
                 "The heavy tenant asks for 1.5 times what the fleet can carry, the light one for a twentieth of it; `alone` \
-                 is the same run without the heavy one."
+                 is the same run without the heavy one, and a modest one asks for no more than what the light one leaves."
             }
         }
     }

@@ -32,6 +32,9 @@ pub(super) const TIMES: f64 = 10.0;
 /// The light tenant's part of what the fleet can carry.
 pub(super) const LIGHT: f64 = 0.05;
 
+/// What the heavy tenant asks beside it, in the same terms.
+pub(super) const HEAVY: f64 = 1.5;
+
 /// How long clients stay who have had nothing: two thirds of users are gone after ten seconds (Nielsen's limit of attention).
 const PATIENCE_MS: f64 = 10_000.0;
 
@@ -63,5 +66,16 @@ impl Crowd {
 /// The script with those alone whose clients are wanted. It must be of requests that follow no other.
 pub(super) fn only(script: &Script, wanted: impl Fn(&Client) -> bool) -> Script {
     let asks = script.asks.iter().filter(|ask| wanted(&ask.client) && ask.next.is_none()).cloned().collect();
+    Script { asks, until_ms: script.until_ms }
+}
+
+/// The script with no more of the heavy tenant's requests than leave the fleet full and not overfull: what the light tenant
+/// has beside them is what its neighbour may not take from it, however much that asks. As above, of requests that follow no
+/// other.
+pub(super) fn modestly(script: &Script, seed: u64) -> Script {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let kept = (1.0 - LIGHT) / HEAVY;
+    let mut stays = |client: &Client| client.tenant == 1 || rng.random::<f64>() < kept;
+    let asks = script.asks.iter().filter(|ask| ask.next.is_none() && stays(&ask.client)).cloned().collect();
     Script { asks, until_ms: script.until_ms }
 }
