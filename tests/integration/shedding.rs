@@ -239,7 +239,7 @@ async fn a_pod_whose_page_never_comes_again_keeps_nobody_waiting() {
     drop(there);
     house.pod.faults().change(|faults| faults.slow = 1.0);
     for reply in replies {
-        let mut reply = within("its answer", reply).await.unwrap();
+        let reply = within("its answer", reply).await.unwrap();
         assert_eq!(reply.status(), 200);
         reply.text().await;
     }
