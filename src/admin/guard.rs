@@ -51,7 +51,7 @@ pub enum BadTokenFile {
         source: io::Error,
     },
     /// It could be guessed.
-    #[error("{} has {length} characters, and a token of less than {ENOUGH} can be guessed (make one with `openssl rand -hex 32`)", path.display())]
+    #[error("{} is {length} bytes long, and a token below {ENOUGH} can be guessed (make one with `openssl rand -hex 32`)", path.display())]
     Short {
         /// Which.
         path: PathBuf,
@@ -265,7 +265,7 @@ mod tests {
         assert!(told().contains("cannot be read (make one with `openssl rand -hex 32`"), "{}", told());
         for (text, length) in [("", 0), ("\n", 0), ("x", 1), (&SECRET[1..], 31)] {
             std::fs::write(&file, text).unwrap();
-            let wanted = format!("has {length} characters, and a token of less than 32 can be guessed");
+            let wanted = format!("is {length} bytes long, and a token below 32 can be guessed");
             assert!(told().contains(&wanted), "{}", told());
         }
     }

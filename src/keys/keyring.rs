@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fmt, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
 };
@@ -33,14 +33,14 @@ const MOST_TENANTS: usize = 100_000;
 const KEY_FILE: &str = "keys";
 
 /// What makes a key file, and a salt.
-const MAKE_KEYS: &str = "tidegate keys new --file keys.yaml";
-const MAKE_SALT: &str = "openssl rand -hex 32 > FILE";
+const MAKE_KEYS: &str = "tidegate keys new --file";
+const MAKE_SALT: &str = "openssl rand -hex 32 >";
 
 /// Why it is not known who may come.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// A file cannot be read. The system's own words are the error's source, and not said here as well.
-    #[error("{what} {path} cannot be read{}", remedy(source, make), path = path.display())]
+    #[error("{what} {path} cannot be read{}", remedy(source, make, path), path = path.display())]
     Unreadable {
         /// What is in it.
         what: &'static str,
@@ -66,9 +66,9 @@ impl KeyringError {
     }
 }
 
-fn remedy(error: &io::Error, make: &str) -> String {
+fn remedy(error: &io::Error, make: &str, path: &Path) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => format!(" (make one with `{make}`)"),
+        io::ErrorKind::NotFound => format!(" (make one with `{make} {}`)", path.display()),
         io::ErrorKind::PermissionDenied => " (it must be readable by the user that the gateway runs as)".to_owned(),
         _ => String::new(),
     }

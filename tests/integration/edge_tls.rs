@@ -255,8 +255,7 @@ async fn clients_show_certificates_of_their_authority_or_stay_outside_also_after
     assert_eq!(refused, 2.0);
     let turned_away =
         || lines.warnings().into_iter().filter(|line| line["message"].contains("turned away")).collect::<Vec<_>>();
-    let causes: Vec<_> =
-        turned_away().iter().map(|line| told(line, ["reason", "cause"]).map(ToOwned::to_owned)).collect();
+    let causes: Vec<_> = turned_away().iter().map(|line| told(line, ["reason", "cause"])).collect();
     let cause = "none of the authorities in `ca_file` vouches for its certificate";
     assert_eq!(causes, vec![["client_certificate", cause]; 2], "once at each listener, and no more within a minute");
 
