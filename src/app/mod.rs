@@ -7,6 +7,7 @@ mod handed;
 mod house;
 mod picker;
 mod reload;
+mod secrets;
 mod senses;
 mod stop;
 
@@ -135,6 +136,9 @@ pub enum StartError {
     /// What the operator's listener asks for.
     #[error("the admin listener's token is of no use")]
     AdminToken(#[from] BadTokenFile),
+    /// The cluster does not say who may come.
+    #[error("the keys of a cluster cannot be followed:\n{0}")]
+    Secrets(config::Report),
     /// What it is read from who may come.
     #[error("it cannot be told who may come in")]
     Identity(#[from] KeyringError),

@@ -4,7 +4,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{
-    House,
+    House, Policy,
     decide::Matter,
     receipt::{Outcome, Receipt, Step},
     rejection::Rejection,
@@ -111,6 +111,15 @@ impl Story {
         let named = **tenant == *Caller::ANONYMOUS || self.policy.config.quotas.tenants.contains_key(tenant);
         if named { Name::from(tenant) } else { Name::from("other") }
     }
+}
+
+/// Which limit would refuse `matter`, if `caller` asked now. Nothing is taken, and where several gateways count together,
+/// only this one's counts are looked at.
+pub(super) fn would_refuse(house: &House, policy: &Policy, caller: &Caller, matter: &Matter) -> Option<Box<Refusal>> {
+    let quotas = &policy.config.quotas;
+    let model = &matter.route.client_model;
+    let (plan, price) = (Plan::of(quotas, caller, model), quotas.prices.get(model).copied());
+    house.counts.reserve(&plan, &demand(matter, price), Mode::Look, &moment()).err()
 }
 
 impl House {

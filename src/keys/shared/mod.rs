@@ -275,12 +275,7 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
                 line.broken.notified().await;
             }
             Err(error) => {
-                if std::mem::replace(&mut told, true) {
-                    tracing::debug!(url = settings.url, %error, "the shared counts of limits still cannot be reached");
-                } else {
-                    let meanwhile = meanwhile(settings.outage);
-                    tracing::warn!(url = settings.url, %error, meanwhile, "the shared counts of limits cannot be reached");
-                }
+                tell_unreachable(&settings, &error, std::mem::replace(&mut told, true));
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -305,6 +300,15 @@ fn refused(error: redis::RedisError) -> io::Error {
         }
         Some("WRONGPASS") => io::Error::other(format!("{error}; look at what is in `password_file`")),
         _ => io::Error::other(error),
+    }
+}
+
+fn tell_unreachable(settings: &config::Redis, error: &io::Error, again: bool) {
+    let (url, meanwhile) = (&settings.url, meanwhile(settings.outage));
+    if again {
+        tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
+    } else {
+        tracing::warn!(url, %error, meanwhile, "the shared counts of limits cannot be reached");
     }
 }
 
