@@ -133,12 +133,12 @@ pub enum StartError {
     /// There is no cluster whose resources could be followed.
     #[error("the resources of a cluster cannot be followed:\n{0}")]
     Cluster(config::Report),
-    /// What the operator's listener asks for.
-    #[error("the admin listener's token is of no use")]
-    AdminToken(#[from] BadTokenFile),
     /// The cluster does not say who may come.
     #[error("the keys of a cluster cannot be followed:\n{0}")]
     Secrets(config::Report),
+    /// What the operator's listener asks for.
+    #[error("the admin listener's token is of no use")]
+    AdminToken(#[from] BadTokenFile),
     /// What it is read from who may come.
     #[error("it cannot be told who may come in")]
     Identity(#[from] KeyringError),

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::SystemTime,
 };
@@ -33,14 +33,14 @@ const MOST_TENANTS: usize = 100_000;
 const KEY_FILE: &str = "keys";
 
 /// What makes a key file, and a salt.
-const MAKE_KEYS: &str = "tidegate keys new --file";
-const MAKE_SALT: &str = "openssl rand -hex 32 >";
+const MAKE_KEYS: &str = "tidegate keys new --file keys.yaml";
+const MAKE_SALT: &str = "openssl rand -hex 32 > FILE";
 
 /// Why it is not known who may come.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// A file cannot be read. The system's own words are the error's source, and not said here as well.
-    #[error("{what} {path} cannot be read{}", remedy(source, make, path), path = path.display())]
+    #[error("{what} {path} cannot be read{}", remedy(source, make), path = path.display())]
     Unreadable {
         /// What is in it.
         what: &'static str,
@@ -66,9 +66,9 @@ impl KeyringError {
     }
 }
 
-fn remedy(error: &io::Error, make: &str, path: &Path) -> String {
+fn remedy(error: &io::Error, make: &str) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => format!(" (make one with `{make} {}`)", path.display()),
+        io::ErrorKind::NotFound => format!(" (make one with `{make}`)"),
         io::ErrorKind::PermissionDenied => " (it must be readable by the user that the gateway runs as)".to_owned(),
         _ => String::new(),
     }
@@ -196,7 +196,9 @@ impl Keyring {
             });
         };
         if identity.key_file.is_some() {
-            self.take_keys(Ok(keys));
+            // At the start all of them are new, which says nothing.
+            let had_some = self.following().identity.key_file.is_some();
+            self.take_keys(Ok(keys), had_some);
         } else if identity.key_secrets.is_none() {
             self.metrics.identity.keys.set(0);
             self.keys.store(Arc::default());
@@ -242,14 +244,14 @@ impl Keyring {
         Ok(Arc::new(Caller { tenant, ..caller }))
     }
 
-    /// Whose key `secret` is, good or not any more: for the log. Tokens that are not good are nobody's.
-    pub fn once_of(&self, secret: &str) -> Option<Arc<Caller>> {
-        self.keys.load().once_of(secret.as_bytes())
-    }
-
     /// Who shows the key with this public id.
     pub fn named(&self, id: &str) -> Option<Arc<Caller>> {
         self.keys.load().named(id)
+    }
+
+    /// Whose key `secret` is, good or not any more: for the log. Tokens that are not good are nobody's.
+    pub fn once_of(&self, secret: &str) -> Option<Arc<Caller>> {
+        self.keys.load().once_of(secret.as_bytes())
     }
 
     /// The tenant of that name, as long as there are not too many. One that the operator did not write down is remembered
@@ -282,20 +284,18 @@ impl Keyring {
                 Ok(bytes) => self.tasks.aside(move || read_keys(&name, &bytes)).await,
                 Err(error) => Some(Err(format!("{name}: {error}"))),
             };
-            self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())));
+            self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())), true);
         }
     }
 
-    /// New keys into force, told by what changed; without any, the last ones stay.
-    fn take_keys(&self, found: Result<Keys, String>) {
+    /// New keys into force, told by what changed if there were others before; without any, the last ones stay.
+    fn take_keys(&self, found: Result<Keys, String>, had_some: bool) {
         self.metrics.identity.source(KEY_FILE, found.is_ok());
         match found {
             Ok(keys) => {
                 self.metrics.identity.keys.set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
-                // Before the first ones all are new, which says nothing.
-                let before = self.keys.load_full();
-                let changes = (!before.is_empty()).then(|| keys.changes_since(&before));
-                let Changes { added, removed, changed, disabled } = changes.unwrap_or_default();
+                let Changes { added, removed, changed, disabled } =
+                    if had_some { keys.changes_since(&self.keys.load()) } else { Changes::default() };
                 tracing::info!(keys = keys.len(), added, removed, changed, disabled, "keys taken over");
                 self.keys.store(Arc::new(keys));
             }
@@ -316,7 +316,8 @@ impl Keyring {
         let well = wrong.count() == 0 && problem.is_none();
         let all = each_once(held.values().flat_map(|it| it.records.iter().cloned()));
         drop(held);
-        self.take_keys(Ok(Keys::new(all)));
+        let had_some = !self.keys.load().is_empty();
+        self.take_keys(Ok(Keys::new(all)), had_some);
         self.metrics.identity.source(KEY_FILE, well);
     }
 

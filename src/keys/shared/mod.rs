@@ -283,6 +283,15 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
     }
 }
 
+fn tell_unreachable(settings: &config::Redis, error: &io::Error, again: bool) {
+    let (url, meanwhile) = (&settings.url, meanwhile(settings.outage));
+    if again {
+        tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
+    } else {
+        tracing::warn!(url, %error, meanwhile, "the shared counts of limits cannot be reached");
+    }
+}
+
 /// What happens to requests until they answer, with the word of the configuration that says so.
 fn meanwhile(outage: config::Outage) -> &'static str {
     match outage {
@@ -300,15 +309,6 @@ fn refused(error: redis::RedisError) -> io::Error {
         }
         Some("WRONGPASS") => io::Error::other(format!("{error}; look at what is in `password_file`")),
         _ => io::Error::other(error),
-    }
-}
-
-fn tell_unreachable(settings: &config::Redis, error: &io::Error, again: bool) {
-    let (url, meanwhile) = (&settings.url, meanwhile(settings.outage));
-    if again {
-        tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
-    } else {
-        tracing::warn!(url, %error, meanwhile, "the shared counts of limits cannot be reached");
     }
 }
 
