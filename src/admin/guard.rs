@@ -51,7 +51,7 @@ pub enum BadTokenFile {
         source: io::Error,
     },
     /// It could be guessed.
-    #[error("{} has {length} characters, and a token of less than {ENOUGH} can be guessed (make one with `openssl rand -hex 32`)", path.display())]
+    #[error("{} is {length} bytes long, and a token below {ENOUGH} can be guessed (make one with `openssl rand -hex 32`)", path.display())]
     Short {
         /// Which.
         path: PathBuf,
@@ -165,6 +165,10 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request<Body>, ne
 mod tests {
     use super::*;
 
+    fn shown(value: &str) -> [(&str, &str); 2] {
+        [("host", "10.0.0.1:9090"), ("authorization", value)]
+    }
+
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
     fn guard(token_file: Option<&std::path::Path>) -> Guard {
@@ -237,13 +241,10 @@ mod tests {
         let file = folder.path().join("token");
         std::fs::write(&file, format!("{SECRET}\n")).unwrap();
         let with_token = guard(Some(&file));
-        fn shown(value: &str) -> [(&str, &str); 2] {
-            [("host", "10.0.0.1:9090"), ("authorization", value)]
-        }
         for path in ["/", "/metrics", "/debug/fleet", "/debug/explain", "/nothing"] {
             let right = format!("Bearer {SECRET}");
             assert_eq!(judged(&with_token, path, &shown(&right)).await, Ok(()), "{path}");
-            let (shorter, longer) = (&right[..right.len() - 1], format!("{right}s"));
+            let (shorter, longer) = (right.trim_end_matches('f'), format!("{right}s"));
             for wrong in [shorter, &longer, SECRET, &right.replace("Bearer", "Basic"), "Bearer ", ""] {
                 assert_eq!(judged(&with_token, path, &shown(wrong)).await, Err(Stop::Token), "{path} {wrong}");
             }
@@ -263,9 +264,9 @@ mod tests {
         let file = folder.path().join("token");
         let told = || opened(Some(&file)).unwrap_err().to_string();
         assert!(told().contains("cannot be read (make one with `openssl rand -hex 32`"), "{}", told());
-        for (text, length) in [("", 0), ("\n", 0), ("x", 1), (&SECRET[1..], 31)] {
+        for (text, length) in [("", 0), ("\n", 0), ("x", 1), (SECRET.trim_start_matches('0'), 31)] {
             std::fs::write(&file, text).unwrap();
-            let wanted = format!("has {length} characters, and a token of less than 32 can be guessed");
+            let wanted = format!("is {length} bytes long, and a token below 32 can be guessed");
             assert!(told().contains(&wanted), "{}", told());
         }
     }

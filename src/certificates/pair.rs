@@ -175,9 +175,8 @@ mod tests {
         assert!(why(&key, &certificate).starts_with("the two are swapped"));
         for encrypted in [
             key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
-            format!(
-                "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
-            ),
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
+                .to_owned(),
         ] {
             let told = why(&certificate, &encrypted);
             assert!(told.starts_with("the key is encrypted") && told.contains("openssl pkey -in"), "{told}");

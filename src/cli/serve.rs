@@ -181,7 +181,7 @@ fn spoken(listener: &Listener, known: &Identity) -> Spoken {
         None => listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref()),
     };
     let ways = [
-        ("keys", known.key_file.is_some()),
+        ("keys", known.key_file.is_some() || known.key_secrets.is_some()),
         ("jwt", !known.issuers.is_empty()),
         ("certificates", known.certificates.is_some() && asked.is_some()),
     ];

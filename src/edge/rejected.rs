@@ -157,7 +157,7 @@ mod tests {
         use rustls::{CertificateError, Error};
         let rejected = Rejected::default();
         assert!(rejected.tell(CERTIFICATE, "192.0.2.1:5", &"why"));
-        assert!(!rejected.clone().tell(CERTIFICATE, "192.0.2.2:5", &"why"), "clones are of one door");
+        assert!(!rejected.tell(CERTIFICATE, "192.0.2.2:5", &"why"));
         assert!(rejected.tell(NO_HEADER, "192.0.2.1:5", &"why"), "that is another reason");
         assert!(!rejected.tell("http2", "192.0.2.1:5", &"why"), "strangers' own faults are counted");
         for (error, told) in [

@@ -148,14 +148,22 @@ impl Source {
                 }
                 self.keys.store(Arc::new(keys));
             }
-            Err(problem) if !self.trouble(Some(&problem)) => {
-                tracing::debug!(issuer, problem, "an issuer is still away")
-            }
-            Err(problem) => match self.keys.load().len() {
-                0 => tracing::warn!(issuer, problem, "no keys of an issuer yet: its tokens are refused"),
-                keys => tracing::warn!(issuer, problem, keys, "keys of an issuer not refreshed, the last ones stay"),
-            },
+            Err(problem) => self.tell_away(&problem),
         }
+    }
+
+    /// Once for each cause: it is in a metric for as long as it lasts.
+    fn tell_away(&self, problem: &str) {
+        let (issuer, keys) = (&*self.issuer.name, self.keys.load().len());
+        if !self.trouble(Some(problem)) {
+            tracing::debug!(issuer, problem, "an issuer is still away");
+            return;
+        }
+        let told = match keys {
+            0 => "no keys of an issuer yet: its tokens are refused",
+            _ => "keys of an issuer not refreshed, the last ones stay",
+        };
+        tracing::warn!(issuer, problem, keys, "{told}");
     }
 
     /// Notes what is wrong now: whether that is news.

@@ -63,7 +63,7 @@ pub enum TlsVersion {
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ certificates: [ { folder: /etc/tidegate/tls } ] }`")]
 pub(in crate::config) struct ListenerTlsFile {
     /// What it shows, by the name that a client asks for; the first to whoever asks for none of them.
-    #[schemars(with = "Vec<KeyPairFile>")]
+    #[schemars(with = "Vec<At<KeyPairFile>>")]
     pub(in crate::config) certificates: At<CertificatesFile>,
     /// Whether clients are asked for a certificate. Default: they are not.
     pub(in crate::config) client_certificates: Option<ClientCertificatesFile>,

@@ -109,19 +109,7 @@ impl Tls {
             sleep(LOOK_EVERY).await;
             for (file, looked) in self.look() {
                 match looked {
-                    Ok(New::Certificate(pair)) => {
-                        let (not_after, names) = (pair.ends(), few(&pair.names));
-                        tracing::info!(listener = &*listener.0, file, not_after, names, "a new certificate is in use");
-                        tell_untimely(&listener, &file, &pair);
-                        metrics.ends(&listener, &file, pair.not_after);
-                    }
-                    Ok(New::Authorities) => {
-                        tracing::info!(
-                            listener = &*listener.0,
-                            file,
-                            "new authorities for clients' certificates are in use"
-                        );
-                    }
+                    Ok(new) => tell_new(&listener, &file, &new, &metrics),
                     Err(error) => {
                         tracing::warn!(listener = &*listener.0, %error, "a certificate's files cannot be used; the one before stays");
                         metrics.failed(&listener, &file);
@@ -148,6 +136,20 @@ impl Tls {
     fn believe_anew(&self, clients: &Clients) -> io::Result<New> {
         self.0.config.store(Arc::new(config(&self.0.shown, Some(clients), self.0.min_version)?));
         Ok(New::Authorities)
+    }
+}
+
+fn tell_new(listener: &Name, file: &str, new: &New, metrics: &CertificateMetrics) {
+    match new {
+        New::Certificate(pair) => {
+            let (not_after, names) = (pair.ends(), few(&pair.names));
+            tracing::info!(listener = &*listener.0, file, not_after, names, "a new certificate is in use");
+            tell_untimely(listener, file, pair);
+            metrics.ends(listener, file, pair.not_after);
+        }
+        New::Authorities => {
+            tracing::info!(listener = &*listener.0, file, "new authorities for clients' certificates are in use");
+        }
     }
 }
 
