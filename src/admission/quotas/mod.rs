@@ -52,8 +52,8 @@ pub struct Moment {
     pub unix: Duration,
 }
 
-/// What a request will likely take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request will likely take. By default it counts as a request and takes nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Tokens of its prompt, as estimated.
     pub input: u64,
@@ -127,6 +127,8 @@ pub enum Mode {
     Enforce,
     /// Somebody else does; here it is counted, so that there is something to go by when nobody does.
     Count,
+    /// They are, and nothing is taken: whether there would be room.
+    Look,
 }
 
 impl Default for Counts {
@@ -163,7 +165,7 @@ impl Counts {
         let (mut worst, mut would) = (None::<Refusal>, SmallVec::<[Refusal; 1]>::new());
         let mut lets: SmallVec<[bool; 4]> = SmallVec::new();
         for (state, counted) in &locked {
-            let kept = mode == Mode::Enforce || !counted.quota.enforce;
+            let kept = mode != Mode::Count || !counted.quota.enforce;
             let short = if kept { state.meters.short(&counted.quota, demand, now) } else { None };
             lets.push(short.is_none());
             let Some(scope::Short { limit, size, relief }) = short else { continue };
@@ -179,7 +181,7 @@ impl Counts {
         let mut taken = SmallVec::new();
         for (((mut state, counted), lets), (tab, _)) in locked.into_iter().zip(lets).zip(tabs.iter()) {
             // What would have been refused would not have been used either.
-            if worst.is_none() && lets {
+            if worst.is_none() && lets && mode != Mode::Look {
                 taken.push((Arc::clone(tab), state.meters.take(&counted.quota, demand)));
             }
             if counted.quota.enforce {
