@@ -43,7 +43,7 @@ fn fleet(pods: usize) -> (Fleet, Vec<Reservation>) {
         client_certificate: None,
         server_name: None,
         priority_scheduling: false,
-        saturation: Saturation { wait: Duration::from_secs(1) },
+        saturation: Saturation { wait: Duration::from_secs(1), batch: None },
     };
     let now = clock::now();
     let fleet = Fleet::new(&[Arc::new(pool)], now);

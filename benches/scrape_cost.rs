@@ -88,7 +88,7 @@ async fn watch(ports: &[u16]) -> (f64, u64) {
         ca_file: None,
         client_certificate: None,
         server_name: None,
-        saturation: Saturation { wait: Duration::from_secs(1) },
+        saturation: Saturation { wait: Duration::from_secs(1), batch: None },
         priority_scheduling: false,
     });
     let fleet = Arc::new(Fleet::new(&[pool], clock::now()));

@@ -1,5 +1,7 @@
 //! What the gateway would do with a request now, and why, without doing it.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     body::{Body, to_bytes},
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Office;
 use crate::{
+    admission::Caller,
     gateway::{self, House, Policy, Rejection, Wishes},
     openai::{self, Ask, Dialect},
     scheduler::Explanation,
@@ -23,6 +26,9 @@ pub(super) struct Place {
     #[serde(default = "chat")]
     path: String,
     objective: Option<String>,
+    tenant: Option<String>,
+    key: Option<String>,
+    priority: Option<i32>,
 }
 
 fn chat() -> String {
@@ -40,6 +46,15 @@ pub struct ExplainAnswer {
     pub pool: String,
     /// What the model is called there.
     pub served_model: String,
+    /// The tenant that asks.
+    #[serde(default)]
+    pub tenant: String,
+    /// The public id of the key that it shows.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// Which limit refuses it, in the words that its client reads; absent if none does.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// How full the pods are that could have it; 1: full. Absent if none is in use.
     #[serde(default)]
     pub saturation: Option<f64>,
@@ -90,11 +105,19 @@ pub(super) async fn explain(State(office): State<Office>, Query(place): Query<Pl
     let Ok(body) = to_bytes(body, usize::try_from(limit.0).unwrap_or(usize::MAX)).await else {
         return Rejection::TooLarge { limit: limit.0 }.to_response(Dialect::OpenAi).map(Body::from);
     };
-    let Place { listener, path, objective } = &place;
-    let asked = Asked { listener: listener.as_deref(), path, objective: objective.as_deref() };
+    let asked = Asked {
+        listener: place.listener.as_deref(),
+        path: &place.path,
+        objective: place.objective.as_deref(),
+        tenant: place.tenant.as_deref(),
+        key: place.key.as_deref(),
+        priority: place.priority,
+    };
     match explain_request(&office.house, &policy, &asked, &body) {
         Ok(answer) => Json(answer).into_response(),
-        Err(problem @ Problem::NoListener { .. }) => (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response(),
+        Err(problem @ (Problem::NoListener { .. } | Problem::NoKey(_))) => {
+            (StatusCode::NOT_FOUND, format!("{problem}\n")).into_response()
+        }
         Err(Problem::Refused(rejection)) => rejection.to_response(Dialect::OpenAi).map(Body::from),
     }
 }
@@ -110,6 +133,9 @@ pub enum Problem {
         /// Those that there are.
         there: String,
     },
+    /// No key has that id.
+    #[error("no key has the id `{0}`; `tidegate keys list` shows those that there are")]
+    NoKey(String),
     /// The request itself would be refused.
     #[error("the gateway would refuse this request: {0}")]
     Refused(Rejection),
@@ -130,6 +156,12 @@ pub struct Asked<'a> {
     pub path: &'a str,
     /// The objective that it would name; passed over, as the request's own would be, where headers are not trusted.
     pub objective: Option<&'a str>,
+    /// Whose it would be, if no key says it.
+    pub tenant: Option<&'a str>,
+    /// The public id of the key that it would show.
+    pub key: Option<&'a str>,
+    /// The priority that it would name; passed over as the objective is.
+    pub priority: Option<i32>,
 }
 
 /// What would happen to a JSON request with this `body`.
@@ -142,7 +174,7 @@ pub fn explain_request(
     asked: &Asked<'_>,
     body: &[u8],
 ) -> Result<ExplainAnswer, Problem> {
-    let Asked { listener, path, objective } = *asked;
+    let Asked { listener, path, .. } = *asked;
     let missing = || {
         let there: Vec<&str> = policy.listeners.iter().map(|it| &*it.name.0).collect();
         Problem::NoListener { asked: listener.unwrap_or_default().to_owned(), there: there.join(", ") }
@@ -151,23 +183,31 @@ pub fn explain_request(
     let at = listener.map_or(Some(0), named).ok_or_else(missing)?;
     let listener = policy.listeners.get(at).ok_or_else(missing)?;
     let extra = &policy.config.api.extra_paths;
-    let asked = openai::classify(&Method::POST, path, extra)
-        .map_err(|problem| Rejection::of_path(problem, &Method::POST, path, extra))?;
-    let ask = Ask::parse(asked.endpoint, Some("application/json"), body)?;
-    let objective = objective.filter(|_| listener.trusts_headers);
-    let explained = gateway::explain(
-        house,
-        (listener, &policy.config.waiting),
-        &ask,
-        body,
-        Wishes { objective, ..Wishes::default() },
-    )?;
+    let endpoint = openai::classify(&Method::POST, path, extra)
+        .map_err(|problem| Rejection::of_path(problem, &Method::POST, path, extra))?
+        .endpoint;
+    let ask = Ask::parse(endpoint, Some("application/json"), body)?;
+    let caller = match (asked.key, asked.tenant) {
+        (Some(id), _) => house.keyring.named(id).ok_or_else(|| Problem::NoKey(id.to_owned()))?,
+        (None, Some(tenant)) => Arc::new(Caller::of(tenant.into())),
+        (None, None) => Arc::clone(&listener.anonymous),
+    };
+    let trusted = listener.trusts_headers;
+    let wishes = Wishes {
+        objective: asked.objective.filter(|_| trusted),
+        priority: asked.priority.filter(|_| trusted),
+        ..Wishes::default()
+    };
+    let explained = gateway::explain(house, (policy, listener), (&ask, body), &caller, wishes)?;
     let (full, priority) = (explained.saturation, explained.priority);
     Ok(ExplainAnswer {
         listener: listener.name.0.to_string(),
         model: explained.route.client_model.to_string(),
         pool: explained.route.pool.to_string(),
         served_model: explained.route.served_model.to_string(),
+        tenant: explained.caller.tenant.to_string(),
+        key: explained.caller.key.as_deref().map(str::to_owned),
+        refused: explained.refused.map(|refusal| refusal.to_string()),
         saturation: full.map(|full| full.level),
         wait_ms: full.map(|full| full.wait_ms),
         priority: priority.0,

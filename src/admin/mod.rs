@@ -14,8 +14,8 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
-    middleware,
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, map_response},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -75,6 +75,11 @@ pub fn probes(office: Office) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .layer(map_response(async |mut answer: Response| {
+            // Who asks now and then keeps no connection: whoever can reach this port could keep them all.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            answer
+        }))
         .with_state(office)
 }
 

@@ -16,6 +16,7 @@ use super::{
     handed::{Bound, Handed},
     house::live_house,
     picker::{self, Hosts},
+    secrets,
 };
 use crate::{
     admin::{self, ConfigRecord, Guard, Office},
@@ -47,6 +48,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let resources = resources.map_err(if from_files { StartError::Resources } else { StartError::Cluster })?;
     let config = Arc::new(resources.furnish(config));
     let (house, instruments) = live_house(&config, decision_log, resources, &background)?;
+    secrets::follow(&config, &house.keyring, &background).await?;
     let first = Policy::new(Arc::clone(&config), &house.fleet);
     let policy: CurrentPolicy = Arc::new(ArcSwap::from_pointee(first));
     keep_house(&house, &policy, &background);

@@ -7,6 +7,7 @@ mod handed;
 mod house;
 mod picker;
 mod reload;
+mod secrets;
 mod senses;
 mod stop;
 
@@ -132,6 +133,9 @@ pub enum StartError {
     /// There is no cluster whose resources could be followed.
     #[error("the resources of a cluster cannot be followed:\n{0}")]
     Cluster(config::Report),
+    /// The cluster does not say who may come.
+    #[error("the keys of a cluster cannot be followed:\n{0}")]
+    Secrets(config::Report),
     /// What it is read from who may come.
     #[error("it cannot be told who may come in")]
     Identity(#[from] KeyringError),

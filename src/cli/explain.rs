@@ -17,6 +17,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::{OK, PROBLEMS, load_config, table::Table};
 use crate::{
     admin::{self, ExplainAnswer, Waits},
+    admission::Caller,
     app, clock,
     config::{Config, Sticky},
     fleet::FleetSnapshot,
@@ -31,14 +32,15 @@ use crate::{
 /// answered. A saved state knows nothing of prefix caches, so there every prompt token counts as uncached.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes:
-  0  a pod would be chosen, be it one that is out because all are (failing open)
-  1  none would be, or it would be refused because its pool is full, or the gateway could not be asked; the reason is
-     printed
+  0  a pod would be chosen, be it after a wait, be it one that is out because all are (failing open)
+  1  none would be, or it would be refused for a limit or because its pool is full, or the gateway could not be asked;
+     the reason is printed
   2  the command line itself is wrong
 
 Examples:
   tidegate explain --config gateway.yaml --request body.json
   tidegate explain --admin localhost:9091 --request body.json    (a picker that has only flags)
+  tidegate explain --config gateway.yaml --request body.json --key team-a-1    (why does this key get 429?)
   curl -s localhost:9090/debug/fleet > state.json
   tidegate explain --config gateway.yaml --request body.json --state state.json")]
 pub(super) struct Args {
@@ -60,6 +62,15 @@ pub(super) struct Args {
     /// The objective that its header would name; heard only by listeners that trust headers
     #[arg(long, value_name = "NAME")]
     objective: Option<String>,
+    /// The key that it would show, by its public id: what it may ask for, its priority and its limits count
+    #[arg(long, value_name = "ID", conflicts_with = "state")]
+    key: Option<String>,
+    /// The tenant that it would be of, where no key says it
+    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    tenant: Option<String>,
+    /// The priority that its header would name; heard only by listeners that trust headers
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    priority: Option<i32>,
     /// The running gateway's admin address, such as 127.0.0.1:9090 [default: the configuration's]
     #[arg(long, value_name = "URL", conflicts_with = "state")]
     admin: Option<String>,
@@ -98,7 +109,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         write!(out, "{}", rendered(&answer, &arms.told(&answer), &source, super::colour(&io::stdout())))?;
     }
-    Ok(ExitCode::from(if answer.decision.verdict.is_some() && !answer.shed { OK } else { PROBLEMS }))
+    Ok(ExitCode::from(if answer.decision.verdict.is_some() && !answer.shed && answer.refused.is_none() {
+        OK
+    } else {
+        PROBLEMS
+    }))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -181,6 +196,9 @@ fn from_gateway(admin: &str, args: &Args, token: Option<HeaderValue>, body: Vec<
     let mut query = vec![("path", args.path.clone())];
     query.extend(args.listener.clone().map(|listener| ("listener", listener)));
     query.extend(args.objective.clone().map(|objective| ("objective", objective)));
+    query.extend(args.key.clone().map(|key| ("key", key)));
+    query.extend(args.tenant.clone().map(|tenant| ("tenant", tenant)));
+    query.extend(args.priority.map(|priority| ("priority", priority.to_string())));
     runtime.block_on(async {
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -236,8 +254,14 @@ fn from_state(config: Config, args: &Args, body: &[u8], state: &Path) -> anyhow:
     let now = clock::now();
     let held = snapshot.restore(&house.fleet, now);
     let policy = Arc::new(ArcSwap::from_pointee(Policy::new(config, &house.fleet)));
-    let (listener, objective) = (args.listener.as_deref(), args.objective.as_deref());
-    let asked = admin::Asked { listener, path: &args.path, objective };
+    let asked = admin::Asked {
+        listener: args.listener.as_deref(),
+        path: &args.path,
+        objective: args.objective.as_deref(),
+        tenant: args.tenant.as_deref(),
+        key: None,
+        priority: args.priority,
+    };
     let answer = admin::explain_request(&house, &policy.load_full(), &asked, body);
     drop(held);
     Ok(answer?)
@@ -257,12 +281,18 @@ fn rendered(answer: &ExplainAnswer, arm: &str, source: &str, coloured: bool) -> 
     if *failed_open {
         text.push_str("          every pod is out, so it fails open: one of them is tried all the same\n");
     }
+    text.push_str(&caller(answer));
     text.push_str(&fullness(answer));
     text.push('\n');
     text.push_str(&candidates_table(candidates, verdict.as_deref()).rendered(coloured));
     match (verdict, refusal) {
+        (Some(_), _) if answer.refused.is_some() => text.push_str("\nverdict   none: a limit refuses it\n"),
+        (Some(_), _) if answer.shed => text.push_str("\nverdict   none: its pool is full, and it is sheddable\n"),
         (Some(pod), _) => {
-            text.push_str(&format!("\nverdict   {pod}{}{}\n", margin(candidates, pod), tie(policy, candidates, pod)));
+            let line =
+                answer.waits.as_ref().map(|waits| format!("{}, then likely ", in_line(waits))).unwrap_or_default();
+            let (margin, tie) = (margin(candidates, pod), tie(policy, candidates, pod));
+            text.push_str(&format!("\nverdict   {line}{pod}{margin}{tie}\n"));
         }
         (None, Some(why)) => text.push_str(&format!("\nverdict   none: {why}\n")),
         (None, None) => {}
@@ -275,22 +305,32 @@ fn fullness(answer: &ExplainAnswer) -> String {
     let Some((full, wait_ms)) = answer.saturation.zip(answer.wait_ms) else { return String::new() };
     let means = match answer.priority {
         _ if answer.shed => "it is refused with 429",
-        ..0 => "from 1 on it is refused",
-        _ => "it is not refused for that",
+        ..0 => "sheddable, from 1 on refused",
+        _ => "from 1 on it waits in line",
     };
     let priority = answer.priority;
-    let waits = answer.waits.as_ref().map(place_in_line).unwrap_or_default();
+    let waits = answer.waits.as_ref().map(|waits| format!("line      it {}\n", in_line(waits))).unwrap_or_default();
     format!(
         "pool      saturation {full:.2}, a wait of {wait_ms:.0} ms at the best pod; priority {priority}: {means}\n{waits}"
     )
 }
 
+/// Who asks, where that was asked, and what its limits say.
+fn caller(answer: &ExplainAnswer) -> String {
+    let key = answer.key.as_ref().map(|key| format!(", key {key}")).unwrap_or_default();
+    let refused = answer.refused.as_ref().map(|why| format!("limits    it is refused with 429: {why}\n"));
+    let nobody = key.is_empty() && answer.tenant == Caller::ANONYMOUS;
+    let caller = if nobody { String::new() } else { format!("caller    tenant {}{key}\n", answer.tenant) };
+    caller + &refused.unwrap_or_default()
+}
+
 /// Where it would stand, and for how long.
-fn place_in_line(waits: &Waits) -> String {
+fn in_line(waits: &Waits) -> String {
     let Waits { waits_for, requests, tokens, expected_ms } = waits;
-    let expected = expected_ms.map_or(String::new(), |ms| format!(", about {:.1} s", ms / 1e3));
-    format!("line      it waits for a {waits_for}: {requests} before it with {tokens} tokens{expected}\n")
-        .replace("for a room", "for room")
+    let what = if waits_for == "room" { "room" } else { "a pod" };
+    let expected =
+        expected_ms.map_or_else(|| "for how long is not known yet".to_owned(), |ms| format!("about {:.1} s", ms / 1e3));
+    format!("waits for {what} ({requests} before it with {tokens} tokens, {expected})")
 }
 
 fn candidates_table(candidates: &[Candidate], verdict: Option<&str>) -> Table {
@@ -387,6 +427,27 @@ models: [{{ modelName: m, poolRef: p, sticky: {sticky}, targetModels: [{{ name: 
             let line = format!("split     m-2 is arm 2 of 2, with weight 10 of 100: {why}\n");
             assert_eq!(arms(body, sticky).told(&answer), line);
         }
+    }
+
+    #[test]
+    fn who_would_wait_is_told_for_what_and_who_is_refused_has_no_pod() {
+        let mut answer = answer("least-cost", [1.0, 2.0]);
+        (answer.saturation, answer.wait_ms) = (Some(2.0), Some(2_000.0));
+        let waits = |expected_ms| Waits { waits_for: "room".to_owned(), requests: 3, tokens: 90, expected_ms };
+        answer.waits = Some(waits(Some(28_800.0)));
+        let text = rendered(&answer, "", "test", false);
+        assert!(
+            text.contains("priority 0: from 1 on it waits in line\nline      it waits for room (3 before it with 90")
+        );
+        let verdict = "verdict   waits for room (3 before it with 90 tokens, about 28.8 s), then likely a at 1.0 ms";
+        assert!(text.contains(verdict), "{text}");
+        answer.waits = Some(waits(None));
+        assert!(rendered(&answer, "", "test", false).contains("for how long is not known yet), then likely a"));
+        (answer.tenant, answer.key) = ("shop".to_owned(), Some("k-1".to_owned()));
+        answer.refused = Some("tenant 'shop' may use 6 requests per minute".to_owned());
+        let text = rendered(&answer, "", "test", false);
+        assert!(text.contains("caller    tenant shop, key k-1\nlimits    it is refused with 429: tenant 'shop' may"));
+        assert!(text.contains("verdict   none: a limit refuses it\n"), "{text}");
     }
 
     #[test]

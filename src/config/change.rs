@@ -112,6 +112,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     differs("admin", old.admin != new.admin);
     differs("probes", old.probes != new.probes);
     differs("kubernetes", old.kubernetes != new.kubernetes);
+    differs("identity.keys.secrets", old.identity.key_secrets != new.identity.key_secrets);
     differs("reuse_port", old.reuse_port != new.reuse_port);
     differs("limits.connections", was.connections != is.connections);
     differs("limits.header_fields", was.header_fields != is.header_fields);

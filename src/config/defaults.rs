@@ -88,7 +88,7 @@ pub(super) fn waiting() -> Waiting {
 /// sheds where more than five wait at every pod: five prompts of 1,024 tokens take 0.3 s on an H100 and 1.8 s on the slowest
 /// GPU we know of (0.05 and 0.35 ms a token). A second is also half of the 2 s that `MLPerf` allows its server scenario for a
 /// first token (Llama 2 70B), so that those who are not sheddable keep the other half.
-pub(super) const SATURATION: Saturation = Saturation { wait: Duration::from_secs(1) };
+pub(super) const SATURATION: Saturation = Saturation { wait: Duration::from_secs(1), batch: None };
 
 /// Where pods publish their load: the path that every engine but one uses.
 pub(super) const METRICS_PATH: &str = "/metrics";

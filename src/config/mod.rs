@@ -28,7 +28,7 @@ pub use change::{Change, compare};
 pub use check::{Given, load, load_bytes, load_file, load_given, read_file, schema, wrong_levels};
 pub use identity::{
     Algorithm, AllowedModels, CertificateName, Certificates, Claims, Credentials, Identity, Issuer, IssuerKeys,
-    KeyHash, KeyRecord, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
+    KeyHash, KeyRecord, KeySecrets, LONGEST_NAME, MAX_KEY_FILE, NameKind, moment, parse_keys, shown_moment,
 };
 pub use listener::{
     AddressHeader, Admin, BodyMode, ClientCertificates, Cors, ExtProc, KeyPair, Listener, ListenerTls, Network,

@@ -41,6 +41,8 @@ pub struct Share {
 pub struct Saturation {
     /// If a request would wait for so long even at the best of its pods.
     pub wait: Duration,
+    /// How many requests one pod runs at once; learned from its pages if it is not said.
+    pub batch: Option<u32>,
 }
 
 /// What may wait while no pod is ready or all are full.
@@ -74,10 +76,13 @@ pub(super) struct ShareFile {
     pub(super) share: At<Ratio>,
 }
 
-/// When a pool is saturated. What is sheddable is then refused with 429; nothing else is.
+/// When a pool is saturated. What is sheddable is then refused with 429; everything else waits in line.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ wait: 1s }`")]
 pub(super) struct SaturationFile {
     /// How long a request would wait before its own prefill at the best of its pods. Default: 1s.
     pub(super) wait: Option<At<Span>>,
+    /// How many requests one pod runs at once (vLLM's --max-num-seqs, SGLang's --max-running-requests). Default: learned,
+    /// while requests wait at a pod; a burst that comes before that is sent on.
+    pub(super) batch: Option<At<u32>>,
 }

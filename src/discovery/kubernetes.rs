@@ -4,7 +4,7 @@
 //! which version of a kind the cluster serves, that a kind may come later, that an object which cannot be read is told
 //! of and passed over, and that what was said last stays while nobody answers.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{path::Path, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use kube::{
@@ -41,10 +41,10 @@ const JITTER: f64 = 0.2;
 
 /// How long one watch lasts. A connection that dropped without a word is noticed after it; the usual 290 s would leave
 /// pods that are long gone in use as long.
-const WATCH_SECONDS: u32 = 60;
+pub(super) const WATCH_SECONDS: u32 = 60;
 
 /// How long a watch that failed has to be silent to be taken for well: longer than a connection may take.
-const SETTLED: Duration = Duration::from_secs(10);
+pub(super) const SETTLED: Duration = Duration::from_secs(10);
 
 /// How long connecting to the API server may take; the usual 30 s would hide for so long that it is gone.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub(super) struct Outlets {
 /// # Errors
 /// If it cannot be told where the cluster is.
 pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tasks) -> Result<(), Report> {
-    let (client, server) = client(kubernetes).await.map_err(|error| {
+    let (client, server) = client(kubernetes.kubeconfig.as_deref()).await.map_err(|error| {
         let remedy =
             "run it in a cluster, set `kubernetes.kubeconfig` or KUBECONFIG, or read files with `--manifests DIR`";
         Report::whole_file("kubernetes", format!("there is no way to reach a cluster: {error}"), remedy)
@@ -99,8 +99,8 @@ pub(super) async fn start(kubernetes: &Kubernetes, outlets: Outlets, tasks: &Tas
 }
 
 /// As a pod in the cluster has it; else as kubectl does. With where the API server is.
-async fn client(kubernetes: &Kubernetes) -> Result<(Client, Arc<str>), Box<dyn std::error::Error>> {
-    let mut config = match &kubernetes.kubeconfig {
+pub(super) async fn client(kubeconfig: Option<&Path>) -> Result<(Client, Arc<str>), Box<dyn std::error::Error>> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let options = KubeConfigOptions::default();
             kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?
@@ -257,7 +257,7 @@ impl Follower {
 }
 
 /// An error with all that led to it, each said once: the last of them is what can be mended.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut told = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

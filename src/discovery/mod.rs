@@ -10,6 +10,8 @@ mod hub;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod resources;
+#[cfg(feature = "kubernetes")]
+mod secrets;
 mod sources;
 #[cfg(feature = "kubernetes")]
 mod status;
@@ -26,6 +28,8 @@ use crate::{
 };
 pub use file::out_of_files;
 pub use resources::{Resources, read_manifests};
+#[cfg(feature = "kubernetes")]
+pub use secrets::{Secrets, follow_secrets};
 use sources::Sources;
 
 /// Reads a list of endpoints: the file's name, its text -> targets, or the problems in words.
@@ -162,7 +166,7 @@ mod tests {
             ca_file: None,
             client_certificate: None,
             server_name: None,
-            saturation: Saturation { wait: Duration::from_secs(1) },
+            saturation: Saturation { wait: Duration::from_secs(1), batch: None },
             priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[Arc::clone(&pool)], clock::now()));

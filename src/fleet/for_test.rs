@@ -22,7 +22,7 @@ pub(crate) fn pool(name: &str) -> Arc<Pool> {
         ca_file: None,
         client_certificate: None,
         server_name: None,
-        saturation: Saturation { wait: Duration::from_secs(1) },
+        saturation: Saturation { wait: Duration::from_secs(1), batch: None },
         priority_scheduling: false,
     })
 }

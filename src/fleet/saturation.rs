@@ -122,11 +122,18 @@ struct Sights {
     moment: Moment,
     /// Tokens that an answer is expected to have.
     answer: f64,
+    /// How many requests a pod runs at once, where the operator says so.
+    slots: Option<f64>,
 }
 
 impl Sights {
     fn of(pool: &PoolState, now: Instant) -> Self {
-        Self { pace: pool.pace(), moment: pool.moment(now), answer: pool.expected_output_tokens().into() }
+        Self {
+            pace: pool.pace(),
+            moment: pool.moment(now),
+            answer: pool.expected_output_tokens().into(),
+            slots: pool.config().saturation.batch.map(f64::from),
+        }
     }
 
     /// A pod that said no is as good as full for as long as it looks so.
@@ -161,6 +168,10 @@ impl Sights {
             backlog.prefill_tokens += others_tokens(theirs, backlog.prefill_tokens, ledger.unstarted() as f64);
             all += f64::from(glance.trust * glance.others);
             backlog.demand = demand(&glance, (streams, kv_tokens));
+        }
+        if let Some(slots) = self.slots {
+            // The next would be one of them.
+            backlog.demand = backlog.demand.max(all / slots);
         }
         let pace = pod.speed.pace(self.pace);
         backlog.ms_per_token = pace.ms_per_token;
@@ -319,6 +330,23 @@ mod tests {
         assert_eq!(wait_us(&pool, now), 3_900_000);
         held.truncate(2);
         assert_eq!(wait_us(&pool, now), 0);
+    }
+
+    #[test]
+    fn a_burst_at_a_pod_that_nobody_has_seen_full_stops_at_the_batch_that_the_operator_names() {
+        let now = crate::clock::now();
+        let named = |batch| {
+            let mut config = (*for_test::pool("pool")).clone();
+            config.saturation.batch = batch;
+            let fleet = Fleet::new(&[Arc::new(config)], now);
+            fleet.set("pool", &[target("pod")], now);
+            fleet.pool("pool").unwrap()
+        };
+        let (said, unsaid) = (named(Some(4)), named(None));
+        let _held = [&said, &unsaid].map(|pool| streams(&pool.pods()[0], 6));
+        assert_eq!(wait_us(&unsaid, now), 0, "no page has said that it is full, nor that it was ever read");
+        // Two of six stand behind four: half an answer's time, of 250 tokens at 15 + 6 * 0.15 ms.
+        assert_eq!(wait_us(&said, now), 1_987_500);
     }
 
     #[test]

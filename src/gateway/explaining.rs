@@ -1,15 +1,18 @@
-//! What would become of a request, without doing it: its route, how full its pool is, its place in line, its pod.
+//! What would become of a request, without doing it: its route, what its limits leave, how full its pool is, its place in
+//! line, its pod.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    House, ListenerPolicy,
+    House, ListenerPolicy, Policy,
     decide::{Matter, Wishes},
     receipt::WaitsFor,
-    rejection::Rejection,
+    rejection::{Rejection, shortened},
+    spending,
 };
 use crate::{
-    clock, config,
+    admission::{Caller, Refusal},
+    clock,
     fleet::Saturation,
     openai::Ask,
     routing::{Priority, Route},
@@ -22,13 +25,17 @@ use crate::{
 /// As the request itself would be refused.
 pub fn explain(
     house: &House,
-    (listener, limits): (&ListenerPolicy, &config::Waiting),
-    ask: &Ask,
-    body: &[u8],
+    (policy, listener): (&Policy, &ListenerPolicy),
+    (ask, body): (&Ask, &[u8]),
+    caller: &Arc<Caller>,
     wishes: Wishes<'_>,
 ) -> Result<Explained, Rejection> {
-    let matter = Matter::new(house, listener, ask, body, wishes)?;
-    let now = clock::now();
+    if !ask.model.is_empty() && !caller.may_ask_for(&ask.model) {
+        return Err(Rejection::ModelNotAllowed(shortened(&ask.model)));
+    }
+    let matter = Matter::new(house, listener, ask, body, Wishes { caller: Some(&**caller), ..wishes })?;
+    let (now, limits) = (clock::now(), &policy.config.waiting);
+    let refused = spending::would_refuse(house, policy, caller, &matter, (ask, body));
     let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
     let waits = matter.must_wait(house, limits, now).then(|| {
         let (ahead, expected) = house.waiting.before(&matter.pool, matter.asked(), limits.timeout);
@@ -38,14 +45,19 @@ pub fn explain(
     let full = matter.priority.is_sheddable() && saturation.is_some_and(|full| full.is_full());
     let shed = full && !matter.has_share(limits);
     let waits = waits.filter(|_| !shed);
-    Ok(Explained { route: matter.route, saturation, priority: matter.priority, shed, waits, explanation })
+    let (route, priority, caller) = (matter.route, matter.priority, Arc::clone(caller));
+    Ok(Explained { caller, route, refused, saturation, priority, shed, waits, explanation })
 }
 
 /// A route and the choice of a pod, explained.
 #[derive(Debug)]
 pub struct Explained {
+    /// Who asks.
+    pub caller: Arc<Caller>,
     /// Where the request would go.
     pub route: Route,
+    /// Which limit would refuse it, by the counts of this gateway.
+    pub refused: Option<Box<Refusal>>,
     /// How full the pods are that could have it, if any is in use.
     pub saturation: Option<Saturation>,
     /// How much it matters where not all can be served.

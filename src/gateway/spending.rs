@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    House,
+    House, Policy,
     decide::Matter,
     receipt::{Outcome, Receipt, Step},
     rejection::Rejection,
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     admission::{Caller, Demand, Granted, Hold, Mode, Moment, Plan, Refusal, Scope, Spent, Standing},
     clock,
-    config::{Money, Outage, Price},
+    config::{Config, Money, Outage, Price},
     fleet::Pod,
     keys::{Reserved, Shared, Ticket},
     openai::{Ask, BesideText, Usage},
@@ -77,7 +77,7 @@ impl Story {
         receipt: &mut Receipt,
     ) -> Result<(), Rejection> {
         let quotas = &self.policy.config.quotas;
-        let model = self.billed(&matter.route.client_model);
+        let model = billed(&self.policy.config, &matter.route.client_model);
         let (plan, price) = (Plan::of(quotas, &self.caller, Some(model)), quotas.prices.get(model).copied());
         if plan.is_empty() && price.is_none() {
             return Ok(());
@@ -96,23 +96,6 @@ impl Story {
             spending.only_asks = true;
         }
         Ok(())
-    }
-
-    /// Under which name a model's limits and price are found. Where pods report a name that only one model has among its
-    /// targets, and nothing is said of the name itself, asking for it by that name is asking for that model.
-    fn billed<'a>(&'a self, name: &'a Arc<str>) -> &'a Arc<str> {
-        let config = &self.policy.config;
-        let quotas = &config.quotas;
-        let models = || config.models.iter().chain(&config.pool_models);
-        let is_own = || quotas.models.contains_key(name) || quotas.prices.contains_key(name);
-        if (quotas.models.is_empty() && quotas.prices.is_empty()) || is_own() || models().any(|it| it.name == *name) {
-            return name;
-        }
-        let mut leading = models().filter(|it| it.targets.iter().any(|target| target.name == *name));
-        match (leading.next(), leading.next()) {
-            (Some(model), None) => &model.name,
-            _ => name,
-        }
     }
 
     async fn reserve_plan(
@@ -180,6 +163,38 @@ impl Story {
         let tenant = &self.caller.tenant;
         let named = **tenant == *Caller::ANONYMOUS || self.policy.config.quotas.tenants.contains_key(tenant);
         if named { Name::from(tenant) } else { Name::from("other") }
+    }
+}
+
+/// Which limit would refuse `matter`, if `caller` asked now. Nothing is taken, and where several gateways count together,
+/// only this one's counts are looked at.
+pub(super) fn would_refuse(
+    house: &House,
+    policy: &Policy,
+    caller: &Caller,
+    matter: &Matter,
+    (ask, body): (&Ask, &[u8]),
+) -> Option<Box<Refusal>> {
+    let quotas = &policy.config.quotas;
+    let model = billed(&policy.config, &matter.route.client_model);
+    let (plan, price) = (Plan::of(quotas, caller, Some(model)), quotas.prices.get(model).copied());
+    let demand = demand(matter, ask.beside_text(body), price);
+    house.counts.reserve(&plan, &demand, Mode::Look, &moment()).err()
+}
+
+/// Under which name a model's limits and price are found. Where pods report a name that only one model has among its
+/// targets, and nothing is said of the name itself, asking for it by that name is asking for that model.
+fn billed<'a>(config: &'a Config, name: &'a Arc<str>) -> &'a Arc<str> {
+    let quotas = &config.quotas;
+    let models = || config.models.iter().chain(&config.pool_models);
+    let is_own = || quotas.models.contains_key(name) || quotas.prices.contains_key(name);
+    if (quotas.models.is_empty() && quotas.prices.is_empty()) || is_own() || models().any(|it| it.name == *name) {
+        return name;
+    }
+    let mut leading = models().filter(|it| it.targets.iter().any(|target| target.name == *name));
+    match (leading.next(), leading.next()) {
+        (Some(model), None) => &model.name,
+        _ => name,
     }
 }
 

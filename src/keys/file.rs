@@ -80,11 +80,18 @@ struct State {
     node: (u64, u64),
     length: u64,
     modified: Option<SystemTime>,
+    /// Nobody can put it back, as times of content can be.
+    changed: (i64, i64),
 }
 
 impl State {
     fn of(file: &Metadata) -> Self {
-        Self { node: (file.dev(), file.ino()), length: file.len(), modified: file.modified().ok() }
+        Self {
+            node: (file.dev(), file.ino()),
+            length: file.len(),
+            modified: file.modified().ok(),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
     }
 
     fn is_warm(self) -> bool {
@@ -100,6 +107,7 @@ fn out_of_files(error: &io::Error) -> bool {
 
 async fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    is_file(&tokio::fs::metadata(path).await?)?;
     tokio::fs::File::open(path).await?.take(most + 1).read_to_end(&mut bytes).await?;
     bounded(bytes, most)
 }
@@ -107,8 +115,14 @@ async fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// The same at once, for the start.
 pub(super) fn read_now(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    is_file(&std::fs::metadata(path)?)?;
     io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, most + 1), &mut bytes)?;
     bounded(bytes, most)
+}
+
+/// Opening a pipe would wait for somebody to write into it, and no change would be heard of from then on.
+fn is_file(it: &Metadata) -> io::Result<()> {
+    if it.is_file() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")) }
 }
 
 fn bounded(bytes: Vec<u8>, most: u64) -> io::Result<Vec<u8>> {
@@ -145,6 +159,37 @@ mod tests {
         assert_eq!(file.changed().await.unwrap(), b"seven", "it is back");
         fs::write(&path, "x".repeat(101)).unwrap();
         assert_eq!(file.changed().await.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_in_place_with_its_time_put_back_is_heard_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.yaml");
+        let long_ago = clock::wall() - Duration::from_secs(86_400);
+        let write = |text: &str| {
+            fs::write(&path, text).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        };
+        write("one");
+        let mut file = Followed::new(path.clone(), 100, Some(mark_of(b"one")));
+        assert!(tokio::time::timeout(Duration::from_secs(60), file.changed()).await.is_err(), "nothing changed");
+        write("two");
+        let heard = tokio::time::timeout(Duration::from_secs(60), file.changed()).await;
+        assert_eq!(heard.expect("nobody heard of it").unwrap(), b"two");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_in_its_place_is_an_error_and_not_the_last_that_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.yaml");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        assert!(read_now(&path, 100).is_err());
+        let mut file = Followed::new(path.clone(), 100, Some(mark_of(b"one")));
+        assert_eq!(file.changed().await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "two").unwrap();
+        assert_eq!(file.changed().await.unwrap(), b"two");
     }
 
     #[tokio::test(start_paused = true)]

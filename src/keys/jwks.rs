@@ -5,7 +5,7 @@
 
 use jsonwebtoken::{
     AlgorithmFamily, DecodingKey,
-    jwk::{Jwk, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
 };
 use serde::Deserialize;
 
@@ -21,7 +21,7 @@ pub(super) struct KeySet(Vec<PublicKey>);
 #[derive(Clone, Debug)]
 struct PublicKey {
     id: Option<String>,
-    /// The one algorithm that it is for, if its issuer says so.
+    /// The one algorithm that it is for, if its issuer or its curve says so.
     algorithm: Option<Algorithm>,
     key: DecodingKey,
 }
@@ -69,7 +69,12 @@ fn public_key(json: serde_json::Value) -> Option<PublicKey> {
     let key: Jwk = serde_json::from_value(json).ok()?;
     let signs = key.common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature);
     let decoding = DecodingKey::from_jwk(&key).ok().filter(|it| signs && it.family() != AlgorithmFamily::Hmac)?;
-    Some(PublicKey { id: key.common.key_id, algorithm, key: decoding })
+    let by_curve = match &key.algorithm {
+        AlgorithmParameters::EllipticCurve(it) if it.curve == EllipticCurve::P256 => Some(Algorithm::ES256),
+        AlgorithmParameters::EllipticCurve(it) if it.curve == EllipticCurve::P384 => Some(Algorithm::ES384),
+        _ => None,
+    };
+    Some(PublicKey { id: key.common.key_id, algorithm: algorithm.or(by_curve), key: decoding })
 }
 
 /// The algorithm that a token names, if it is one of ours.

@@ -1,7 +1,7 @@
 //! All that is known of who may come, now: one value that outlives configurations and follows files and issuers.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -19,7 +19,7 @@ use super::{
     salt::{MAX_SECRET_FILE, Salt},
 };
 use crate::{
-    config::{Identity, MAX_KEY_FILE, parse_keys},
+    config::{self, Identity, KeyRecord, MAX_KEY_FILE, parse_keys},
     tasks::Tasks,
     telemetry::Metrics,
 };
@@ -69,6 +69,8 @@ pub struct Keyring {
     metrics: Arc<Metrics>,
     tasks: Tasks,
     following: Mutex<Following>,
+    /// Where keys come from a cluster.
+    held: Mutex<BTreeMap<String, Held>>,
 }
 
 /// Makes what TLS to issuers needs.
@@ -109,6 +111,7 @@ impl Keyring {
             metrics: Arc::clone(metrics),
             tasks: tasks.clone(),
             following: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 
@@ -139,8 +142,10 @@ impl Keyring {
             None => Default::default(),
         };
         let before = self.issuers.load();
-        let source = |issuer: &Arc<_>| {
-            let before = before.sources().iter().find(|it| it.issuer == *issuer);
+        let source = |issuer: &Arc<config::Issuer>| {
+            // Whatever else is said of it now, its keys are those that it had.
+            let same = |it: &&Arc<Source>| (&it.issuer.name, &it.issuer.keys) == (&issuer.name, &issuer.keys);
+            let before = before.sources().iter().find(same);
             Source::open(issuer, before.map(|it| &**it)).map_err(KeyringError::Wrong)
         };
         let issuers = identity.issuers.iter().map(source).collect::<Result<_, _>>()?;
@@ -165,7 +170,7 @@ impl Keyring {
         };
         if identity.key_file.is_some() {
             self.take_keys(Ok(keys));
-        } else {
+        } else if identity.key_secrets.is_none() {
             self.metrics.identity.keys.set(0);
             self.keys.store(Arc::default());
         }
@@ -208,6 +213,11 @@ impl Keyring {
         let caller = judged.map_err(Bad::Token)?;
         let tenant = self.tenant(&caller.tenant).ok_or(Bad::TooManyTenants)?;
         Ok(Arc::new(Caller { tenant, ..caller }))
+    }
+
+    /// Who shows the key with this public id.
+    pub fn named(&self, id: &str) -> Option<Arc<Caller>> {
+        self.keys.load().named(id)
     }
 
     /// The tenant of that name, as long as there are not too many. One that the operator did not write down is remembered
@@ -257,6 +267,23 @@ impl Keyring {
         }
     }
 
+    /// From now on the keys are those of these `entries`, each a list as in a file, by name. One that nobody understands
+    /// leaves the last one of its name as it was and the others alone; `problem`: why nothing newer is heard of.
+    pub fn take_entries(&self, entries: &BTreeMap<String, Vec<u8>>, problem: Option<&str>) {
+        if let Some(problem) = problem {
+            tracing::warn!(problem, "nothing is heard of the Secrets with keys, what they said last stays");
+        }
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|name, _| entries.contains_key(name));
+        // Each is looked at, also behind one that is wrong.
+        let wrong = entries.iter().filter(|(name, bytes)| !held.entry((*name).clone()).or_default().take(name, bytes));
+        let well = wrong.count() == 0 && problem.is_none();
+        let all = each_once(held.values().flat_map(|it| it.records.iter().cloned()));
+        drop(held);
+        self.take_keys(Ok(Keys::new(all)));
+        self.metrics.identity.source(KEY_FILE, well);
+    }
+
     async fn follow_salt(&self, path: PathBuf, mark: Option<u128>) {
         let name = path.display().to_string();
         let mut file = Followed::new(path, MAX_SECRET_FILE, mark);
@@ -276,7 +303,53 @@ impl Keyring {
     }
 }
 
+/// What an entry last said that could be understood.
+#[derive(Debug, Default)]
+struct Held {
+    /// Of what it says; `None`: of what it says now nothing is known.
+    mark: Option<u128>,
+    records: Vec<KeyRecord>,
+}
+
+impl Held {
+    /// Takes over what the entry called `name` says now; `false`: nobody understands it, and what it said last stays.
+    fn take(&mut self, name: &str, bytes: &[u8]) -> bool {
+        let mark = Some(mark_of(bytes));
+        if self.mark == mark {
+            return true;
+        }
+        let read = read_records(name, bytes);
+        self.mark = mark.filter(|_| read.is_ok());
+        match read {
+            Ok(records) => self.records = records,
+            // Told again with each change, as long as it is wrong.
+            Err(problem) => {
+                tracing::warn!(problem, "keys of a Secret not taken over, its last ones stay");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Of those with the same hash the first.
+fn each_once(records: impl Iterator<Item = KeyRecord>) -> Vec<KeyRecord> {
+    let mut seen = HashSet::new();
+    let is_new = |record: &KeyRecord| {
+        let is_new = seen.insert(record.hash.0);
+        if !is_new {
+            tracing::warn!(key = %record.id, "this key is in several Secrets, the first by name counts");
+        }
+        is_new
+    };
+    records.filter(is_new).collect()
+}
+
 fn read_keys(name: &str, bytes: &[u8]) -> Result<Keys, String> {
+    read_records(name, bytes).map(Keys::new)
+}
+
+fn read_records(name: &str, bytes: &[u8]) -> Result<Vec<KeyRecord>, String> {
     let text = str::from_utf8(bytes).map_err(|_| format!("{name}: this file is not UTF-8 text"))?;
-    parse_keys(name, text).map(Keys::new).map_err(|report| report.to_string())
+    parse_keys(name, text).map_err(|report| report.to_string())
 }

@@ -54,6 +54,12 @@ impl Keys {
         self.0.is_empty()
     }
 
+    /// Who shows the key with this public id, whether it is good or not.
+    pub fn named(&self, id: &str) -> Option<Arc<Caller>> {
+        let mut all = self.0.values().flatten().map(|entry| &entry.caller);
+        all.find(|caller| caller.key.as_deref() == Some(id)).cloned()
+    }
+
     /// Whose key this is.
     ///
     /// # Errors

@@ -72,6 +72,13 @@ fn boundary(content_type: &str) -> Result<String, Malformed> {
     }
     let parameters = Parameters::read(parameters).ok_or(Malformed::Form("the content type is malformed"))?;
     let boundary = parameters.one("boundary")?.ok_or(Malformed::Form("the content type names no boundary"))?;
+    // Engines decode names and values by it, and would read another model than is read here.
+    if parameters.one("charset")?.is_some_and(|charset| !charset.eq_ignore_ascii_case("utf-8")) {
+        return Err(Malformed::Form("its characters must be UTF-8"));
+    }
+    if !parameters.are_only(&["boundary", "charset"]) {
+        return Err(Malformed::Form("the content type has a parameter other than boundary"));
+    }
     if boundary.is_empty() || boundary.len() > MAX_BOUNDARY || !boundary.bytes().all(|byte| matches!(byte, b' '..=b'~'))
     {
         return Err(Malformed::Form("the boundary is not acceptable"));
@@ -163,8 +170,9 @@ fn disposition(headers: &[u8]) -> Result<(String, bool), Malformed> {
     }
     let parameters = Parameters::read(parameters).ok_or(Malformed::Form("a part's disposition is malformed"))?;
     let name = parameters.one("name")?.ok_or(Malformed::Form("a part has no name"))?;
-    if parameters.has("name*") {
-        return Err(Malformed::Form("a part's name is written in the extended way"));
+    // `name*`, `name*0` and their like are names to some readers.
+    if !parameters.are_only(&["name", "filename", "filename*"]) {
+        return Err(Malformed::Form("a part's disposition has a parameter other than name and filename"));
     }
     let is_file = parameters.has("filename") || parameters.has("filename*") || encoded;
     Ok((name.to_owned(), is_file))
@@ -196,6 +204,10 @@ impl Parameters {
             rest = next.unwrap_or_default().trim_start();
         }
         Some(Self(found))
+    }
+
+    fn are_only(&self, known: &[&str]) -> bool {
+        self.0.iter().all(|(name, _)| known.contains(&name.as_str()))
     }
 
     fn has(&self, key: &str) -> bool {
@@ -269,6 +281,25 @@ mod tests {
         let other = body.replace("x y", "b");
         let kind = Some("Multipart/Form-Data; charset=utf-8; Boundary=b");
         assert_eq!(read(kind, other.as_bytes()).unwrap().model_name, "m");
+    }
+
+    #[test]
+    fn a_second_model_in_another_alphabet_or_in_pieces_of_a_name_is_refused() {
+        let model = field("model");
+        let decoy = |head: &str| form(&[(&model, "small"), (head, "big")]);
+        for head in [
+            "Content-Disposition: form-data; name=\"foo\"; name*0=\"model\"",
+            "Content-Disposition: form-data; name=\"foo\"; name*0*=utf-8''model",
+            "Content-Disposition: form-data; name=\"foo\"; other=\"model\"",
+        ] {
+            assert!(matches!(problem(&decoy(head)), Malformed::Form(_)), "{head}");
+        }
+        let form = decoy(&field("+AG0AbwBkAGUAbA-"));
+        for more in ["; charset=utf-7", "; boundary*0=b", "; charset=utf-8; charset=utf-7", "; x=1"] {
+            let kind = format!("{}{more}", TYPE.unwrap());
+            assert!(matches!(read(Some(&kind), form.as_bytes()), Err(Malformed::Form(_))), "{more}");
+        }
+        assert_eq!(read(TYPE, form.as_bytes()).unwrap().model_name, "small");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn splice(body: &[u8], ask: &Ask, changes: &Changes<'_>) -> Bytes {
     let model = changes.model.filter(|model| *model != ask.model).map(|model| model_edit(ask, model));
     let usage = (changes.include_usage && ask.lacks_usage()).then(|| usage_edit(body, ask)).flatten();
     let salt = ask.salt_for_pod.as_deref().and_then(|salt| salt_edit(body, ask, salt));
-    let mut edits: Vec<Edit> = model.into_iter().chain(usage).chain(salt).collect();
+    let mut edits: Vec<Edit> = model.into_iter().chain(usage.into_iter().flatten()).chain(salt).collect();
     edits.sort_by_key(|edit| edit.at.start);
 
     let growth: usize = edits.iter().map(|edit| edit.text.len()).sum();
@@ -62,24 +62,29 @@ pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn usage_edit(body: &[u8], ask: &Ask) -> Option<Edit> {
+/// Asks for usage at the end, and at the end alone: without `include_usage` vLLM passes `continuous_usage_stats` over, and
+/// with it each chunk would tell what the client did not ask for.
+fn usage_edit(body: &[u8], ask: &Ask) -> Option<Vec<Edit>> {
     const MEMBER: &str = r#""include_usage":true"#;
     let Some(options) = ask.stream_options.clone() else {
         let inside = body.iter().position(|byte| *byte == b'{')? + 1;
-        return Some(Edit { at: inside..inside, text: format!(r#""stream_options":{{{MEMBER}}},"#) });
+        return Some(vec![Edit { at: inside..inside, text: format!(r#""stream_options":{{{MEMBER}}},"#) }]);
     };
     let raw = body.get(options.clone())?;
     if raw == b"null" {
-        return Some(Edit { at: options, text: format!("{{{MEMBER}}}") });
+        return Some(vec![Edit { at: options, text: format!("{{{MEMBER}}}") }]);
     }
     let top = Top::read(raw).ok()?;
-    if let Some(value) = top.raw("include_usage") {
-        let value = top.span(value);
-        return Some(Edit { at: options.start + value.start..options.start + value.end, text: "true".to_owned() });
-    }
-    let inside = options.start + 1;
-    let comma = if top.is_empty() { "" } else { "," };
-    Some(Edit { at: inside..inside, text: format!("{MEMBER}{comma}") })
+    let instead = |name, text: &str| {
+        let value = top.span(top.raw(name)?);
+        Some(Edit { at: options.start + value.start..options.start + value.end, text: text.to_owned() })
+    };
+    let asked = instead("include_usage", "true").unwrap_or_else(|| {
+        let inside = options.start + 1;
+        let comma = if top.is_empty() { "" } else { "," };
+        Edit { at: inside..inside, text: format!("{MEMBER}{comma}") }
+    });
+    Some([Some(asked), instead("continuous_usage_stats", "false")].into_iter().flatten().collect())
 }
 
 fn salt_edit(body: &[u8], ask: &Ask, salt: &str) -> Option<Edit> {
@@ -138,10 +143,17 @@ mod tests {
                 r#"{"stream":true,"model":"m","stream_options":{"a":1,"include_usage": false}}"#,
                 r#"{"stream":true,"model":"m","stream_options":{"a":1,"include_usage": true}}"#,
             ),
+            (
+                r#"{"stream":true,"model":"m","stream_options":{"continuous_usage_stats": true}}"#,
+                r#"{"stream":true,"model":"m","stream_options":{"include_usage":true,"continuous_usage_stats": false}}"#,
+            ),
         ] {
             assert_eq!(spliced(before, USAGE), after);
             assert_eq!(spliced(after, USAGE), after);
         }
+        let asked =
+            r#"{"stream":true,"model":"m","stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#;
+        assert_eq!(spliced(asked, USAGE), asked, "who asks for both gets both");
         let whole = r#"{"model":"m"}"#;
         assert_eq!(spliced(whole, USAGE), whole);
     }

@@ -19,7 +19,7 @@ use super::{
 /// Token counts of one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Tokens of the prompt, cached ones included unless the engine counts them apart.
+    /// Tokens of the prompt, cached ones included.
     pub prompt_tokens: Option<u32>,
     /// Tokens generated.
     pub completion_tokens: Option<u32>,
@@ -36,6 +36,8 @@ impl Usage {
             return None;
         }
         let mut said = Self::default();
+        // Anthropic's dialect counts what was read from a cache, or written to one, beside the prompt.
+        let mut beside = 0_u32;
         while let Some(key) = at.key() {
             let value = at.value();
             // What is cut off may be less than was meant.
@@ -45,13 +47,18 @@ impl Usage {
                 b"completion_tokens" | b"output_tokens" => {
                     said.completion_tokens = count(value).or(said.completion_tokens);
                 }
-                b"cache_read_input_tokens" => said.cached_tokens = said.cached_tokens.or(count(value)),
+                b"cache_read_input_tokens" => {
+                    beside = beside.saturating_add(count(value).unwrap_or(0));
+                    said.cached_tokens = said.cached_tokens.or(count(value));
+                }
+                b"cache_creation_input_tokens" => beside = beside.saturating_add(count(value).unwrap_or(0)),
                 b"prompt_tokens_details" | b"input_tokens_details" => {
                     said.cached_tokens = cached(value).or(said.cached_tokens);
                 }
                 _ => {}
             }
         }
+        said.prompt_tokens = said.prompt_tokens.map(|tokens| tokens.saturating_add(beside));
         json.get(..json.len() - at.rest().len())?.ends_with(b"}").then_some(said)
     }
 
@@ -239,7 +246,10 @@ mod tests {
         assert_eq!(Usage::read(responses.as_bytes()), Some(usage(7, 2, Some(0))));
         let messages = r#"{"input_tokens":7,"output_tokens":2,"cache_read_input_tokens":5,
             "cache_creation_input_tokens":null}"#;
-        assert_eq!(Usage::read(messages.as_bytes()), Some(usage(7, 2, Some(5))));
+        assert_eq!(Usage::read(messages.as_bytes()), Some(usage(12, 2, Some(5))), "there they are counted apart");
+        let written =
+            r#"{"cache_creation_input_tokens":30,"cache_read_input_tokens":5,"input_tokens":7,"output_tokens":2}"#;
+        assert_eq!(Usage::read(written.as_bytes()), Some(usage(42, 2, Some(5))));
     }
 
     #[test]

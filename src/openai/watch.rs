@@ -438,7 +438,7 @@ mod tests {
         let chat = watch(Dialect::OpenAi, &[CHAT.as_bytes()]);
         assert_eq!(chat, (3, 1, Some(usage(7, 3, None)), End::Done, None));
         let messages = watch(Dialect::Anthropic, &[MESSAGES.as_bytes()]);
-        assert_eq!(messages, (2, 1, Some(usage(7, 9, Some(4))), End::Done, None));
+        assert_eq!(messages, (2, 1, Some(usage(11, 9, Some(4))), End::Done, None));
         let responses = watch(Dialect::Responses, &[RESPONSES.as_bytes()]);
         assert_eq!(responses, (2, 1, Some(usage(7, 2, Some(2))), End::Done, Some("resp_1".to_owned())));
     }

@@ -325,7 +325,7 @@ mod tests {
                 shares: [].into(),
                 evict_sheddable: false,
             },
-            saturation: Saturation { wait: second },
+            saturation: Saturation { wait: second, batch: None },
             identity: crate::config::Identity::default(),
             quotas: crate::config::Quotas::default(),
             sessions: Sessions { header: String::new() },

@@ -121,7 +121,7 @@ impl Watched {
             ca_file: None,
             client_certificate: None,
             server_name: None,
-            saturation: Saturation { wait: Duration::from_secs(1) },
+            saturation: Saturation { wait: Duration::from_secs(1), batch: None },
             priority_scheduling: false,
         });
         let fleet = Arc::new(Fleet::new(&[pool], clock::now()));

@@ -1,6 +1,7 @@
 //! One attempt at one pod, timed.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -166,9 +167,29 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// Whether the pod said in the words of TLS that it does not want whom we show to be, or that we show nobody.
+fn refuses_us(error: &io::Error) -> bool {
+    use rustls::{AlertDescription as A, Error};
+    let said = error.get_ref().and_then(|it| it.downcast_ref::<Error>());
+    let Some(Error::AlertReceived(alert)) = said else { return false };
+    matches!(
+        alert,
+        A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::CertificateRequired
+    )
+}
+
 fn blame(lost: &Lost, reused: bool, after: Duration) -> Failure {
     let kind = match &lost.broken {
         Broken::NotHttp(_) => FailureKind::NotHttp,
+        // In TLS 1.3 we are through before the pod has looked at what we show. Until it has, it reads no request.
+        Broken::Failed(error) if !reused && !lost.heard && refuses_us(error) => FailureKind::Tls,
         _ if !lost.sent && reused => FailureKind::Unsent,
         // It was closed or reset before it could be used.
         _ if !lost.sent => FailureKind::Connect,
@@ -181,6 +202,8 @@ fn blame(lost: &Lost, reused: bool, after: Duration) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use rustls::AlertDescription as A;
+
     use super::*;
 
     #[test]
@@ -198,5 +221,14 @@ mod tests {
         assert_eq!(blamed(true, false, false, 0), K::Died);
         let nonsense = Lost { sent: true, heard: true, broken: super::super::Nonsense::Said("x").into() };
         assert_eq!(blame(&nonsense, true, Duration::ZERO).kind, K::NotHttp);
+        let alert = |said, heard, reused| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(said));
+            let lost = Lost { sent: true, heard, broken: error.into() };
+            blame(&lost, reused, Duration::from_secs(1)).kind
+        };
+        assert_eq!(alert(A::CertificateRequired, false, false), K::Tls);
+        assert_eq!(alert(A::CertificateRequired, true, false), K::Died, "who answers has let us in");
+        assert_eq!(alert(A::CertificateRequired, false, true), K::Died);
+        assert_eq!(alert(A::InternalError, false, false), K::Died);
     }
 }

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 
 import anthropic
+import httpx
 
 import checks
 
@@ -47,17 +49,63 @@ def no_pod_at_all_is_an_error_in_its_own_shape():
     raise AssertionError("no InternalServerError")
 
 
+def counting(key, retries):
+    """A client with this key, and when it asked."""
+    asked = []
+    hooks = {"request": [lambda _: asked.append(time.monotonic())]}
+    made = anthropic.Anthropic(base_url=os.environ["TIDEGATE_URL"], api_key=key, max_retries=retries, timeout=30,
+                               http_client=httpx.Client(event_hooks=hooks))
+    return made, asked
+
+
 def a_wrong_key_is_an_authentication_error_in_its_own_shape():
-    stranger = anthropic.Anthropic(base_url=os.environ["TIDEGATE_URL"], api_key="sk-wrong", max_retries=2, timeout=30)
+    stranger, asked = counting("sk-wrong", 2)
     try:
         stranger.messages.create(model=MODEL, messages=SAY, max_tokens=1)
     except anthropic.AuthenticationError as error:
         assert error.status_code == 401 and error.body["error"]["type"] == "authentication_error"
+        assert len(asked) == 1, asked
         return
     raise AssertionError("no AuthenticationError")
+
+
+def who_asks_too_often_is_asked_again_when_there_is_room():
+    hasty, asked = counting("sk-hasty", 0)
+    message = {"model": MODEL, "messages": SAY, "max_tokens": 1}
+    left = []
+    while len(left) < 40:
+        try:
+            raw = hasty.messages.with_raw_response.create(**message)
+        except anthropic.RateLimitError as error:
+            refused = error
+            break
+        left.append(int(raw.headers["anthropic-ratelimit-requests-remaining"]))
+    assert left[:3] == [19, 18, 17] and left[-1] == 0, left
+    assert refused.body["error"]["type"] == "rate_limit_error" and "key 'hasty'" in refused.body["error"]["message"]
+    assert 1 <= int(refused.response.headers["retry-after"]) <= 3
+    assert refused.response.headers["anthropic-ratelimit-requests-reset"].endswith("Z")
+    asked.clear()
+    assert hasty.with_options(max_retries=1).messages.create(**message).content
+    assert len(asked) == 2 and 0 < asked[1] - asked[0] < 10, asked
+
+
+def what_is_spent_is_spent_and_the_library_does_not_ask_again():
+    poor, asked = counting("sk-poor", 2)
+    for _ in range(40):
+        before = len(asked)
+        try:
+            poor.messages.create(model=MODEL, messages=SAY, max_tokens=20)
+        except anthropic.RateLimitError as error:
+            refused = error
+            break
+    assert refused.response.headers["x-should-retry"] == "false"
+    assert "key 'poor'" in refused.body["error"]["message"], refused.body
+    assert len(asked) == before + 1 > 1, "once"
 
 
 if __name__ == "__main__":
     sys.exit(checks.run([message_whole, message_stream, tokens_are_counted, unknown_model_is_not_found,
                          no_pod_at_all_is_an_error_in_its_own_shape,
-                         a_wrong_key_is_an_authentication_error_in_its_own_shape]))
+                         a_wrong_key_is_an_authentication_error_in_its_own_shape,
+                         who_asks_too_often_is_asked_again_when_there_is_room,
+                         what_is_spent_is_spent_and_the_library_does_not_ask_again]))

@@ -18,15 +18,20 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODEL = "llama2"
 
-# The key that every library shows, but where it is to be refused.
+# The key that every library shows, but where it is to be refused; one that may ask twenty times at once and then every
+# three seconds, and one that has a little to spend.
 KEY = "sk-test"
+LIMITED = {"sk-hasty": "requests_per_minute: 20", "sk-poor": "budget_per_month: 200"}
 
 # Behind Envoy clients are Envoy's to know. A picker leaves a model that nobody named to the pods; and Envoy, whose one cluster here holds the pods of every pool,
 # goes to any of them when those of the list are gone.
 NOT_THROUGH_ENVOY = ["unknown_model_is_not_found", "no_pod_at_all_is_an_internal_server_error_with_a_pause",
                      "no_pod_at_all_is_an_error_in_its_own_shape",
                      "a_wrong_key_is_an_authentication_error_and_not_asked_again",
-                     "a_wrong_key_is_an_authentication_error_in_its_own_shape"]
+                     "a_wrong_key_is_an_authentication_error_in_its_own_shape",
+                     "who_asks_too_often_is_asked_again_when_there_is_room",
+                     "what_is_spent_is_spent_and_the_library_does_not_ask_again",
+                     "no_pod_is_asked_for_again_after_the_pause"]
 
 
 class Faulty:
@@ -117,8 +122,11 @@ class Run:
         lines += ['admin: { address: "127.0.0.1:0" }', "log: { format: json }", "waiting: { timeout: 2s }"]
         if not envoy:
             keys = Path(folder) / "keys.yaml"
-            keys.write_text(f'- {{ id: libraries, hash: "{hashlib.sha256(KEY.encode()).hexdigest()}" }}\n')
-            lines += [f'identity: {{ keys: {{ file: "{keys}" }} }}']
+            records = {KEY: "", **{key: f", limits: {{ {limit} }}" for key, limit in LIMITED.items()}}
+            keys.write_text("".join(f'- {{ id: {key[3:]}, hash: "{hashlib.sha256(key.encode()).hexdigest()}"{more} }}\n'
+                                    for key, more in records.items()))
+            lines += [f'identity: {{ keys: {{ file: "{keys}" }} }}', "quotas:", "  prices:",
+                      f"    - {{ modelName: {MODEL}, input_per_million: 1000000, output_per_million: 1000000 }}"]
         file = Path(folder) / "tidegate.yaml"
         file.write_text("\n".join(lines) + "\n")
         child = self.start("serve", "--config", str(file))

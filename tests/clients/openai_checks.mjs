@@ -10,6 +10,16 @@ const messages = [{ role: "user", content: "What is a tide?" }];
 const tools = [{ type: "function", function: { name: "look_up", parameters: { type: "object", properties: {} } } }];
 const tool_choice = { type: "function", function: { name: "look_up" } };
 
+// A client with this key, and when it asked.
+function counting(apiKey, maxRetries) {
+  const asked = [];
+  const counted = (...call) => {
+    asked.push(performance.now());
+    return fetch(...call);
+  };
+  return [client.withOptions({ apiKey, maxRetries, fetch: counted }), asked];
+}
+
 const checks = {
   async chat_whole() {
     const answer = await client.chat.completions.create({ model, messages, max_tokens: 7 });
@@ -90,6 +100,42 @@ const checks = {
     const error = await client.chat.completions.create({ model: "gone", messages }).catch((error) => error);
     assert.ok(error instanceof OpenAI.InternalServerError, String(error));
     assert.ok(Number(error.headers.get("retry-after")) >= 1);
+  },
+  async a_wrong_key_is_an_authentication_error_and_not_asked_again() {
+    const [stranger, asked] = counting("sk-wrong", 2);
+    const error = await stranger.chat.completions.create({ model, messages }).catch((error) => error);
+    assert.ok(error instanceof OpenAI.AuthenticationError, String(error));
+    assert.deepEqual([error.status, error.code, asked.length], [401, "invalid_api_key", 1]);
+  },
+  async who_asks_too_often_is_asked_again_when_there_is_room() {
+    const [hasty, asked] = counting("sk-hasty", 0);
+    const ask = { model, messages, max_tokens: 1 };
+    const left = [];
+    let refused;
+    while (!refused && left.length < 40) {
+      const answer = await hasty.chat.completions.create(ask).asResponse().catch((error) => error);
+      if (answer instanceof Error) refused = answer;
+      else left.push(Number(answer.headers.get("x-ratelimit-remaining-requests")));
+    }
+    assert.ok(refused instanceof OpenAI.RateLimitError, String(refused));
+    assert.deepEqual([left[0], left[1], left.at(-1)], [19, 18, 0]);
+    assert.deepEqual([refused.code, refused.headers.get("x-should-retry")], ["rate_limit_exceeded", null]);
+    asked.length = 0;
+    assert.ok((await hasty.chat.completions.create(ask, { maxRetries: 1 })).choices);
+    assert.equal(asked.length, 2);
+    assert.ok(asked[1] - asked[0] < 10_000, asked.join());
+  },
+  async what_is_spent_is_spent_and_the_library_does_not_ask_again() {
+    const [poor, asked] = counting("sk-poor", 2);
+    let [refused, before] = [undefined, 0];
+    while (!refused && before < 40) {
+      before = asked.length;
+      await poor.chat.completions.create({ model, messages, max_tokens: 20 }).catch((error) => (refused = error));
+    }
+    assert.ok(refused instanceof OpenAI.RateLimitError, String(refused));
+    assert.deepEqual([refused.code, refused.headers.get("x-should-retry")], ["insufficient_quota", "false"]);
+    assert.equal(asked.length, before + 1);
+    assert.ok(before > 0);
   },
   async many_at_once() {
     const ask = (n) => client.chat.completions.create({ model, messages: [{ role: "user", content: `tide ${n}` }], max_tokens: 5 });

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import sys
+import time
 
+import httpx
 import openai
 
 import checks
@@ -192,12 +194,71 @@ async def asynchronous_cancellation():
         assert (await client.chat.completions.create(model=MODEL, messages=SAY, max_tokens=1)).choices
 
 
+def counting(key, retries):
+    """A client with this key, and when it asked."""
+    asked = []
+    hooks = {"request": [lambda _: asked.append(time.monotonic())]}
+    client = openai.OpenAI(base_url=URL, api_key=key, max_retries=retries, timeout=30,
+                           http_client=httpx.Client(event_hooks=hooks))
+    return client, asked
+
+
 def a_wrong_key_is_an_authentication_error_and_not_asked_again():
-    stranger = openai.OpenAI(base_url=URL, api_key="sk-wrong", max_retries=2, timeout=30)
+    stranger, asked = counting("sk-wrong", 2)
     error = raises(openai.AuthenticationError, lambda: stranger.models.list())
     assert (error.status_code, error.code, error.type) == (401, "invalid_api_key", "authentication_error")
     assert "sk-wrong" not in str(error)
     raises(openai.AuthenticationError, lambda: stranger.chat.completions.create(model=MODEL, messages=SAY))
+    assert len(asked) == 2, asked
+
+
+def who_asks_too_often_is_asked_again_when_there_is_room():
+    hasty, asked = counting("sk-hasty", 0)
+    chat = {"model": MODEL, "messages": SAY, "max_tokens": 1}
+    left = []
+    while len(left) < 40:
+        try:
+            raw = hasty.chat.completions.with_raw_response.create(**chat)
+        except openai.RateLimitError as error:
+            refused = error
+            break
+        assert raw.headers["x-ratelimit-limit-requests"] == "20"
+        left.append(int(raw.headers["x-ratelimit-remaining-requests"]))
+    assert left[:3] == [19, 18, 17] and left[-1] == 0, left
+    headers = refused.response.headers
+    assert (refused.code, refused.type) == ("rate_limit_exceeded", "rate_limit_error")
+    assert "key 'hasty' may use 20 requests per minute" in refused.message, refused.message
+    assert headers["x-ratelimit-remaining-requests"] == "0" and headers["x-ratelimit-reset-requests"].endswith("s")
+    assert "x-should-retry" not in headers and 1 <= int(headers["retry-after"]) <= 3
+    asked.clear()
+    patient = hasty.with_options(max_retries=1)
+    assert patient.chat.completions.create(**chat).choices, "it waits as long as it is told to, and no longer"
+    assert len(asked) == 2 and 0 < asked[1] - asked[0] < 10, asked
+
+
+def what_is_spent_is_spent_and_the_library_does_not_ask_again():
+    poor, asked = counting("sk-poor", 2)
+    chat = {"model": MODEL, "messages": SAY, "max_tokens": 20}
+    spent = 0
+    for _ in range(40):
+        before = len(asked)
+        try:
+            spent += poor.chat.completions.create(**chat).usage.total_tokens
+        except openai.RateLimitError as error:
+            refused = error
+            break
+    assert 0 < spent <= 200, spent
+    assert (refused.status_code, refused.code, refused.type) == (429, "insufficient_quota", "insufficient_quota")
+    assert refused.response.headers["x-should-retry"] == "false", refused.response.headers
+    assert "key 'poor'" in refused.message, refused.message
+    assert len(asked) == before + 1, "once"
+
+
+def no_pod_is_asked_for_again_after_the_pause():
+    client, asked = counting("sk-test", 1)
+    error = raises(openai.InternalServerError, lambda: client.chat.completions.create(model="gone", messages=SAY))
+    assert len(asked) == 2, asked
+    assert asked[1] - asked[0] >= int(error.response.headers["retry-after"]), asked
 
 
 if __name__ == "__main__":
@@ -209,4 +270,6 @@ if __name__ == "__main__":
         a_pod_that_is_not_there_is_passed_over_by_the_gateway, no_pod_at_all_is_an_internal_server_error_with_a_pause,
         asynchronous_and_many_at_once, asynchronous_cancellation,
         a_wrong_key_is_an_authentication_error_and_not_asked_again,
+        who_asks_too_often_is_asked_again_when_there_is_room,
+        what_is_spent_is_spent_and_the_library_does_not_ask_again, no_pod_is_asked_for_again_after_the_pause,
     ]))

@@ -1,5 +1,10 @@
 //! Web pages that call from a browser.
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
 use crate::harness::{Call, Gateway, RawPod, SimPod, chat, chat_stream};
 
 const PAGE: &str = "https://chat.example.com";
@@ -38,6 +43,28 @@ async fn a_page_that_may_call_is_told_so_without_a_key_or_a_pod_and_reads_answer
     let plain = Call::options("/v1/chat/completions").send(gateway.addr).await;
     assert_eq!(plain.status(), 405, "no page asks");
     gateway.quiet().await;
+}
+
+#[tokio::test]
+async fn a_preflight_that_reads_in_two_ways_is_refused_and_its_connection_closed() {
+    let pod = SimPod::start().await;
+    let cors = format!("cors: {{ origins: [\"{PAGE}\"] }}");
+    let gateway = Gateway::over([pod.endpoint()]).main(&cors).start().await;
+    for odd in
+        ["transfer-encoding: identity, chunked", "host: other.example", "upgrade: websocket\r\nconnection: upgrade"]
+    {
+        let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
+        let head = format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: a\r\norigin: {PAGE}\r\naccess-control-request-method: POST\r\n\
+             {odd}\r\n\r\n0\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // To its end: the connection is closed.
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap_or_default();
+        assert!(["400", "501"].contains(&status), "{odd}: {answer}");
+    }
 }
 
 #[tokio::test]

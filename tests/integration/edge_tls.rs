@@ -18,7 +18,8 @@ use tokio::{
 
 use crate::harness::{
     Call, Client, Gateway, Plan, RawClient, SimPod, chat, chat_stream, eventually,
-    papers::{Authority, Secret, handshake, secure},
+    lines::{Lines, told},
+    papers::{Authority, Paper, Secret, handshake, secure},
     within,
 };
 
@@ -97,6 +98,15 @@ async fn openssl(gateway: &Gateway, arguments: &str) -> String {
     let run = move || Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().unwrap();
     let output = within("openssl", tokio::task::spawn_blocking(run)).await.unwrap();
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// The same of a client that asks for the models and reads until it is let go.
+async fn openssl_asking(gateway: &Gateway, arguments: &str) -> String {
+    let request = r"printf 'GET /v1/models HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n'";
+    let command = format!("{request} | openssl s_client -ign_eof -connect {} {arguments} 2>&1", gateway.addr);
+    let run = move || Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().unwrap();
+    let output = within("openssl", tokio::task::spawn_blocking(run)).await.unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test]
@@ -343,4 +353,146 @@ async fn a_client_that_reads_nothing_through_tls_stops_its_pod() {
     }
     gateway.quiet().await;
     assert_eq!(gateway.counted("tidegate_edge_rejected_total", &["write_stall"]).await, 2.0);
+}
+
+#[tokio::test]
+async fn openssl_is_shown_the_certificate_for_the_name_it_asks_for() {
+    let authority = Authority::new("ours");
+    let (secret, other, folder) = (
+        Secret::of(&authority.issue(&["localhost"])),
+        Secret::of(&authority.issue(&["*.models.example"])),
+        tempfile::tempdir().unwrap(),
+    );
+    let pod = SimPod::start().await;
+    let more = format!("{{ folder: \"{}\" }}]", other.path().display());
+    let tls = format!("tls: {{ certificates: [{{ folder: \"{}\" }}, {more} }}", secret.path().display());
+    let gateway = Gateway::over([pod.endpoint()]).main(&tls).start().await;
+    let file = authority.written(folder.path());
+    for (asked, judged_for, is_well) in [
+        ("-servername localhost", "localhost", true),
+        ("-servername a.models.example", "a.models.example", true),
+        ("-servername A.Models.Example", "a.models.example", true),
+        ("-servername a.models.example", "localhost", false),
+        // Nobody's name, and none at all: the first.
+        ("-servername a.b.models.example", "localhost", true),
+        ("-noservername", "localhost", true),
+        ("-noservername", "a.models.example", false),
+    ] {
+        let judging = format!("-CAfile {} -verify_hostname {judged_for}", file.display());
+        let said = openssl(&gateway, &format!("{asked} {judging}")).await;
+        assert_eq!(said.contains("Verification: OK"), is_well, "{asked} for {judged_for}: {said}");
+        assert_eq!(said.contains("Hostname mismatch") || said.contains("hostname mismatch"), !is_well, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn openssl_is_told_which_certificates_count_and_why_its_own_does_not() {
+    let (server, ours, others) = (Authority::new("server"), Authority::new("ours"), Authority::new("others"));
+    let (secret, folder) = (Secret::of(&server.issue(&["localhost"])), tempfile::tempdir().unwrap());
+    let [mine, theirs] = [("mine", &ours), ("theirs", &others)].map(|(name, authority)| {
+        let lies = folder.path().join(name);
+        authority.issue(&["shop.example"]).lay(&lies);
+        format!("-cert {0}/tls.crt -key {0}/tls.key", lies.display())
+    });
+    let asked =
+        format!(", client_certificates: {{ ca_file: \"{}\", required: true }}", ours.written(folder.path()).display());
+    let pod = SimPod::start().await;
+    let gateway = behind_tls(&pod, &secret, &asked).start().await;
+    for version in ["-tls1_3", "-tls1_2"] {
+        // With TLS 1.3 a client hears that it is refused only when it reads.
+        let ask = async |more: &str| openssl_asking(&gateway, &format!("{version} {more}")).await;
+        let said = ask(&mine).await;
+        assert!(said.contains("HTTP/1.1 200 OK"), "{version}: {said}");
+        for (shown, why) in [(&*theirs, "unknown ca"), ("", "certificate required")] {
+            let said = ask(shown).await;
+            // TLS 1.2 has no word for a certificate that lacks.
+            let why = if version == "-tls1_2" && shown.is_empty() { "alert" } else { why };
+            assert!(said.contains(why) && !said.contains("HTTP/1.1"), "{version} {shown}: {said}");
+        }
+    }
+    let said = openssl(&gateway, &mine).await;
+    let (_, named) = said.split_once("Acceptable client certificate CA names").expect("it is asked for one");
+    assert!(named.lines().nth(1).unwrap().contains("ours"), "{said}");
+}
+
+#[tokio::test]
+async fn who_a_client_is_its_certificate_says_and_no_header() {
+    let (lines, _guard) = Lines::kept();
+    let (server, ours) = (Authority::new("server"), Authority::new("ours"));
+    let secret = Secret::of(&server.issue(&["localhost"]));
+    let folder = tempfile::tempdir().unwrap();
+    let asked =
+        format!(", client_certificates: {{ ca_file: \"{}\", required: true }}", ours.written(folder.path()).display());
+    let names = "{ name: \"spiffe://prod/shop/*\", tenant: shop, priority: 3 }, \
+                 { name: \"spiffe://prod/bank\", tenant: bank, models: [other] }";
+    let pod = SimPod::start().await;
+    let plan = |rule: &str, more: &str| {
+        behind_tls(&pod, &secret, &asked).yaml(&format!("identity: {{ certificates: {{ {rule} }}{more} }}"))
+    };
+    let gateway = plan(&format!("from: uri, names: [{names}]"), "")
+        .yaml("quotas: { tenants: [{ name: shop, limits: { requests_per_minute: 2 } }] }")
+        .start()
+        .await;
+    let ask = async |gateway: &Gateway, names: &[&str], alpn: &[u8], call: Call| {
+        let mut client = secure(&server.client(Some(&ours.issue(names))), gateway.addr, alpn).await.unwrap();
+        let reply = client.ask(call).await.unwrap();
+        let status = reply.status();
+        drop((reply, client));
+        let [tenant, key, reason] = told(&lines.one(gateway).await, ["tenant", "key", "reason"]);
+        (status, tenant, key, reason)
+    };
+    let is =
+        |status: u16, [tenant, key, reason]: [&str; 3]| (status, tenant.to_owned(), key.to_owned(), reason.to_owned());
+    let web = ["a.example", "spiffe://prod/shop/web"];
+    let shop = is(200, ["shop", "spiffe://prod/shop/web", ""]);
+    assert_eq!(ask(&gateway, &web, H1, chat("hi", 1)).await, shop);
+    // What it says of itself in headers is no matter; nor is a key, where no keys are known.
+    let pretends = chat("hi", 1)
+        .header("x-gateway-inference-fairness-id", "bank")
+        .header("x-ssl-client-s-dn", "CN=bank")
+        .header("x-forwarded-client-cert", "URI=spiffe://prod/bank")
+        .header("authorization", "Bearer some-key-0123456789-0123456789-0123456789");
+    assert_eq!(ask(&gateway, &web, H2, pretends).await, shop);
+    let spent = ask(&gateway, &web, H1, chat("hi", 1)).await;
+    assert_eq!((spent.0, &*spent.1), (429, "shop"), "its tenant's limits are its own");
+    let bank = ask(&gateway, &["spiffe://prod/bank"], H1, chat("hi", 1)).await;
+    assert_eq!((bank.0, &*bank.1), (403, "bank"), "and so are its models");
+    let both = ["spiffe://prod/bank", "spiffe://prod/shop/web"];
+    for names in [&["shop.example"][..], &["spiffe://prod/shopping"], &both] {
+        let nobody = is(401, ["", "", "unknown_certificate_name"]);
+        assert_eq!(ask(&gateway, names, H2, chat("hi", 1)).await, nobody, "{names:?}");
+    }
+    // Each name a tenant of its own, and a key before a certificate.
+    let keys = crate::identifying::KeyFile::of(&[("some-key-0123456789-0123456789-0123456789", ", tenant: keyed")]);
+    let section = format!(", keys: {{ file: {} }}", keys.path.display());
+    let gateway = plan("from: dns", &section).start().await;
+    assert_eq!(ask(&gateway, &web, H1, chat("hi", 1)).await, is(200, ["a.example", "", ""]));
+    let keyed = chat("hi", 1).header("x-api-key", "some-key-0123456789-0123456789-0123456789");
+    assert_eq!(ask(&gateway, &web, H1, keyed).await, is(200, ["keyed", "id-so", ""]));
+    let wrong = chat("hi", 1).header("x-api-key", "wrong-key-0123456789-0123456789-0123456789");
+    assert_eq!(ask(&gateway, &web, H1, wrong).await, is(401, ["", "", "unknown_key"]), "what is shown is judged");
+}
+
+#[tokio::test]
+async fn at_envoys_door_too_only_certificates_of_the_authority_count() {
+    let (server, ours, others) = (Authority::new("server"), Authority::new("ours"), Authority::new("others"));
+    let (secret, folder) = (Secret::of(&server.issue(&["localhost"])), tempfile::tempdir().unwrap());
+    let pod = SimPod::start().await;
+    let door = format!(
+        "{{ name: picker, address: 127.0.0.1:0, protocol: ext-proc, ext_proc: {{ cert_path: \"{}\", client_certificates: {{ \
+         ca_file: \"{}\", required: true }} }} }}",
+        secret.path().display(),
+        ours.written(folder.path()).display()
+    );
+    let gateway = Gateway::over([pod.endpoint()]).listener(&door).start().await;
+    let door = gateway.running.listeners[1].1;
+    let is_let_in = async |paper: Option<&Paper>| {
+        let Ok(mut client) = secure(&server.client(paper), door, H2).await else { return false };
+        let health = Call::post("/grpc.health.v1.Health/Check", vec![0; 5]).header("content-type", "application/grpc");
+        client.ask(health.header("te", "trailers")).await.is_ok_and(|reply| reply.status() == 200)
+    };
+    let [mine, theirs] = [&ours, &others].map(|authority| authority.issue(&["envoy"]));
+    assert!(is_let_in(Some(&mine)).await);
+    assert!(!is_let_in(Some(&theirs)).await);
+    assert!(!is_let_in(None).await);
 }

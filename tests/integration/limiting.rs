@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 use tidegate::app::Reloaded;
 
 use super::harness::{
-    Call, Gateway, Plan, SimPod, chat, chat_stream,
+    Call, Gateway, Plan, RawPod, SimPod, chat, chat_stream,
     envoy::{Envoy, Talk, answer_head, body, head},
     events, eventually,
+    lines::{Lines, told},
+    whole_json,
 };
 
 /// A currency in which a token costs one.
@@ -32,6 +34,7 @@ async fn used(gateway: &Gateway, limit: &str) -> f64 {
 
 #[tokio::test]
 async fn who_asks_too_often_is_told_whose_limit_it_was_and_when_to_come_again() {
+    let (lines, _guard) = Lines::kept();
     let pod = SimPod::start().await;
     let gateway = limited(&pod, "tenants: [{ name: anonymous, limits: { requests_per_minute: 2 } }]").start().await;
     for left in ["1", "0"] {
@@ -58,6 +61,10 @@ async fn who_asks_too_often_is_told_whose_limit_it_was_and_when_to_come_again() 
         message.starts_with("tenant 'anonymous' may use 2 requests per minute, and they are used up; try again in")
     );
     assert_eq!(pod.asked(), 2, "no pod heard of it");
+    gateway.quiet().await;
+    let refused = lines.requests().pop().unwrap();
+    let limit = "tenant anonymous requests_per_minute";
+    assert_eq!(told(&refused, ["reason", "limit", "culprit"]), ["rate_limit", limit, "client"]);
 
     let reply = Call::post("/v1/messages", r#"{"model":"m","max_tokens":1,"messages":[]}"#).send(gateway.addr).await;
     assert_eq!(reply.header("anthropic-ratelimit-requests-remaining"), Some("0"));
@@ -70,6 +77,24 @@ async fn who_asks_too_often_is_told_whose_limit_it_was_and_when_to_come_again() 
     assert!(used(&gateway, "requests_per_minute").await > 1.0);
     let seen = gateway.admin_json("/debug/quotas").await;
     assert_eq!((&seen["closest"][0]["scope"], &seen["closest"][0]["name"]), (&json!("tenant"), &json!("anonymous")));
+}
+
+#[tokio::test]
+async fn explain_asks_as_a_tenant_and_takes_nothing_of_its_limits() {
+    let pod = SimPod::start().await;
+    let gateway = limited(&pod, "tenants: [{ name: shop, limits: { requests_per_minute: 0 } }]").start().await;
+    let explained = async |query: &str| {
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] }).to_string();
+        Call::post(&format!("/debug/explain?{query}"), body).send(gateway.admin()).await
+    };
+    let shop = explained("tenant=shop").await.json().await;
+    assert_eq!(shop["tenant"], "shop");
+    assert!(shop["refused"].as_str().unwrap().contains("tenant 'shop'"), "{shop}");
+    assert_eq!(explained("").await.json().await["refused"], Value::Null, "others have no limit");
+    let nobody = explained("key=nope").await;
+    assert_eq!(nobody.status(), 404);
+    assert!(nobody.text().await.contains("no key has the id `nope`"));
+    assert_eq!(used(&gateway, "requests_per_minute").await, 0.0);
 }
 
 #[tokio::test]
@@ -96,6 +121,52 @@ async fn a_thousand_at_once_exceed_a_budget_of_a_hundred_tokens_by_no_more_than_
     assert!(taken > before && taken <= 100.0 + before, "{taken}");
     gateway.quiet().await;
     assert_eq!(used(&gateway, "budget_per_month").await, taken, "what was used is what was told to clients");
+}
+
+#[tokio::test]
+async fn what_a_pod_had_cached_costs_what_cached_tokens_cost_in_every_dialect() {
+    let prices = "prices: [{ modelName: m, input_per_million: 1000000, cached_per_million: 100000, output_per_million: \
+                  2000000 }]";
+    let mut pod = RawPod::start().await;
+    let quotas = format!("quotas:\n  all: {{ budget_per_month: 1000000 }}\n  {prices}");
+    let gateway = Gateway::over([pod.endpoint()]).yaml(&quotas).start().await;
+    // Of 1,000 tokens 900 were there, and 20 came: 100 + 900 / 10 + 20 x 2.
+    let details = r#"{"prompt_tokens":1000,"completion_tokens":20,"total_tokens":1020,"prompt_tokens_details":{"cached_tokens":900}}"#;
+    let responses = r#"{"input_tokens":1000,"output_tokens":20,"input_tokens_details":{"cached_tokens":900}}"#;
+    let anthropic =
+        r#"{"input_tokens":100,"output_tokens":20,"cache_read_input_tokens":900,"cache_creation_input_tokens":0}"#;
+    let begun =
+        r#"{"input_tokens":100,"output_tokens":1,"cache_read_input_tokens":900,"cache_creation_input_tokens":0}"#;
+    let stream = [
+        format!(r#"{{"type":"message_start","message":{{"id":"m","usage":{begun}}}}}"#),
+        r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"hi"}}"#.to_owned(),
+        r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":20}}"#.to_owned(),
+        r#"{"type":"message_stop"}"#.to_owned(),
+    ]
+    .map(|data| format!("data: {data}\n\n"))
+    .concat();
+    let stream = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{stream}");
+    let whole = |usage: &str| whole_json(&format!(r#"{{"id":"x","choices":[],"content":[],"usage":{usage}}}"#));
+    let asked = [
+        ("/v1/chat/completions", "", whole(details)),
+        ("/v1/responses", "", whole(responses)),
+        ("/v1/messages", "", whole(anthropic)),
+        ("/v1/messages", r#","stream":true"#, stream),
+    ];
+    let mut paid = 0.0;
+    for (path, more, answer) in asked {
+        let body = format!(r#"{{"model":"m","max_tokens":50,"input":"hi","messages":[]{more}}}"#);
+        let reply = Call::post(path, body).begin(gateway.addr);
+        let mut exchange = pod.asked().await;
+        exchange.say(answer).await;
+        drop(exchange);
+        let reply = reply.await.unwrap();
+        assert_eq!(reply.status(), 200);
+        _ = reply.collected().await;
+        gateway.quiet().await;
+        paid += 230.0;
+        assert_eq!(used(&gateway, "budget_per_month").await.round(), paid, "{path}{more}");
+    }
 }
 
 #[tokio::test]
@@ -242,4 +313,85 @@ async fn envoy_is_told_the_same() {
         open == 0.0
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_is_over_its_limit_is_refused_before_anything_of_its_body_is_read() {
+    let pod = SimPod::start().await;
+    let gateway = limited(&pod, "each_tenant: { requests_per_minute: 1 }").start().await;
+    assert_eq!(chat("hi", 1).send(gateway.addr).await.status(), 200);
+    let mut client = RawClient::connect(gateway.addr).await;
+    client.say("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n").await;
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 429 ") && head.contains("x-tidegate-refused: rate_limit\r\n"), "{head}");
+    let labels = ["scope=\"tenant\"", "limit=\"requests_per_minute\""];
+    assert_eq!(gateway.counted("tidegate_quota_refusals_total", &labels).await, 1.0);
+}
+
+#[tokio::test]
+async fn asking_for_a_response_is_a_request_and_takes_no_tokens() {
+    let pod = SimPod::start().await;
+    let quotas = format!(
+        "all: {{ requests_per_minute: 2, concurrent_requests: 1, budget_per_month: 100000 }}\n  {A_TOKEN_COSTS_ONE}"
+    );
+    let gateway = limited(&pod, &quotas).start().await;
+    let made =
+        Call::post("/v1/responses", r#"{"model":"m","input":"hi","max_output_tokens":2}"#).send(gateway.addr).await;
+    let path = format!("/v1/responses/{}", made.json().await["id"].as_str().unwrap());
+    gateway.quiet().await;
+    let paid = used(&gateway, "budget_per_month").await;
+    let seen = Call::get(&path).send(gateway.addr).await;
+    assert_eq!((seen.status(), seen.header("x-ratelimit-remaining-requests")), (200, Some("0")));
+    drop(seen);
+    gateway.quiet().await;
+    assert!(paid > 0.0 && used(&gateway, "requests_per_minute").await > 1.5);
+    assert_eq!([used(&gateway, "budget_per_month").await, used(&gateway, "concurrent_requests").await], [paid, 0.0]);
+    for call in [Call::get(&path), Call::post(&format!("{path}/cancel"), "")] {
+        let refused = call.send(gateway.addr).await;
+        assert_eq!(refused.header("x-tidegate-refused"), Some("rate_limit"));
+        assert_eq!(refused.error(429).await["code"], "rate_limit_exceeded");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_is_asked_for_by_the_name_pods_know_it_by_costs_the_same() {
+    let pod = SimPod::start().await;
+    let quotas = "all: { budget_per_month: 100000 }\n  prices: [{ modelName: alias, input_per_million: 1000000, \
+                  output_per_million: 1000000 }]\n  models: [{ modelName: alias, limits: { requests_per_minute: 2 } }]";
+    let alias = "{ modelName: alias, poolRef: pods, targetModels: [{ name: m }] }";
+    let gateway = limited(&pod, quotas).models(&[alias]).start().await;
+    gateway.sees_all_pods().await;
+    eventually("the pod's models", || gateway.pods().iter().all(|pod| pod.serves("m") == Some(true))).await;
+    let tokens = tokens_of(chat("hello", 3).send(gateway.addr).await).await;
+    gateway.quiet().await;
+    assert_eq!(used(&gateway, "budget_per_month").await, tokens);
+    let alias = r#"{"model":"alias","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
+    assert_eq!(Call::post("/v1/chat/completions", alias).send(gateway.addr).await.status(), 200);
+    let error = chat("hi", 1).send(gateway.addr).await.error(429).await;
+    assert!(error["message"].as_str().unwrap().starts_with("model 'alias' may use 2 requests per minute"), "{error}");
+}
+
+#[tokio::test]
+async fn who_leaves_between_the_end_of_an_answer_and_its_usage_pays_no_less_than_was_reserved() {
+    let mut pod = RawPod::start().await;
+    let quotas = format!("quotas:\n  all: {{ budget_per_month: 1000000 }}\n  {A_TOKEN_COSTS_ONE}");
+    let gateway = Gateway::over([pod.endpoint()]).pool("metrics: { interval: 1h }").yaml(&quotas).start().await;
+    let image = r#"{"type":"image_url","image_url":{"url":"https://e.example/1.png"}}"#;
+    let body = format!(
+        r#"{{"model":"m","stream":true,"max_tokens":40,"messages":[{{"role":"user","content":[{image},{image},{image}]}}]}}"#
+    );
+    let asking = Call::post("/v1/chat/completions", body).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    asked.chunk("data: {\"choices\":[{\"delta\":{\"content\":\"forty words at once\"}}]}\n\n").await;
+    asked.chunk("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n").await;
+    let mut leaving = asking.await.unwrap();
+    let mut came = String::new();
+    while !came.contains("stop") {
+        came.push_str(std::str::from_utf8(&leaving.piece().await.unwrap().unwrap()).unwrap());
+    }
+    drop(leaving);
+    gateway.quiet().await;
+    let paid = used(&gateway, "budget_per_month").await;
+    assert!((3_040.0..3_100.0).contains(&paid), "three images, and forty tokens that it may have had: {paid}");
 }

@@ -35,6 +35,8 @@ mod hostile_http2;
 mod identifying;
 mod keeping;
 #[cfg(feature = "kubernetes")]
+mod keys_in_a_cluster;
+#[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod leaving;
 mod limiting;

@@ -144,8 +144,11 @@ async fn a_pod_that_asks_who_calls_is_shown_the_pools_certificate_also_a_new_one
     let (authority, callers) = (Authority::new("pods"), Authority::new("callers"));
     let front = Front::showing(&pod, &authority, &authority.issue(&["localhost"]), Some(&callers)).await;
     let nothing = Gateway::over([front.endpoint.clone()]).pool(&front.ca_file()).start().await;
-    // In TLS 1.3 the pod says no after the client has begun, so that it looks like a pod that hangs up.
-    assert!(chat("hi", 1).send(nothing.addr).await.status() > 500);
+    // In TLS 1.3 the pod says no after the client has begun, and has read nothing of what it asks.
+    let refused = chat("hi", 1).send(nothing.addr).await;
+    assert_eq!((refused.status(), refused.header("x-tidegate-refused")), (503, Some("upstream_unreachable")));
+    assert_eq!(nothing.counted("tidegate_attempt_failures_total", &["tls_failed"]).await, 1.0);
+    assert_eq!(pod.asked(), 0);
 
     let mut secret = Secret::of(&Authority::new("strangers").issue(&["gateway"]));
     let gateway = Gateway::over([front.endpoint.clone()])

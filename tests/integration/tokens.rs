@@ -1,6 +1,7 @@
 //! Who is let in by a token: keys that an issuer changes, an issuer that is not there, tokens that are made up.
 
 use std::{
+    process::{Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
@@ -10,9 +11,16 @@ use std::{
 
 use axum::{Router, http::StatusCode, routing::get};
 use ring::{
+    hmac,
     rand::SystemRandom,
-    signature::{Ed25519KeyPair, KeyPair as _},
+    rsa::PublicKeyComponents,
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+        Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256,
+        RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
+    },
 };
+use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use tidegate::tasks::Tasks;
 
@@ -49,9 +57,7 @@ impl Signer {
     }
 
     fn token(&self, claims: &Value) -> String {
-        let head = json!({"alg": "EdDSA", "kid": self.0});
-        let signed = format!("{}.{}", base64(head.to_string()), base64(claims.to_string()));
-        format!("{signed}.{}", base64(self.1.sign(signed.as_bytes())))
+        token(&json!({"alg": "EdDSA", "kid": self.0}), claims, |it| self.1.sign(it).as_ref().to_vec())
     }
 }
 
@@ -198,4 +204,196 @@ async fn a_key_that_is_new_is_asked_for_at_once_and_made_up_ones_are_no_burden()
         assert_eq!(status(&Signer::new("made-up")).await, 401);
     }
     assert_eq!(issuer.fetched.load(Relaxed), 2, "not so soon again");
+}
+
+/// A token of these parts.
+fn token(head: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+    let signed = format!("{}.{}", base64(head.to_string()), base64(claims.to_string()));
+    format!("{signed}.{}", base64(sign(signed.as_bytes())))
+}
+
+/// Keys of every kind that an issuer may sign with.
+struct Pairs {
+    random: SystemRandom,
+    rsa: RsaKeyPair,
+    /// The public half of it, as text.
+    pem: Vec<u8>,
+    p256: EcdsaKeyPair,
+    p384: EcdsaKeyPair,
+    ed: Signer,
+}
+
+impl Pairs {
+    fn new() -> Self {
+        let random = SystemRandom::new();
+        let curve = |which: &'static EcdsaSigningAlgorithm| {
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(which, &random).unwrap();
+            EcdsaKeyPair::from_pkcs8(which, pkcs8.as_ref(), &random).unwrap()
+        };
+        let (p256, p384) = (curve(&ECDSA_P256_SHA256_FIXED_SIGNING), curve(&ECDSA_P384_SHA384_FIXED_SIGNING));
+        // ring makes no such keys.
+        let openssl = |command: &str| {
+            let output = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            output.stdout
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rsa.pem").display().to_string();
+        let made = "openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out";
+        openssl(&format!("{made} {file} 2>&1 || {} {file}", made.replace("-quiet ", "")));
+        let private = PrivatePkcs8KeyDer::from_pem_file(&file).unwrap();
+        let rsa = RsaKeyPair::from_pkcs8(private.secret_pkcs8_der()).unwrap();
+        let pem = openssl(&format!("openssl pkey -in {file} -pubout"));
+        Self { random, rsa, pem, p256, p384, ed: Signer::new("ed") }
+    }
+
+    /// What the issuer publishes: no key says which algorithm it is for.
+    fn published(&self) -> Vec<Value> {
+        let PublicKeyComponents::<Vec<u8>> { n, e } = self.rsa.public().into();
+        let point = |id: &str, curve: &str, pair: &EcdsaKeyPair| {
+            let (x, y) = pair.public_key().as_ref()[1..].split_at(pair.public_key().as_ref().len() / 2);
+            json!({"kty": "EC", "crv": curve, "kid": id, "x": base64(x), "y": base64(y)})
+        };
+        vec![
+            json!({"kty": "RSA", "kid": "rsa", "n": base64(n), "e": base64(e)}),
+            point("p256", "P-256", &self.p256),
+            point("p384", "P-384", &self.p384),
+            self.ed.public(),
+        ]
+    }
+
+    /// A signature by this algorithm, and the key that it is by.
+    fn sign(&self, algorithm: &str, message: &[u8]) -> (&'static str, Vec<u8>) {
+        let by_rsa = |how: &'static dyn RsaEncoding| {
+            let mut signature = vec![0; self.rsa.public().modulus_len()];
+            self.rsa.sign(how, &self.random, message, &mut signature).unwrap();
+            ("rsa", signature)
+        };
+        let by_curve = |pair: &EcdsaKeyPair| pair.sign(&self.random, message).unwrap().as_ref().to_vec();
+        match algorithm {
+            "RS256" => by_rsa(&RSA_PKCS1_SHA256),
+            "RS384" => by_rsa(&RSA_PKCS1_SHA384),
+            "RS512" => by_rsa(&RSA_PKCS1_SHA512),
+            "PS256" => by_rsa(&RSA_PSS_SHA256),
+            "PS384" => by_rsa(&RSA_PSS_SHA384),
+            "PS512" => by_rsa(&RSA_PSS_SHA512),
+            "ES256" => ("p256", by_curve(&self.p256)),
+            "ES384" => ("p384", by_curve(&self.p384)),
+            "EdDSA" => ("ed", self.ed.1.sign(message).as_ref().to_vec()),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// A good token by this algorithm, with the key's id if `named`.
+    fn token(&self, algorithm: &str, named: bool, claims: &Value) -> String {
+        let mut head = json!({"alg": algorithm, "typ": "JWT"});
+        if named {
+            head["kid"] = self.sign(algorithm, b"").0.into();
+        }
+        token(&head, claims, |message| self.sign(algorithm, message).1)
+    }
+}
+
+const ALGORITHMS: [&str; 9] = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+
+#[tokio::test]
+async fn every_algorithm_that_can_be_pinned_is_verified_and_one_that_is_not_pinned_is_of_no_use() {
+    let (lines, _guard) = Lines::kept();
+    let (pod, pairs) = (SimPod::start().await, Pairs::new());
+    let issuer = Issuer::with(&[]).await;
+    *issuer.keys.lock().unwrap() = pairs.published();
+    let claims = issuer.claims();
+    let pinned = async |algorithms: &str| {
+        let section = format!("identity: {{ jwt: [{}] }}", issuer.section(&format!(", algorithms: [{algorithms}]")));
+        Gateway::over([pod.endpoint()]).yaml(&section).start().await
+    };
+    let (all, one) = (pinned(&ALGORITHMS.join(", ")).await, pinned("RS256").await);
+    let judged = async |gateway: &Gateway, token: &str| {
+        let status = bearer(chat("hi", 1), token).send(gateway.addr).await.status();
+        let [reason] = told(&lines.one(gateway).await, ["reason"]);
+        assert_eq!(status == 200, reason.is_empty());
+        assert!([200, 401].contains(&status));
+        reason
+    };
+    for algorithm in ALGORITHMS {
+        let good = pairs.token(algorithm, true, &claims);
+        assert_eq!(judged(&all, &good).await, "", "{algorithm}");
+        assert_eq!(judged(&all, &pairs.token(algorithm, false, &claims)).await, "", "{algorithm} without the key's id");
+        let not_pinned = judged(&one, &good).await;
+        assert_eq!(not_pinned, if algorithm == "RS256" { "" } else { "wrong_algorithm" }, "{algorithm}");
+        // One bit of the signature, and one of what is signed.
+        let (signed, signature) = good.rsplit_once('.').unwrap();
+        let flipped = if signature.starts_with('A') { "B" } else { "A" };
+        let forged = format!("{signed}.{flipped}{}", &signature[1..]);
+        assert_eq!(judged(&all, &forged).await, "wrong_signature", "{algorithm}");
+        let mut others = claims.clone();
+        others["org"] = json!("bank");
+        let (head, _) = signed.split_once('.').unwrap();
+        let forged = format!("{head}.{}.{signature}", base64(others.to_string()));
+        assert_eq!(judged(&all, &forged).await, "wrong_signature", "{algorithm}");
+        // By another algorithm than the head says, with the same key or another.
+        for said in ALGORITHMS.into_iter().filter(|it| *it != algorithm) {
+            let kid = pairs.sign(said, b"").0;
+            let confused = token(&json!({"alg": said, "kid": kid}), &claims, |it| pairs.sign(algorithm, it).1);
+            assert_eq!(judged(&all, &confused).await, "wrong_signature", "{algorithm} as {said}");
+        }
+        let unknown = token(&json!({"alg": algorithm, "kid": "nobody-s"}), &claims, |it| pairs.sign(algorithm, it).1);
+        assert_eq!(judged(&all, &unknown).await, "unknown_signing_key", "{algorithm}");
+    }
+}
+
+#[tokio::test]
+async fn a_public_key_is_no_shared_secret_and_a_token_out_of_its_time_is_none() {
+    let (lines, _guard) = Lines::kept();
+    let (pod, pairs) = (SimPod::start().await, Pairs::new());
+    let issuer = Issuer::with(&[]).await;
+    *issuer.keys.lock().unwrap() = pairs.published();
+    let claims = issuer.claims();
+    let more = format!(", algorithms: [{}]", ALGORITHMS.join(", "));
+    let section = format!("identity: {{ jwt: [{}] }}", issuer.section(&more));
+    let gateway = Gateway::over([pod.endpoint()]).yaml(&section).start().await;
+    let judged = async |token: &str| {
+        assert_eq!(bearer(chat("hi", 1), token).send(gateway.addr).await.status(), 401);
+        let [reason] = told(&lines.one(&gateway).await, ["reason"]);
+        reason
+    };
+    let published = Value::from(pairs.published()).to_string();
+    let trimmed = String::from_utf8(pairs.pem.clone()).unwrap().trim().to_owned();
+    let secrets = [&*pairs.pem, trimmed.as_bytes(), pairs.rsa.public().as_ref(), published.as_bytes(), b""];
+    for (name, algorithm) in [("HS256", hmac::HMAC_SHA256), ("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)]
+    {
+        for secret in secrets {
+            let secret = hmac::Key::new(algorithm, secret);
+            for head in [json!({"alg": name, "kid": "rsa"}), json!({"alg": name})] {
+                let confused = token(&head, &claims, |it| hmac::sign(&secret, it).as_ref().to_vec());
+                assert_eq!(judged(&confused).await, "wrong_algorithm", "{head}");
+                // And as if it were one that is pinned.
+                let head = json!({"alg": "RS256", "kid": "rsa"});
+                let disguised = token(&head, &claims, |it| hmac::sign(&secret, it).as_ref().to_vec());
+                assert_eq!(judged(&disguised).await, "wrong_signature");
+            }
+        }
+    }
+    for none in ["none", "None", "nOnE", ""] {
+        assert_eq!(judged(&token(&json!({"alg": none}), &claims, |_| Vec::new())).await, "bad_token");
+    }
+    let bare = pairs.token("RS256", true, &claims);
+    assert_eq!(judged(&format!("{}.", bare.rsplit_once('.').unwrap().0)).await, "wrong_signature");
+    let now = claims["exp"].as_u64().unwrap() - 600;
+    for (claim, value, why) in [
+        ("exp", json!(now - 3_600), "expired"),
+        ("exp", json!(null), "bad_token"),
+        ("nbf", json!(now + 3_600), "not_yet_valid"),
+        ("aud", json!("others"), "wrong_audience"),
+        ("aud", json!(null), "wrong_audience"),
+        ("iss", json!(format!("{}/", issuer.url)), "unknown_issuer"),
+        ("org", json!(""), "no_tenant"),
+    ] {
+        let mut claims = claims.clone();
+        claims[claim] = value;
+        for algorithm in ["PS256", "ES384"] {
+            assert_eq!(judged(&pairs.token(algorithm, true, &claims)).await, why, "{claim}");
+        }
+    }
+    assert_eq!(pod.asked(), 0);
 }

@@ -127,7 +127,7 @@ pub enum Mode {
     Enforce,
     /// Somebody else does; here it is counted, so that there is something to go by when nobody does.
     Count,
-    /// They are, and nothing is taken: whether there would be room.
+    /// They are, but nothing is taken: somebody only asks what would be.
     Look,
 }
 

@@ -78,6 +78,7 @@ pub(super) fn run(args: &Args, bar: &Bar) -> anyhow::Result<ExitCode> {
     let setup = Setup { full_ms, ..exam.setup.clone() };
     let study = Study {
         workload: &args.workload,
+        trace: exam.trace.as_deref(),
         setup: &setup,
         policy: &policies[0],
         doors: &doors,

@@ -179,7 +179,15 @@ fn shares(given: &[ShareFile], sheet: &mut Sheet) -> Arc<[Share]> {
 
 /// When a pool is full, if that is said; else as `usual`.
 pub(super) fn saturation(file: Option<&SaturationFile>, usual: Saturation, sheet: &mut Sheet) -> Saturation {
-    Saturation { wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait) }
+    let batch = file.and_then(|given| given.batch.as_ref());
+    if let Some(none) = batch.filter(|it| it.value == 0) {
+        let remedy = "write what the engine was started with (`--max-num-seqs`), or leave it out";
+        sheet.error(none.place, "a pod that runs no requests serves none", remedy);
+    }
+    Saturation {
+        wait: sheet.span(file.and_then(|given| given.wait.as_ref()), usual.wait),
+        batch: batch.map(|it| it.value).or(usual.batch),
+    }
 }
 
 /// Whether who comes in at `listener` is believed in what headers say of objectives and models.

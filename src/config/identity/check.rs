@@ -1,10 +1,10 @@
 //! The section as typed to what holds, with all that is wrong or strange about it.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     Algorithm, AllowedModels, CertificateName, Certificates, CertificatesFile, Claims, ClaimsFile, Identity,
-    IdentityFile, Issuer, IssuerFile, IssuerKeys, key_file::name,
+    IdentityFile, Issuer, IssuerFile, IssuerKeys, KeySecrets, KeysFile, key_file::name,
 };
 use crate::config::{check::Sheet, target::parse_target, tree::At};
 
@@ -27,12 +27,31 @@ const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorith
 pub(in crate::config) fn identity(file: Option<&IdentityFile>, sheet: &mut Sheet) -> Identity {
     let Some(file) = file else { return Identity::default() };
     sheet.names("issuer", &file.jwt.iter().map(|it| &it.issuer).collect::<Vec<_>>());
+    let (key_file, key_secrets) = file.keys.as_ref().map(|at| keys(at, sheet)).unwrap_or_default();
     Identity {
-        key_file: file.keys.as_ref().map(|keys| keys.file.value.clone()),
+        key_file,
+        key_secrets,
         issuers: file.jwt.iter().map(|it| Arc::new(issuer(it, sheet))).collect(),
         certificates: file.certificates.as_ref().map(|it| certificates(it, sheet)),
         cache_salt: file.cache_salt.as_ref().map(|it| it.secret_file.value.clone()),
     }
+}
+
+/// Where keys are kept: in a file or in a cluster.
+fn keys(at: &At<KeysFile>, sheet: &mut Sheet) -> (Option<PathBuf>, Option<KeySecrets>) {
+    let KeysFile { file, secrets } = &at.value;
+    if file.is_some() == secrets.is_some() {
+        let remedy = "write `{ file: keys.yaml }`, or `{ secrets: { labels: ... } }` for those of a Kubernetes cluster";
+        sheet.error(at.place, "there has to be one place where keys are kept", remedy);
+    }
+    let secrets = secrets.as_ref().map(|it| {
+        if it.value.labels.value.trim().is_empty() {
+            let remedy = "name a label that only Secrets with keys have, such as `tidegate-keys=yes`";
+            sheet.error(it.value.labels.place, "every Secret of the namespace would be read", remedy);
+        }
+        KeySecrets { namespace: it.value.namespace.clone(), labels: it.value.labels.value.clone() }
+    });
+    (file.as_ref().map(|it| it.value.clone()), secrets)
 }
 
 fn issuer(file: &IssuerFile, sheet: &mut Sheet) -> Issuer {

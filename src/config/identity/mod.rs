@@ -32,6 +32,8 @@ pub const LONGEST_NAME: usize = 128;
 pub struct Identity {
     /// The file of the operator's own keys.
     pub key_file: Option<PathBuf>,
+    /// The Secrets of a cluster that hold them instead.
+    pub key_secrets: Option<KeySecrets>,
     /// Whose tokens are believed.
     pub issuers: Vec<Arc<Issuer>>,
     /// Which names of client certificates are believed, and whose they are.
@@ -48,8 +50,17 @@ impl Identity {
 
     /// Whether keys or tokens are read from headers, which are then nobody else's.
     pub fn reads_headers(&self) -> bool {
-        self.key_file.is_some() || !self.issuers.is_empty()
+        self.key_file.is_some() || self.key_secrets.is_some() || !self.issuers.is_empty()
     }
+}
+
+/// Which Secrets of a cluster hold keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySecrets {
+    /// Their namespace; `None`: the gateway's own.
+    pub namespace: Option<String>,
+    /// Their labels, as kubectl selects by them.
+    pub labels: String,
 }
 
 /// Whoever signs tokens.
@@ -156,7 +167,7 @@ impl CertificateName {
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ keys: { file: keys.yaml } }`")]
 pub(super) struct IdentityFile {
     /// Keys that you make: `tidegate keys new`. Default: none.
-    pub(super) keys: Option<KeysFile>,
+    pub(super) keys: Option<At<KeysFile>>,
     /// Tokens (JWT) of issuers that you trust. Default: none.
     #[serde(default)]
     pub(super) jwt: Vec<IssuerFile>,
@@ -170,8 +181,20 @@ pub(super) struct IdentityFile {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ file: keys.yaml }`")]
 pub(super) struct KeysFile {
-    /// A list of keys' hashes and owners, read again when it changes.
-    pub(super) file: At<PathBuf>,
+    /// A list of keys' hashes and owners, read again when it changes. Either this or `secrets`.
+    pub(super) file: Option<At<PathBuf>>,
+    /// The same in Secrets of a Kubernetes cluster, watched. Only a start can set it.
+    pub(super) secrets: Option<At<KeySecretsFile>>,
+}
+
+/// Which Secrets hold keys: each entry of each is a list as in a file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a map, such as `{ labels: tidegate-keys=yes }`")]
+pub(super) struct KeySecretsFile {
+    /// The labels that they have, as `kubectl get -l` selects by them.
+    pub(super) labels: At<String>,
+    /// Their namespace. Default: the gateway's own.
+    pub(super) namespace: Option<String>,
 }
 
 /// Whoever signs tokens.

@@ -23,9 +23,10 @@ pub(in crate::gateway) fn whose(peer: Peer, headers: &HeaderMap, network: &Netwo
     };
     let mut client = None;
     'all: for field in headers.get_all(name).iter().rev() {
-        for hop in field.to_str().unwrap_or_default().rsplit(',') {
+        // Hop by hop as bytes: what a client wrote on the left, be it no text at all, must not hide what stands right of it.
+        for hop in field.as_bytes().rsplit(|byte| *byte == b',') {
             // Who hides an address, or writes none, is the last that is known.
-            let Some(address) = read(hop.trim()) else { break 'all };
+            let Some(address) = str::from_utf8(hop).ok().and_then(|hop| read(hop.trim())) else { break 'all };
             client = Some(address.to_canonical());
             if !trusted(address) {
                 break 'all;
@@ -63,7 +64,7 @@ mod tests {
             Network { trusted_proxies: Networks::new(&trusted), client_address_header: header, ..Network::default() };
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
-            headers.append(*name, HeaderValue::from_str(value).unwrap());
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         whose(Peer::from(peer.parse::<SocketAddr>().unwrap()), &headers, &network).shown().to_owned()
     }
@@ -83,6 +84,17 @@ mod tests {
         assert_eq!(xff("10.0.0.1:5", "1.1.1.1, unknown"), "10.0.0.1:5");
         assert_eq!(xff("10.0.0.1:5", "1.1.1.1, unknown, 10.2.2.2"), "10.2.2.2", "the last that is known");
         assert_eq!(xff("10.0.0.1:5", ""), "10.0.0.1:5");
+    }
+
+    #[test]
+    fn a_client_cannot_hide_by_writing_what_is_no_text() {
+        for header in [AddressHeader::XForwardedFor, AddressHeader::Forwarded] {
+            let (name, theirs) = match header {
+                AddressHeader::XForwardedFor => ("x-forwarded-for", "café, \u{80}, 1.1.1.1"),
+                AddressHeader::Forwarded => ("forwarded", "for=café, for=1.1.1.1"),
+            };
+            assert_eq!(client("10.0.0.1:5", header, &[(name, theirs)]), "1.1.1.1");
+        }
     }
 
     #[test]

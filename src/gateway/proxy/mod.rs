@@ -110,7 +110,12 @@ impl Desk {
         let page =
             listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
         if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
-            return Ok(answer::preflight(cors::preflight(cors, request.headers()), receipt));
+            let (head, _) = request.into_parts();
+            // It is the same connection: what another reader would frame otherwise is no preflight either.
+            return Ok(match front::check(&head, policy.config.limits.header_fields) {
+                Ok(()) => answer::preflight(cors::preflight(cors, &head.headers), receipt),
+                Err(rejection) => refuse(&rejection, receipt, Dialect::OpenAi),
+            });
         }
         let known = identify(&self.house, (&policy, &listener), request.headers(), &peer).await;
         let (caller, stranger) = match known {

@@ -11,7 +11,7 @@ pub enum Busy {
     TooLate,
     /// It waited for as long as it may.
     Expired,
-    /// It waited, and made room for somebody who matters more.
+    /// It waited, and made room for somebody who matters more, or whose tenant has fewer there.
     PushedOut,
 }
 
@@ -33,7 +33,7 @@ impl Busy {
             Self::TenantFull => "too many of your requests already wait for them",
             Self::TooLate => "those that already wait take longer than this request may",
             Self::Expired => "none was free for this request in time",
-            Self::PushedOut => "requests of a higher priority wait for them",
+            Self::PushedOut => "another request took this one's place in the line",
         }
     }
 

@@ -19,7 +19,11 @@ use super::{
 use crate::{
     admission::Caller,
     clock,
-    gateway::{House, Peer, decide::Shed, spending::Spending},
+    gateway::{
+        House, Peer,
+        decide::Shed,
+        spending::{Named, Spending},
+    },
     openai::Usage,
     telemetry::{
         Decision, Name, Tally,
@@ -77,6 +81,8 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) error_code: Option<Cow<'static, str>>,
     /// Why it was refused, where the log can be more exact than the metrics.
     exactly: Option<&'static str>,
+    /// Whose limit refused it, and which.
+    limit: Option<String>,
     /// Why it was refused that a pod could have had.
     pub(in crate::gateway) shed: Option<Box<Shed>>,
     /// What the decision log will tell, if there is one and the request was routed.
@@ -116,6 +122,7 @@ impl Receipt {
             bound_by_token: false,
             error_code: None,
             exactly: None,
+            limit: None,
             status: None,
             streamed: false,
             body_bytes: 0,
@@ -161,6 +168,9 @@ impl Receipt {
         self.exactly = rejection.exactly(self.bound_by_token);
         self.error_code = Some(rejection.code().into());
         self.culprit = Some(rejection.fault().culprit());
+        if let Rejection::Quota(refusal) = rejection {
+            self.limit = Some(format!("{} {}", Named(&refusal.scope), refusal.limit.name()));
+        }
         if let Rejection::Panicked(what) = rejection {
             tracing::error!(request_id = self.request_id.to_str().unwrap_or_default(), what, "a request panicked");
         }
@@ -270,6 +280,7 @@ impl Receipt {
             outcome,
             reason,
             code = self.error_code.as_deref(),
+            limit = self.limit.as_deref(),
             saturation = shed.map(|it| rounded(it.saturation.level)),
             priority = shed.map(|it| it.priority.0),
             culprit = self.culprit,

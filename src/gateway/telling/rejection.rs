@@ -343,6 +343,7 @@ impl Rejection {
                 | Self::Unclear(_)
                 | Self::NotHttp
                 | Self::ClearText
+                | Self::Denied
                 | Self::HeadTooLarge
                 | Self::TargetTooLong
                 | Self::Expectation

@@ -7,6 +7,7 @@
 //! after it said no) is woken at that instant. Who leaves, by whatever way, is out of the line by `Drop`. It decides nothing
 //! about pods: whether one will do, the scheduler says.
 
+mod crowd;
 mod eviction;
 mod gaps;
 mod lane;
@@ -130,6 +131,10 @@ impl Waiting {
     pub fn pool_changed(&self, name: &str, pool: Option<&PoolState>) {
         if let Some(pool) = pool {
             pool.tell_news();
+            // A row that is not there before the first waits hides that one from whoever looks at increases.
+            for band in BANDS {
+                self.shown.get_or_create_owned(&PoolBandLabels { pool: Name::from(pool.name()), band });
+            }
         } else {
             let mut state = self.state();
             if state.line.waiting_for(name) == 0 {

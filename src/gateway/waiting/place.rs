@@ -175,12 +175,20 @@ impl Place<'_> {
         }
         self.in_line = true;
         self.shown().inc();
-        let tell = self.waits_for == WaitsFor::Pod && state.at(&self.pool).gaps.begins(self.began, now);
+        let waiting = state.line.waiting_for(self.pool.name());
+        let at = state.at(&self.pool);
+        let tell = match self.waits_for {
+            WaitsFor::Pod => at.gaps.begins(self.began, now),
+            WaitsFor::Room => at.crowd.waits(waiting, now),
+        };
         state.ring(self.pool.name(), now);
         drop(state);
         if tell {
             let (pool, timeout) = (&**self.pool.name(), self.entry.due.saturating_duration_since(self.began));
-            tracing::warn!(pool, ?timeout, "pool has no usable pod; requests wait");
+            match self.waits_for {
+                WaitsFor::Pod => tracing::warn!(pool, ?timeout, "pool has no usable pod; requests wait"),
+                WaitsFor::Room => tracing::warn!(pool, ?timeout, "pool is full; requests wait in line"),
+            }
         }
     }
 
@@ -195,6 +203,7 @@ impl Place<'_> {
         self.room.many.store(state.line.len(), super::Relaxed);
         let last = state.line.waiting_for(pool) == 0;
         let gone = last && self.pool.is_closed();
+        let over = if last { state.at(&self.pool).crowd.ends(clock::now()) } else { None };
         if gone {
             state.pools.remove(pool);
             state.line.forget(pool);
@@ -203,6 +212,9 @@ impl Place<'_> {
         }
         state.ring(pool, clock::now());
         drop(state);
+        if let Some((span, most)) = over {
+            tracing::info!(pool = &**pool, most, "nobody waits for room any more, after {:.1} s", span.as_secs_f64());
+        }
         self.shown().dec();
         if gone {
             self.room.hide(pool);

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
+    crowd::Crowd,
     eviction::Running,
     gaps::{Gaps, pause},
     lane::{Few, Lane, Shut, Standing, room},
@@ -34,6 +35,7 @@ pub(super) struct State {
 pub(super) struct AtPool {
     pub(super) pool: Arc<PoolState>,
     pub(super) gaps: Gaps,
+    pub(super) crowd: Crowd,
     /// Who was called and has not said yet how it went.
     called: Option<Id>,
     lanes: BTreeMap<Lane, Standing>,
@@ -51,6 +53,7 @@ impl State {
         let at = self.pools.entry(Arc::clone(pool.name())).or_insert_with(|| AtPool {
             pool: Arc::clone(pool),
             gaps: Gaps::default(),
+            crowd: Crowd::default(),
             called: None,
             lanes: BTreeMap::new(),
             running: Running::default(),

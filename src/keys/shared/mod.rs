@@ -279,15 +279,19 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
                 line.broken.notified().await;
             }
             Err(error) => {
-                if std::mem::replace(&mut told, true) {
-                    tracing::debug!(url = settings.url, %error, "the shared counts of limits still cannot be reached");
-                } else {
-                    tracing::warn!(url = settings.url, %error, "the shared counts of limits cannot be reached");
-                }
+                tell_unreachable(&settings.url, &error, std::mem::replace(&mut told, true));
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+fn tell_unreachable(url: &str, error: &io::Error, again: bool) {
+    if again {
+        tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
+    } else {
+        tracing::warn!(url, %error, "the shared counts of limits cannot be reached");
     }
 }
 

@@ -15,6 +15,8 @@ pub use groups::{Group, Times};
 pub use page::{page, pictures};
 pub use traffic::Crowd;
 
+use std::path::Path;
+
 use super::{
     doors::Entry,
     league::{Watch, spread},
@@ -44,6 +46,8 @@ const PARTS: u32 = 24;
 pub struct Study<'a> {
     /// The traffic's name; requests that follow no other.
     pub workload: &'a str,
+    /// The trace to use instead of its usual one.
+    pub trace: Option<&'a Path>,
     /// The stage; its door and the rhythm of its scrape are each door's.
     pub setup: &'a Setup,
     /// Who chooses pods.
@@ -153,7 +157,13 @@ impl Study<'_> {
     fn workload(&self, load: f64) -> Result<Workload, Failed> {
         let rate = Rate::PerSecond(self.capacity * load);
         let (workload, pods) = (self.workload.to_owned(), self.setup.pods.len());
-        Ok(Workload::new(&Order { workload, rate, minutes: self.minutes, pods, trace: None })?)
+        Ok(Workload::new(&Order {
+            workload,
+            rate,
+            minutes: self.minutes,
+            pods,
+            trace: self.trace.map(Path::to_owned),
+        })?)
     }
 
     fn day(&self, crowd: Crowd, door: &'static Entry, script: &Script, seed: u64) -> Result<Day, Failed> {

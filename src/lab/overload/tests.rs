@@ -1,5 +1,7 @@
 //! The promises at reduced size: two pods and a minute, seconds of work.
 
+use std::path::Path;
+
 use super::*;
 use crate::lab::{
     doors::DOORS,
@@ -21,6 +23,8 @@ fn played_for(minutes: f64, crowd: Crowd, loads: &[f64], doors: &[&str]) -> Vec<
     let doors: Vec<&'static Entry> = doors.iter().map(|name| Entry::find(name).unwrap()).collect();
     let study = Study {
         workload: "w2",
+        // The beginning of it, wherever these tests run.
+        trace: Some(Path::new("tests/fixtures/traces/azure_conversation.csv")),
         setup: &setup,
         policy: &policy,
         doors: &doors,

@@ -59,6 +59,7 @@ pub(crate) const ALPHA_POOLS: &str = "inference.networking.x-k8s.io/v1alpha2/inf
 pub(crate) const MODELS: &str = "inference.networking.x-k8s.io/v1alpha2/inferencemodels";
 pub(crate) const PODS: &str = "v1/pods";
 pub(crate) const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
+pub(crate) const SECRETS: &str = "v1/secrets";
 
 impl Cluster {
     /// An empty one with these custom resources.
@@ -247,7 +248,7 @@ async fn answer(
         _ => return status(StatusCode::NOT_FOUND, "NotFound"),
     };
     let resource = format!("{version}/{plural}");
-    if ![PODS, SLICES].contains(&resource.as_str()) && !state.served.contains(&resource) {
+    if ![PODS, SLICES, SECRETS].contains(&resource.as_str()) && !state.served.contains(&resource) {
         return status(StatusCode::NOT_FOUND, "NotFound");
     }
     if state.forbidden.contains(plural) {
@@ -262,7 +263,8 @@ async fn answer(
     state.watches += 1;
     let number = state.watches;
     drop(state);
-    let watching = Watching { etcd: Arc::clone(&etcd), number, resource, namespace, seen: from, generation };
+    let labels = query.get("labelSelector").cloned();
+    let watching = Watching { etcd: Arc::clone(&etcd), number, resource, namespace, labels, seen: from, generation };
     let lines = stream::unfold((watching, etcd.stirred.subscribe()), |(mut watching, mut stirred)| async move {
         loop {
             stirred.borrow_and_update();
@@ -295,7 +297,8 @@ fn list(state: &Known, resource: &str, namespace: Option<&str>, query: &BTreeMap
     let limit: usize = query.get("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
     let all =
         state.objects.iter().filter(|((of, place, _), _)| of == resource && namespace.is_none_or(|it| it == place));
-    let all: Vec<&Value> = all.map(|(_, object)| object).collect();
+    let labels = query.get("labelSelector").map(String::as_str);
+    let all: Vec<&Value> = all.map(|(_, object)| object).filter(|object| is_selected(object, labels)).collect();
     let end = shown.saturating_add(limit).min(all.len());
     let go_on = if end < all.len() { end.to_string() } else { String::new() };
     let metadata = json!({"resourceVersion": state.version.to_string(), "continue": go_on});
@@ -307,11 +310,22 @@ fn status(code: StatusCode, reason: &str) -> Response {
     (code, Json(body)).into_response()
 }
 
+/// Whether an object has these labels, of the form `a=b`.
+fn is_selected(object: &Value, labels: Option<&str>) -> bool {
+    labels.is_none_or(|labels| {
+        labels
+            .split(',')
+            .filter_map(|it| it.split_once('='))
+            .all(|(name, value)| object["metadata"]["labels"][name] == value)
+    })
+}
+
 struct Watching {
     etcd: Arc<Etcd>,
     number: u64,
     resource: String,
     namespace: Option<String>,
+    labels: Option<String>,
     seen: u64,
     generation: u64,
 }
@@ -333,7 +347,15 @@ impl Watching {
                 && *resource == self.resource
                 && self.namespace.as_ref().is_none_or(|it| it == namespace)
         };
-        let lines = state.log.iter().filter(mine).map(|(.., event)| event.to_string() + "\n").collect();
+        let told = |(.., event): &(u64, String, String, Value)| {
+            let is_bookmark = event["type"] == "BOOKMARK";
+            if is_bookmark || is_selected(&event["object"], self.labels.as_deref()) {
+                return event.to_string() + "\n";
+            }
+            // For whoever selects it is gone, if it was there.
+            json!({"type": "DELETED", "object": event["object"]}).to_string() + "\n"
+        };
+        let lines = state.log.iter().filter(mine).map(told).collect();
         self.seen = state.version;
         state.told.insert(self.number, (self.resource.clone(), self.seen));
         Some(lines)

@@ -154,7 +154,8 @@ impl Plan {
         self
     }
 
-    fn text(&self) -> String {
+    /// Its configuration.
+    pub(crate) fn text(&self) -> String {
         let Self { endpoints, listeners, pool, other_pools, models, rest, .. } = self;
         // Most tests want to hear at once that nobody is there.
         let waiting = if rest.contains("waiting:") { "" } else { "waiting: { timeout: 0s }\n" };

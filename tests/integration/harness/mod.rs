@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub(crate) use client::{Call, Client, RawClient, Reply, chat, chat_stream, events};
 #[cfg(feature = "kubernetes")]
-pub(crate) use cluster::{ALPHA_POOLS, Cluster, MODELS, PODS, POOLS, SLICES};
+pub(crate) use cluster::{ALPHA_POOLS, Cluster, MODELS, PODS, POOLS, SECRETS, SLICES};
 pub(crate) use desk::LoneDesk;
 pub(crate) use gateway::{Gateway, Plan};
 pub(crate) use pods::{Exchange, RawPod, SimPod, how_it_is, refusing_endpoint, sse_head, whole_json};

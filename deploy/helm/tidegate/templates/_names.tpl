@@ -13,6 +13,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "tidegate.tls" -}}
 {{- if and (eq .Values.flavour "edge") .Values.edge.tlsSecret }}https{{ end }}
 {{- end }}
+{{- define "tidegate.keys" -}}
+{{- if and (ne .Values.flavour "epp") .Values.keysSecretName }}keys{{ end }}
+{{- end }}
 {{- define "tidegate.rules" -}}
 - apiGroups: [""]
   resources: [pods]
