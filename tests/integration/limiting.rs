@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tidegate::app::Reloaded;
 
 use super::harness::{
-    Call, Gateway, Plan, RawPod, SimPod, chat, chat_stream,
+    Call, Gateway, Plan, RawClient, RawPod, SimPod, chat, chat_stream,
     envoy::{Envoy, Talk, answer_head, body, head},
     events, eventually,
     lines::{Lines, told},
-    whole_json,
+    sse_head, whole_json,
 };
 
 /// A currency in which a token costs one.
