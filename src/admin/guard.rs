@@ -5,7 +5,7 @@
 //! address (DNS rebinding). Such requests betray themselves by `Host`, `Origin` or `Sec-Fetch-Site`. Probes are asked by
 //! machines that have no token and learn one word; everything else tells of the fleet.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use axum::{
     body::Body,
@@ -16,7 +16,7 @@ use axum::{
 };
 use subtle::ConstantTimeEq as _;
 
-use crate::{clock, config, scrape::Token};
+use crate::{clock, config, keys::ENOUGH, scrape::Token};
 
 /// What kubelet and load balancers ask, by whatever name; they tell nothing but whether we are there.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
@@ -34,6 +34,30 @@ impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard").field("hosts", &self.0.hosts).finish_non_exhaustive()
     }
+}
+
+/// Why a token file is of no use. The system's own words are the error's source.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTokenFile {
+    /// It is not there, or not ours to read.
+    #[error(
+        "{} cannot be read (make one with `openssl rand -hex 32`; it must be readable by the user that the gateway runs as)",
+        path.display()
+    )]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It could be guessed.
+    #[error("{} has {length} characters, and a token of less than {ENOUGH} can be guessed (make one with `openssl rand -hex 32`)", path.display())]
+    Short {
+        /// Which.
+        path: PathBuf,
+        /// How long it is.
+        length: usize,
+    },
 }
 
 /// Why somebody is turned away.
@@ -63,10 +87,20 @@ impl IntoResponse for Stop {
 }
 
 impl Guard {
-    /// As the configuration says.
-    pub fn new(admin: &config::Admin) -> Self {
-        let token = admin.token_file.as_deref().map(Token::new);
-        Self(Arc::new(Rules { token, hosts: admin.hosts.clone() }))
+    /// As the configuration says. A token that is rotated later is taken over if it could have been had at the start.
+    ///
+    /// # Errors
+    /// If the token cannot be read, or could be guessed.
+    pub fn new(admin: &config::Admin) -> Result<Self, BadTokenFile> {
+        let token = admin.token_file.as_deref().map(|file| {
+            let text = std::fs::read_to_string(file);
+            let text = text.map_err(|source| BadTokenFile::Unreadable { path: file.to_owned(), source })?;
+            match text.trim().len() {
+                length if length < ENOUGH => Err(BadTokenFile::Short { path: file.to_owned(), length }),
+                _ => Ok(Token::of_at_least(ENOUGH, file)),
+            }
+        });
+        Ok(Self(Arc::new(Rules { token: token.transpose()?, hosts: admin.hosts.clone() })))
     }
 
     async fn judge(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Stop> {
@@ -78,7 +112,7 @@ impl Guard {
             return Err(Stop::Origin);
         }
         let Some(token) = &self.0.token else { return Ok(()) };
-        // A file that never could be read lets nobody in.
+        // A file that could not be read since the start lets nobody in.
         let wanted = token.header(clock::now()).await.ok_or(Stop::Token)?;
         let mut shown = headers.get_all(header::AUTHORIZATION).iter();
         match (shown.next(), shown.next()) {
@@ -131,7 +165,13 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request<Body>, ne
 mod tests {
     use super::*;
 
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
     fn guard(token_file: Option<&std::path::Path>) -> Guard {
+        opened(token_file).unwrap()
+    }
+
+    fn opened(token_file: Option<&std::path::Path>) -> Result<Guard, BadTokenFile> {
         Guard::new(&config::Admin {
             address: ([127, 0, 0, 1], 9090).into(),
             token_file: token_file.map(Into::into),
@@ -192,25 +232,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_a_token_is_asked_for_nothing_else_helps_and_a_missing_file_lets_nobody_in() {
+    async fn where_a_token_is_asked_for_nothing_else_helps() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
-        std::fs::write(&file, "secret\n").unwrap();
+        std::fs::write(&file, format!("{SECRET}\n")).unwrap();
         let with_token = guard(Some(&file));
-        let shown = |value| [("host", "10.0.0.1:9090"), ("authorization", value)];
+        fn shown(value: &str) -> [(&str, &str); 2] {
+            [("host", "10.0.0.1:9090"), ("authorization", value)]
+        }
         for path in ["/", "/metrics", "/debug/fleet", "/debug/explain", "/nothing"] {
-            assert_eq!(judged(&with_token, path, &shown("Bearer secret")).await, Ok(()), "{path}");
-            for wrong in ["Bearer secre", "Bearer secrets", "secret", "Basic secret", "Bearer ", ""] {
+            let right = format!("Bearer {SECRET}");
+            assert_eq!(judged(&with_token, path, &shown(&right)).await, Ok(()), "{path}");
+            let (shorter, longer) = (&right[..right.len() - 1], format!("{right}s"));
+            for wrong in [shorter, &longer, SECRET, &right.replace("Bearer", "Basic"), "Bearer ", ""] {
                 assert_eq!(judged(&with_token, path, &shown(wrong)).await, Err(Stop::Token), "{path} {wrong}");
             }
             assert_eq!(judged(&with_token, path, &[("host", "10.0.0.1")]).await, Err(Stop::Token));
         }
-        let twice = [("host", "10.0.0.1"), ("authorization", "Bearer secret"), ("authorization", "Bearer secret")];
+        let right = format!("Bearer {SECRET}");
+        let twice = [("host", "10.0.0.1"), ("authorization", &right), ("authorization", &*right)];
         assert_eq!(judged(&with_token, "/", &twice).await, Err(Stop::Token));
         for path in OPEN {
             assert_eq!(judged(&with_token, path, &[]).await, Ok(()));
         }
-        let without = guard(Some(&folder.path().join("nothing")));
-        assert_eq!(judged(&without, "/", &shown("Bearer ")).await, Err(Stop::Token));
+    }
+
+    #[test]
+    fn a_token_file_that_is_missing_empty_or_short_is_no_token_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let told = || opened(Some(&file)).unwrap_err().to_string();
+        assert!(told().contains("cannot be read (make one with `openssl rand -hex 32`"), "{}", told());
+        for (text, length) in [("", 0), ("\n", 0), ("x", 1), (&SECRET[1..], 31)] {
+            std::fs::write(&file, text).unwrap();
+            let wanted = format!("has {length} characters, and a token of less than 32 can be guessed");
+            assert!(told().contains(&wanted), "{}", told());
+        }
     }
 }

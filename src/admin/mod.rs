@@ -22,7 +22,7 @@ use axum::{
 
 pub use config::ConfigRecord;
 pub use explain::{Asked, ExplainAnswer, Problem, Waits, explain_request};
-pub use guard::Guard;
+pub use guard::{BadTokenFile, Guard};
 
 use crate::{
     discovery::Resources,

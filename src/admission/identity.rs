@@ -62,6 +62,8 @@ pub enum Stranger {
     DisabledKey,
     /// A key or token whose time is over.
     Expired,
+    /// A token without an end.
+    NoExpiry,
     /// A token whose time has not come.
     NotYet,
     /// No token.
@@ -95,6 +97,7 @@ impl Stranger {
             Self::UnknownKey => "unknown_key",
             Self::DisabledKey => "disabled_key",
             Self::Expired => "expired",
+            Self::NoExpiry => "no_expiry",
             Self::NotYet => "not_yet_valid",
             Self::BadToken => "bad_token",
             Self::UnknownIssuer => "unknown_issuer",
@@ -136,6 +139,7 @@ impl From<Bad> for Stranger {
             Bad::Token(BadToken::UnknownKey(_)) => Self::UnknownSigner,
             Bad::Token(BadToken::Signature) => Self::WrongSignature,
             Bad::Token(BadToken::Audience) => Self::WrongAudience,
+            Bad::Token(BadToken::NoExpiry) => Self::NoExpiry,
             Bad::Token(BadToken::NotYet) => Self::NotYet,
             Bad::Token(BadToken::NoTenant) => Self::NoTenant,
             Bad::TooManyTenants => Self::TooManyTenants,
@@ -183,16 +187,21 @@ fn secret_in<'a>(name: &str, value: &'a HeaderValue) -> Result<Secret<'a>, Stran
     }
 }
 
+/// The names of that kind in a certificate.
+pub fn names(certificate: &PeerCertificate, kind: NameKind) -> &[String] {
+    match kind {
+        NameKind::Uri => &certificate.uris,
+        NameKind::Dns => &certificate.dns_names,
+        NameKind::Email => &certificate.emails,
+    }
+}
+
 /// Who shows this certificate. One name has to count, and no more: of two nobody could say which was meant.
 ///
 /// # Errors
 /// [`Stranger::UnknownName`].
 pub fn of_certificate(certificate: &PeerCertificate, rule: &Certificates) -> Result<Caller, Stranger> {
-    let names = match rule.from {
-        NameKind::Uri => &certificate.uris,
-        NameKind::Dns => &certificate.dns_names,
-        NameKind::Email => &certificate.emails,
-    };
+    let names = names(certificate, rule.from);
     let known = |name: &String| match &rule.names {
         None => (name.chars().count() <= LONGEST_NAME && !name.is_empty()).then(|| Caller::of(name.as_str().into())),
         Some(known) => {
@@ -278,6 +287,7 @@ mod tests {
             Stranger::WrongSignature,
             Stranger::WrongAudience,
             Stranger::NoTenant,
+            Stranger::NoExpiry,
             Stranger::NotYet,
         ] {
             assert_eq!(stranger.told(), vague, "{}", stranger.word());

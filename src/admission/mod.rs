@@ -10,7 +10,7 @@ mod quotas;
 
 pub use crate::keys::Caller;
 pub use certificate::PeerCertificate;
-pub use identity::{CREDENTIALS, Credential, Secret, Stranger, credential, of_certificate};
+pub use identity::{CREDENTIALS, Credential, Secret, Stranger, credential, names, of_certificate};
 pub use quotas::{
     Counted, Counts, Demand, Granted, Hold, Limit, Mode, Moment, Plan, Refusal, Relief, Room, Saved, Scope, Spent,
     Standing, rfc3339,

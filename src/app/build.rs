@@ -41,6 +41,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// # Errors
 /// As [`start`], and if the log cannot be written.
 pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Result<Running, StartError> {
+    let guard = Guard::new(&config.admin)?;
     let Opened { sockets, admin, probes } = bind_all(&config)?;
     let background = Tasks::new();
     let from_files = config.kubernetes.as_ref().is_some_and(|it| it.manifests.is_some());
@@ -77,7 +78,7 @@ pub async fn start_logging(config: Config, decision_log: Option<&Path>) -> Resul
     let office = Office::new(Arc::clone(&house), Arc::clone(&policy), own.0, own.1, resources);
     let admin_address = local(&admin.socket, config.admin.address);
     let office_stage = Arc::new(Stage::default());
-    let all = admin::everything(office.clone(), Guard::new(&config.admin));
+    let all = admin::everything(office.clone(), guard);
     open_office(&config, admin, all, (&office_stage, &office_tasks), &house.metrics);
     let probes_address = probes.map(|socket| {
         let address = local(&socket.socket, config.probes.unwrap_or(config.admin.address));

@@ -139,6 +139,7 @@ pub(super) fn live_house(
 fn shared_counts(config: &Config, metrics: &Metrics, tasks: &Tasks) -> Result<Option<Shared>, StartError> {
     let Some(settings) = &config.quotas.redis else { return Ok(None) };
     let rows = &metrics.quotas;
+    rows.share();
     let (up, lost, unasked) = (rows.shared_up.clone(), rows.shared_lost.clone(), rows.shared_unasked.clone());
     Ok(Some(Shared::start(settings, SharedMetrics { up, lost, unasked }, tasks)?))
 }

@@ -27,7 +27,7 @@ pub use reload::{Reloaded, Reloader, hash};
 pub use stop::Stopped;
 
 use crate::{
-    admin::ConfigRecord,
+    admin::{BadTokenFile, ConfigRecord},
     clock, config,
     edge::Stage,
     gateway::{CurrentPolicy, House},
@@ -136,6 +136,9 @@ pub enum StartError {
     /// The cluster does not say who may come.
     #[error("the keys of a cluster cannot be followed:\n{0}")]
     Secrets(config::Report),
+    /// What the operator's listener asks for.
+    #[error("the admin listener's token is of no use")]
+    AdminToken(#[from] BadTokenFile),
     /// What it is read from who may come.
     #[error("it cannot be told who may come in")]
     Identity(#[from] KeyringError),

@@ -213,7 +213,7 @@ impl Reloader {
         let kits = self.instruments.scraper.equip(&config.pools, &|pool| tls_of(&tls, pool));
         let changes = resources::differences(&in_force, &config);
         let kits = kits.map_err(io::Error::other)?;
-        let keys = self.house.keyring.read(&config.identity).map_err(io::Error::other)?;
+        let keys = self.house.keyring.read(&config.identity).map_err(|error| io::Error::other(error.whole()))?;
         Ok(Prepared { config: Arc::new(config), tls, kits, keys, changes, warnings: Vec::new() })
     }
 

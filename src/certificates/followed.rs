@@ -15,10 +15,14 @@ const LARGEST: u64 = 1 << 20;
 
 type Make<T> = Box<dyn Fn(&[Vec<u8>]) -> io::Result<T> + Send + Sync>;
 
+/// Whether what is in use may give way to what was made.
+type Judge<T> = fn(&T, &T) -> io::Result<()>;
+
 /// Something made of files. It stays what it was while they cannot be used.
 pub struct Followed<T> {
     paths: Box<[PathBuf]>,
     make: Make<T>,
+    judge: Judge<T>,
     made: ArcSwap<T>,
     seen: Mutex<Seen>,
 }
@@ -51,7 +55,13 @@ impl<T> Followed<T> {
         let files = read(&paths)?;
         let first = make(&files).map_err(|error| named(&paths, &error))?;
         let seen = Seen { used: mark(&files), doubted: None };
-        Ok(Self { paths, make, made: ArcSwap::from_pointee(first), seen: Mutex::new(seen) })
+        Ok(Self { paths, make, judge: |_, _| Ok(()), made: ArcSwap::from_pointee(first), seen: Mutex::new(seen) })
+    }
+
+    /// From now on, what is in use (the first) gives way to another only if `judge` says so.
+    #[must_use]
+    pub fn judged_by(self, judge: Judge<T>) -> Self {
+        Self { judge, ..self }
     }
 
     /// As it is now.
@@ -75,8 +85,9 @@ impl<T> Followed<T> {
             if mark == used {
                 return Ok(None);
             }
-            let made = (self.make)(&files).map_err(|error| named(&self.paths, &error));
+            let made = (self.make)(&files).and_then(|made| (self.judge)(&self.now(), &made).map(|()| made));
             made.map(|made| Some((made, mark)))
+                .map_err(|error| named(&self.paths, &error))
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, Broken(mark, error)))
         });
         let mut seen = self.seen();

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use super::{OK, PROBLEMS, colour, table::Table};
 use crate::{
     clock,
-    config::{self, KeyRecord, moment, parse_keys, shown_moment},
+    config::{self, KeyRecord, Money, Quota, moment, parse_keys, shown_moment},
     keys::{ENOUGH, hash_of, mint},
 };
 
@@ -28,6 +28,15 @@ const EXAMPLES: &str = "Examples:
   tidegate keys new --models 'llama-*' --expires 90d > record.yaml # the record there, the key on your screen
   printf %s \"$KEY\" | tidegate keys hash
   tidegate keys list --file keys.yaml";
+
+const LISTING: &str =
+    "This is the check of a key file: where it has problems they are printed with their lines, and the
+gateway would not take it over.
+
+Exit codes:
+  0  the file is good, and listed
+  1  it has problems, or could not be read
+  2  the command line itself is wrong";
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -49,8 +58,8 @@ enum Verb {
     /// Print the hash of a key that is read from standard input
     #[command(after_help = EXIT_CODES)]
     Hash,
-    /// List a file's keys: whose they are, what they may, until when
-    #[command(after_help = EXIT_CODES)]
+    /// List a file's keys: whose they are, what they may, until when; says what is wrong with the file, as a check would
+    #[command(after_help = LISTING)]
     List(List),
 }
 
@@ -66,10 +75,10 @@ struct New {
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
     /// Which models it may ask for; `*` stands for anything [default: all]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = model)]
     models: Option<Vec<String>>,
     /// How much its requests matter: higher comes first, below 0 may be shed
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = whole)]
     priority: Option<i32>,
     /// When it ends: a day (2027-01-31), a moment, or in how long (90d, 12h) [default: never]
     #[arg(long, value_name = "WHEN")]
@@ -81,6 +90,23 @@ struct List {
     /// The key file
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
+    /// As JSON: a list of objects, `null` for what is not said
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model's name, in which a star may stand.
+fn model(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.is_empty() {
+        return Err("this names no model; leave `--models` out for all of them".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+/// How much something matters.
+fn whole(text: &str) -> Result<i32, String> {
+    text.parse().map_err(|_| "write a whole number such as 1 or -1: higher comes first, 0 is usual".to_owned())
 }
 
 /// Does what was asked for.
@@ -192,31 +218,79 @@ fn hash() -> anyhow::Result<ExitCode> {
 }
 
 fn list(args: &List) -> anyhow::Result<ExitCode> {
+    let (records, now) = (read(&args.file)?, clock::wall());
     let mut out = io::stdout().lock();
-    let coloured = colour(&out);
-    write!(out, "{}", listed(&read(&args.file)?, clock::wall()).rendered(coloured))?;
+    if args.json {
+        let all: Vec<_> = records.iter().map(|record| in_json(record, now)).collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+    } else {
+        let coloured = colour(&out);
+        write!(out, "{}", listed(&records, now).rendered(coloured))?;
+    }
     Ok(ExitCode::from(OK))
+}
+
+fn state(record: &KeyRecord, now: SystemTime) -> &'static str {
+    match record {
+        KeyRecord { disabled: true, .. } => "disabled",
+        KeyRecord { expires: Some(end), .. } if *end <= now => "expired",
+        _ => "good",
+    }
+}
+
+/// What a key may use up, by the configuration's words.
+fn limits(quota: &Quota) -> Vec<(&'static str, serde_json::Value)> {
+    let money = |money: Option<Money>| money.map(|it| it.amount().into());
+    let all = [
+        ("requests_per_minute", quota.requests_per_minute.map(Into::into)),
+        ("tokens_per_minute", quota.tokens_per_minute.map(Into::into)),
+        ("input_tokens_per_minute", quota.input_tokens_per_minute.map(Into::into)),
+        ("output_tokens_per_minute", quota.output_tokens_per_minute.map(Into::into)),
+        ("concurrent_requests", quota.concurrent_requests.map(Into::into)),
+        ("budget_per_day", money(quota.budget_per_day)),
+        ("budget_per_month", money(quota.budget_per_month)),
+        ("enforce", (!quota.enforce).then_some(false.into())),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn in_json(record: &KeyRecord, now: SystemTime) -> serde_json::Value {
+    let limits = record.limits.as_ref().map(|quota| {
+        let all = limits(quota).into_iter().map(|(name, value)| (name.to_owned(), value));
+        all.collect::<serde_json::Map<_, _>>()
+    });
+    serde_json::json!({
+        "id": &*record.id,
+        "state": state(record, now),
+        "tenant": &*record.tenant,
+        "owner": record.owner,
+        "models": record.models.as_ref().map(|models| models.names().collect::<Vec<_>>()),
+        "priority": record.priority,
+        "limits": limits,
+        "expires": record.expires.map(shown_moment),
+    })
 }
 
 fn listed(records: &[KeyRecord], now: SystemTime) -> Table {
     let mut table = Table::new(["id", "state", "tenant", "owner", "models", "priority", "limits", "expires"]);
+    // What is not said is shown as that, so that the columns are the same for every file.
+    let unsaid = || "-".to_owned();
     for record in records {
-        let state = match record {
-            KeyRecord { disabled: true, .. } => "disabled",
-            KeyRecord { expires: Some(end), .. } if *end <= now => "expired",
-            _ => "good",
+        let shown = |quota: &Quota| {
+            let all = limits(quota).into_iter().map(|(name, value)| format!("{name}={value}"));
+            all.collect::<Vec<_>>().join(",")
         };
         let models = record.models.as_ref().map(|models| models.names().collect::<Vec<_>>().join(","));
         table.push(
             vec![
                 record.id.to_string(),
-                state.to_owned(),
+                state(record, now).to_owned(),
                 record.tenant.to_string(),
-                record.owner.clone().unwrap_or_default(),
+                record.owner.clone().unwrap_or_else(unsaid),
                 models.unwrap_or_else(|| "all".to_owned()),
-                record.priority.map(|it| it.to_string()).unwrap_or_default(),
-                if record.limits.is_some() { "its own".to_owned() } else { String::new() },
-                record.expires.map(shown_moment).unwrap_or_default(),
+                record.priority.map_or_else(unsaid, |it| it.to_string()),
+                record.limits.as_deref().map(shown).filter(|it| !it.is_empty()).unwrap_or_else(unsaid),
+                record.expires.map_or_else(|| "never".to_owned(), shown_moment),
             ],
             false,
         );
@@ -290,17 +364,37 @@ mod tests {
     fn a_list_says_who_may_what_until_when_and_no_hash() {
         let hash = |text: &[u8]| hash_of(text).to_string();
         let text = format!(
-            "- {{ id: a, hash: {} }}\n- {{ id: b, hash: {}, tenant: shop, models: [m, n], expires: 2026-01-01 }}\n\
+            "- {{ id: a, hash: {} }}\n- {{ id: b, hash: {}, tenant: shop, models: [m, n], expires: 2026-01-01, \
+             limits: {{ tokens_per_minute: 100000, budget_per_day: 12.5 }} }}\n\
              - {{ id: c, hash: {}, disabled: true }}\n",
             hash(b"a"),
             hash(b"b"),
             hash(b"c")
         );
-        let shown = listed(&parse_keys("k", &text).unwrap(), moment("2026-01-02").unwrap()).rendered(false);
+        let (records, now) = (parse_keys("k", &text).unwrap(), moment("2026-01-02").unwrap());
+        let shown = listed(&records, now).rendered(false);
+        let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        let limits = "tokens_per_minute=100000,budget_per_day=12.5";
         assert_eq!(
-            shown,
-            "id  state     tenant  models               expires\na   good      a       all\n\
-             b   expired   shop    m,n     2026-01-01T00:00:00Z\nc   disabled  c       all\n"
+            rows,
+            [
+                ["id", "state", "tenant", "owner", "models", "priority", "limits", "expires"],
+                ["a", "good", "a", "-", "all", "-", "-", "never"],
+                ["b", "expired", "shop", "-", "m,n", "-", limits, "2026-01-01T00:00:00Z"],
+                ["c", "disabled", "c", "-", "all", "-", "-", "never"],
+            ]
         );
+        let b = in_json(&records[1], now);
+        assert_eq!((&b["state"], &b["models"][1], &b["owner"]), (&"expired".into(), &"n".into(), &().into()));
+        assert_eq!(b["limits"], serde_json::json!({"tokens_per_minute": 100_000, "budget_per_day": 12.5}));
+        assert!(b.get("hash").is_none());
+    }
+
+    #[test]
+    fn no_model_and_no_number_are_refused_before_a_key_is_made() {
+        assert!(model("").is_err() && model(" ").is_err());
+        assert_eq!(model("llama-*").as_deref(), Ok("llama-*"));
+        assert!(whole("high").unwrap_err().contains("a whole number such as 1 or -1"));
+        assert_eq!(whole("-1"), Ok(-1));
     }
 }

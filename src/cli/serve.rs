@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{OK, load_config_text};
 use crate::{
     app,
-    config::{Config, Given},
+    config::{Config, Credentials, Given, Identity, Listener, ProxyProtocol},
     telemetry::logs,
 };
 
@@ -153,14 +153,56 @@ fn tell_files(config: &Config, files: app::OpenFiles, raised: std::io::Result<ap
 fn tell_addresses(running: &app::Running) {
     let policy = running.policy.load();
     for ((name, address), listener) in running.listeners.iter().zip(&policy.config.listeners) {
-        let protocol = if listener.ext_proc.is_some() { "ext-proc" } else { "http" };
-        let tls = listener.ext_proc.as_ref().is_some_and(|how| how.secure);
-        tracing::info!(listener = %name, %address, protocol, tls, "listening");
+        let Spoken { protocol, tls, client_certificates, proxy_protocol, identity } =
+            spoken(listener, &policy.config.identity);
+        tracing::info!(listener = %name, %address, protocol, tls, client_certificates, proxy_protocol, identity, "listening");
     }
     for (name, address) in &running.health {
         tracing::info!(listener = %name, %address, "health listening (gRPC)");
     }
     tell_other_addresses(running);
+}
+
+/// What is spoken at a listener, and who is asked for what, in the configuration's words.
+#[derive(Debug, PartialEq, Eq)]
+struct Spoken {
+    protocol: &'static str,
+    tls: bool,
+    client_certificates: &'static str,
+    proxy_protocol: &'static str,
+    /// By what clients are known; none where Envoy asks.
+    identity: Option<String>,
+}
+
+fn spoken(listener: &Listener, known: &Identity) -> Spoken {
+    let envoy = listener.ext_proc.as_ref();
+    let asked = match envoy {
+        Some(how) => how.client_certificates.as_ref(),
+        None => listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref()),
+    };
+    let ways = [
+        ("keys", known.key_file.is_some()),
+        ("jwt", !known.issuers.is_empty()),
+        ("certificates", known.certificates.is_some() && asked.is_some()),
+    ];
+    let ways = ways.into_iter().filter(|_| listener.credentials != Credentials::Ignored);
+    let ways = ways.chain([("anonymous", listener.credentials != Credentials::Required)]);
+    let ways: Vec<_> = ways.filter(|(_, is_one)| *is_one).map(|(way, _)| way).collect();
+    Spoken {
+        protocol: if envoy.is_some() { "ext-proc" } else { "http" },
+        tls: envoy.map_or(listener.tls.is_some(), |how| how.secure),
+        client_certificates: match asked {
+            None => "off",
+            Some(asked) if asked.required => "required",
+            Some(_) => "optional",
+        },
+        proxy_protocol: match listener.network.proxy_protocol {
+            ProxyProtocol::Off => "off",
+            ProxyProtocol::Required => "required",
+            ProxyProtocol::FromTrusted => "from-trusted",
+        },
+        identity: envoy.is_none().then(|| ways.join(",")),
+    }
 }
 
 fn tell_other_addresses(running: &app::Running) {
@@ -198,5 +240,44 @@ impl Signals {
             _ = self.interrupt.recv() => SignalKindSeen::Interrupt,
             _ = self.hangup.recv() => SignalKindSeen::Hangup,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn told(listener: &str, rest: &str) -> Spoken {
+        let text = format!(
+            "listeners: [{{ name: a, address: 127.0.0.1:1, {listener} }}]\n\
+             pools: [{{ name: p, endpoints: [{{ url: \"http://10.0.0.1:8000\" }}] }}]\n{rest}\n"
+        );
+        let (config, _) = load("t", &text).unwrap_or_else(|report| panic!("{report}"));
+        spoken(&config.listeners[0], &config.identity)
+    }
+
+    #[test]
+    fn a_listener_with_tls_is_told_as_one_and_so_is_who_is_asked_for_what() {
+        let plain = told("", "");
+        assert_eq!((plain.tls, plain.client_certificates, plain.proxy_protocol), (false, "off", "off"));
+        assert_eq!((plain.protocol, plain.identity.as_deref()), ("http", Some("anonymous")));
+        let tls = |clients: &str| format!("tls: {{ certificates: [{{ folder: /t }}]{clients} }}");
+        let asked = ", client_certificates: { ca_file: /ca, required: false }";
+        let all = "identity: { keys: { file: k }, jwt: [{ issuer: \"https://a\", audiences: [t] }], certificates: { from: uri } }";
+        let open = told(&format!("{}, allow_anonymous: true", tls(asked)), all);
+        assert_eq!((open.tls, open.client_certificates), (true, "optional"));
+        assert_eq!(open.identity.as_deref(), Some("keys,jwt,certificates,anonymous"));
+        let without = told(&tls(""), all);
+        assert_eq!(without.identity.as_deref(), Some("keys,jwt"), "no certificate is asked for");
+        let strict = told(
+            "tls: { certificates: [{ folder: /t }], client_certificates: { ca_file: /ca } }, \
+             proxy_protocol: required, trusted_proxies: [10.0.0.0/8]",
+            "identity: { certificates: { from: uri } }",
+        );
+        assert_eq!((strict.client_certificates, strict.proxy_protocol), ("required", "required"));
+        assert_eq!(strict.identity.as_deref(), Some("certificates"));
+        let envoy = told("protocol: ext-proc", all);
+        assert_eq!((envoy.protocol, envoy.tls, envoy.identity), ("ext-proc", true, None));
     }
 }

@@ -135,6 +135,8 @@ fn expectation(expected: &str, found: Unexpected<'_>) -> String {
         "a boolean" => "`true` or `false`",
         "u16" => "a whole number from 0 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
+        "u64" => "a whole number, such as 10000",
+        "i32" => "a whole number, such as 1 or -1",
         "f32" | "f64" => "a number",
         "a sequence" => "a list, each item on a line of its own after `- `",
         "path string" => "the path of a file",

@@ -99,7 +99,8 @@ where
         let first = match at_the_door(&network, peer.ip()) {
             Ok(first) => first,
             Err(reason) => {
-                door.rejected.count(reason);
+                let cause = "it is not in `trusted_proxies`, and here all connections come from those";
+                door.rejected.turned_away(reason, &peer.to_string(), &cause);
                 continue;
             }
         };

@@ -13,7 +13,10 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{Rejected, Tls, proxy_header};
+use super::{
+    Rejected, Tls, proxy_header,
+    rejected::{NO_HEADER, UNTRUSTED},
+};
 use crate::{
     config::{Network, ProxyProtocol},
     gateway::{Peer, refuse_clear_text},
@@ -21,12 +24,6 @@ use crate::{
 
 /// From where nobody may come.
 pub(super) const DENIED: &str = "denied_address";
-
-/// A connection from elsewhere than a trusted proxy, where only those may make one.
-const UNTRUSTED: &str = "untrusted_proxy";
-
-/// No PROXY header where there has to be one, or a broken one.
-const NO_HEADER: &str = "proxy_protocol";
 
 /// How long a client that spoke clear text may take to read that it should not, and how much it may go on saying.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -108,6 +105,7 @@ impl Porch {
         peer: Peer,
         (network, first): (Arc<Network>, First),
     ) -> Option<(Entered, Peer)> {
+        let from = peer.clone();
         let through = async {
             let (mut stream, mut peer) = (stream, peer);
             if first == First::Header {
@@ -119,7 +117,7 @@ impl Porch {
             }
         };
         timeout(self.limit, through).await.unwrap_or_else(|_| {
-            self.rejected.no_handshake(None);
+            self.rejected.no_handshake(from.shown(), None);
             None
         })
     }
@@ -132,8 +130,7 @@ impl Porch {
             // So balancers look whether anybody is there.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return None,
             Err(error) => {
-                tracing::debug!(peer = peer.shown(), %error, "turned away");
-                self.rejected.count(NO_HEADER);
+                self.rejected.turned_away(NO_HEADER, peer.shown(), &error);
                 return None;
             }
         };
@@ -159,7 +156,7 @@ impl Porch {
                 Some((Entered::Tls(Box::new(stream)), peer))
             }
             Err(error) => {
-                self.rejected.no_handshake(Some(&error));
+                self.rejected.no_handshake(peer.shown(), Some(&error));
                 None
             }
         }

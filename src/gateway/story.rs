@@ -99,7 +99,7 @@ impl Story {
             wishes.served_as = first(SERVED_AS);
         }
         if !ask.model.is_empty() {
-            self.may_ask_for(&ask.model)?;
+            self.may_ask_for(&ask.model, receipt)?;
         }
         let matter = Matter::new(&self.house, &self.listener, &ask, body, wishes).map_err(|rejection| {
             if matches!(rejection, Rejection::UnknownModel(_)) {
@@ -107,7 +107,7 @@ impl Story {
             }
             self.seen_by_caller(rejection)
         })?;
-        self.may_ask_for(&matter.route.client_model)?;
+        self.may_ask_for(&matter.route.client_model, receipt)?;
         receipt.for_model(&matter.route.client_model);
         receipt.streamed = ask.stream;
         receipt.decision = self.house.decisions.as_ref().map(|_| Box::new(matter.decision()));
@@ -131,8 +131,12 @@ impl Story {
     }
 
     /// Whoever may not ask for a model does not learn whether it exists.
-    fn may_ask_for(&self, model: &str) -> Result<(), Rejection> {
-        if self.caller.may_ask_for(model) { Ok(()) } else { Err(Rejection::ModelNotAllowed(shortened(model))) }
+    fn may_ask_for(&self, model: &str, receipt: &mut Receipt) -> Result<(), Rejection> {
+        if self.caller.may_ask_for(model) {
+            return Ok(());
+        }
+        receipt.asked = Some(shortened(model));
+        Err(Rejection::ModelNotAllowed(shortened(model)))
     }
 
     /// Nor of others that exist.

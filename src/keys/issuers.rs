@@ -45,6 +45,8 @@ pub struct Source {
     /// How many fetches have come to an end, well or not.
     fetched: watch::Sender<u64>,
     asked: Mutex<Option<Instant>>,
+    /// What was wrong when that was last told, until it is well again.
+    trouble: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Source {
@@ -72,6 +74,7 @@ impl Source {
             wanted: Notify::new(),
             fetched: watch::Sender::new(fetched),
             asked: Mutex::default(),
+            trouble: Mutex::default(),
         }))
     }
 
@@ -139,14 +142,28 @@ impl Source {
         metrics.identity.source(issuer, found.is_ok());
         match found {
             Ok(keys) => {
-                tracing::debug!(issuer, keys = keys.len(), "keys of an issuer taken over");
+                let recovered = self.trouble(None);
+                if recovered || keys.names() != self.keys.load().names() {
+                    tracing::info!(issuer, keys = keys.len(), "keys of an issuer taken over");
+                }
                 self.keys.store(Arc::new(keys));
             }
-            Err(problem) => {
-                let keys = self.keys.load().len();
-                tracing::warn!(issuer, problem, keys, "keys of an issuer not refreshed, the last ones stay");
+            Err(problem) if !self.trouble(Some(&problem)) => {
+                tracing::debug!(issuer, problem, "an issuer is still away")
             }
+            Err(problem) => match self.keys.load().len() {
+                0 => tracing::warn!(issuer, problem, "no keys of an issuer yet: its tokens are refused"),
+                keys => tracing::warn!(issuer, problem, keys, "keys of an issuer not refreshed, the last ones stay"),
+            },
         }
+    }
+
+    /// Notes what is wrong now: whether that is news.
+    fn trouble(&self, now: Option<&str>) -> bool {
+        let mut last = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = last.as_deref() != now;
+        *last = now.map(ToOwned::to_owned);
+        news
     }
 
     async fn fetch(&self, client: &reqwest::Client) -> Result<KeySet, String> {
@@ -183,7 +200,7 @@ impl Source {
 
 /// What is at `url`.
 async fn get(client: &reqwest::Client, url: &str) -> Result<Vec<u8>, String> {
-    let failed = |error: reqwest::Error| format!("{url}: {error}");
+    let failed = |error: reqwest::Error| format!("{url}: {}", causes(&error.without_url()));
     let mut answer = client.get(url).timeout(TIMEOUT).send().await.map_err(failed)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(format!("{url}: status {}", answer.status().as_u16()));
@@ -198,6 +215,12 @@ async fn get(client: &reqwest::Client, url: &str) -> Result<Vec<u8>, String> {
     Ok(body)
 }
 
+/// An error and what it came of: what it says first is the least of it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    all.collect::<Vec<_>>().join(": ")
+}
+
 /// A client for issuers.
 pub(super) fn client(tls: rustls::ClientConfig) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
@@ -207,4 +230,37 @@ pub(super) fn client(tls: rustls::ClientConfig) -> Result<reqwest::Client, reqwe
         .user_agent(concat!("tidegate/", env!("CARGO_PKG_VERSION")))
         .tls_backend_preconfigured(tls)
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("error sending request")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn what_an_issuer_is_away_for_is_told_with_its_cause() {
+        let error = Outer(std::io::Error::other("connection refused"));
+        assert_eq!(causes(&error), "error sending request: connection refused");
+    }
+
+    #[test]
+    fn an_issuer_that_is_away_is_told_of_once_for_each_cause_and_when_it_is_back() {
+        let issuer = config::Issuer {
+            name: "https://a".into(),
+            audiences: vec!["t".to_owned()],
+            keys: config::IssuerKeys::Discovery,
+            algorithms: Vec::new(),
+            leeway: Duration::ZERO,
+            refresh: Duration::from_secs(600),
+            claims: config::Claims { tenant: "sub".to_owned(), key: "sub".to_owned(), priority: None, models: None },
+        };
+        let source = Source::open(&Arc::new(issuer), None).unwrap();
+        assert!(!source.trouble(None), "it was never away");
+        let told = ["refused", "refused", "refused", "status 503", "refused"].map(|why| source.trouble(Some(why)));
+        assert_eq!(told, [true, false, false, true, true]);
+        assert!(source.trouble(None) && !source.trouble(None));
+    }
 }

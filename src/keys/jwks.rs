@@ -46,6 +46,13 @@ impl KeySet {
         self.0.len()
     }
 
+    /// Their names, by which it shows that they were changed.
+    pub(super) fn names(&self) -> Vec<Option<&str>> {
+        let mut names: Vec<_> = self.0.iter().map(|key| key.id.as_deref()).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The key called `id` for signatures by `algorithm`; without an id, the only one for such.
     pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
         let fits = |key: &&PublicKey| {

@@ -42,6 +42,8 @@ pub enum BadToken {
     Audience,
     /// Its time is over.
     Expired,
+    /// It has no end.
+    NoExpiry,
     /// Its time has not come.
     NotYet,
     /// It does not say whose it is.
@@ -83,6 +85,9 @@ impl Issuers {
             return Err(BadToken::Malformed);
         }
         let head = jsonwebtoken::decode_header(token).map_err(|_| BadToken::Malformed)?;
+        if !head.typ.as_deref().is_none_or(is_access_token) {
+            return Err(BadToken::Malformed);
+        }
         if head.crit.is_some() {
             // Extensions that whoever reads it has to understand; there are none here.
             return Err(BadToken::Malformed);
@@ -110,10 +115,19 @@ impl Issuers {
         check_times(&token.claims, now, issuer.leeway).map_err(|untimely| match untimely {
             Untimely::Expired => BadToken::Expired,
             Untimely::NotYet => BadToken::NotYet,
-            Untimely::Endless => BadToken::Malformed,
+            Untimely::Endless => BadToken::NoExpiry,
         })?;
-        caller(&token.claims, &issuer.claims).ok_or(BadToken::NoTenant)
+        let caller = caller(&token.claims, &issuer.claims).ok_or(BadToken::NoTenant)?;
+        // Another issuer's, or a key of ours, may have the same name.
+        let key = caller.key.map(|key| format!("{key}@{}", issuer.name).into());
+        Ok(Caller { key, ..caller })
     }
+}
+
+/// What access tokens are called in their head (RFC 9068, 2.1, and what was usual before it). Issuers sign others with the
+/// same keys: of logouts, of identities at a third place.
+fn is_access_token(kind: &str) -> bool {
+    ["jwt", "at+jwt", "application/at+jwt"].iter().any(|it| kind.eq_ignore_ascii_case(it))
 }
 
 /// Whether a text is written as tokens are: three parts with dots between them.
@@ -237,14 +251,18 @@ mod tests {
     fn a_token_says_whose_it_is_if_all_of_it_is_as_it_must_be() {
         let keys = Keys::new();
         let issuers = keys.issuers(&ALL);
-        assert_eq!(judged(&issuers, &keys.es256(&claims())), "shop/u1");
-        assert_eq!(judged(&issuers, &keys.eddsa(&claims())), "shop/u1", "without a key's id, the only one that fits");
+        assert_eq!(judged(&issuers, &keys.es256(&claims())), "shop/u1@https://login");
+        assert_eq!(
+            judged(&issuers, &keys.eddsa(&claims())),
+            "shop/u1@https://login",
+            "without a key's id, the only one that fits"
+        );
         let with = |key: &str, value: Value| {
             let mut claims = claims();
             claims[key] = value;
             judged(&issuers, &keys.es256(&claims))
         };
-        assert_eq!(with("aud", json!(["else", "other"])), "shop/u1");
+        assert_eq!(with("aud", json!(["else", "other"])), "shop/u1@https://login");
         for (key, value, said) in [
             ("aud", json!("else"), "Audience"),
             ("aud", json!([]), "Audience"),
@@ -253,13 +271,26 @@ mod tests {
             ("iss", json!(["https://login"]), "Malformed"),
             ("iss", json!(null), "Malformed"),
             ("exp", json!(1_000_000), "Expired"),
-            ("exp", json!("1000100"), "Malformed"),
-            ("exp", json!(null), "Malformed"),
+            ("exp", json!("1000100"), "NoExpiry"),
+            ("exp", json!(null), "NoExpiry"),
             ("nbf", json!(1_000_001), "NotYet"),
             ("org", json!(7), "NoTenant"),
             ("org", json!(""), "NoTenant"),
         ] {
             assert_eq!(with(key, value.clone()), said, "{key}: {value}");
+        }
+    }
+
+    #[test]
+    fn what_an_issuer_signs_for_other_ends_is_no_access_token() {
+        let keys = Keys::new();
+        let issuers = keys.issuers(&ALL);
+        for (kind, said) in
+            [("at+JWT", "shop/u1@https://login"), ("logout+jwt", "Malformed"), ("dpop+jwt", "Malformed")]
+        {
+            let head = json!({"alg": "EdDSA", "typ": kind});
+            let token = token(&head, &claims(), |it| keys.ed.sign(it).as_ref().to_vec());
+            assert_eq!(judged(&issuers, &token), said, "{kind}");
         }
     }
 
@@ -302,7 +333,10 @@ mod tests {
             (json!({"alg": "RS256", "kid": "r"}), "Signature"),
             (json!({"alg": "ES384", "kid": "p"}), "Algorithm"),
             (json!({"alg": "ES256", "kid": "p", "crit": ["exp"]}), "Malformed"),
-            (json!({"alg": "ES256", "kid": "p", "jku": "https://evil", "jwk": {"kty": "oct", "k": "AA"}}), "shop/u1"),
+            (
+                json!({"alg": "ES256", "kid": "p", "jku": "https://evil", "jwk": {"kty": "oct", "k": "AA"}}),
+                "shop/u1@https://login",
+            ),
         ] {
             assert_eq!(judged(&issuers, &by_p256(&head)), said, "{head}");
         }

@@ -17,6 +17,7 @@ use super::{
     issuers::{Source, client},
     jwt::looks_like_token,
     salt::{MAX_SECRET_FILE, Salt},
+    table::Changes,
 };
 use crate::{
     config::{self, Identity, KeyRecord, MAX_KEY_FILE, parse_keys},
@@ -31,20 +32,46 @@ const MOST_TENANTS: usize = 100_000;
 /// How key files are called in the metrics.
 const KEY_FILE: &str = "keys";
 
+/// What makes a key file, and a salt.
+const MAKE_KEYS: &str = "tidegate keys new --file keys.yaml";
+const MAKE_SALT: &str = "openssl rand -hex 32 > FILE";
+
 /// Why it is not known who may come.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// A file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
+    /// A file cannot be read. The system's own words are the error's source, and not said here as well.
+    #[error("{what} {path} cannot be read{}", remedy(source, make), path = path.display())]
     Unreadable {
+        /// What is in it.
+        what: &'static str,
         /// Which.
         path: PathBuf,
+        /// What makes one.
+        make: &'static str,
         /// Why not.
         source: io::Error,
     },
     /// A file says what nobody understands.
     #[error("{0}")]
     Wrong(String),
+}
+
+impl KeyringError {
+    /// All of it in one line.
+    pub fn whole(&self) -> String {
+        match self {
+            Self::Unreadable { source, .. } => format!("{self}: {source}"),
+            Self::Wrong(_) => self.to_string(),
+        }
+    }
+}
+
+fn remedy(error: &io::Error, make: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!(" (make one with `{make}`)"),
+        io::ErrorKind::PermissionDenied => " (it must be readable by the user that the gateway runs as)".to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Why somebody is not let in by what they showed.
@@ -123,18 +150,18 @@ impl Keyring {
         if self.following().identity == *identity {
             return Ok(None);
         }
-        let content = |path: &Option<PathBuf>, most| {
+        let content = |path: &Option<PathBuf>, most, what, make| {
             let read = |path: &PathBuf| {
-                let unreadable = |source| KeyringError::Unreadable { path: path.clone(), source };
+                let unreadable = |source| KeyringError::Unreadable { what, path: path.clone(), make, source };
                 Ok((path.display().to_string(), read_now(path, most).map_err(unreadable)?))
             };
             path.as_ref().map(read).transpose()
         };
-        let keys = match content(&identity.key_file, MAX_KEY_FILE)? {
+        let keys = match content(&identity.key_file, MAX_KEY_FILE, "the key file", MAKE_KEYS)? {
             Some((name, bytes)) => (read_keys(&name, &bytes).map_err(KeyringError::Wrong)?, Some(mark_of(&bytes))),
             None => Default::default(),
         };
-        let salt = match content(&identity.cache_salt, MAX_SECRET_FILE)? {
+        let salt = match content(&identity.cache_salt, MAX_SECRET_FILE, "the cache salt", MAKE_SALT)? {
             Some((name, bytes)) => {
                 let wrong = |problem| KeyringError::Wrong(format!("{name}: {problem}"));
                 (Some(Salt::new(&bytes).map_err(wrong)?), Some(mark_of(&bytes)))
@@ -169,7 +196,9 @@ impl Keyring {
             });
         };
         if identity.key_file.is_some() {
-            self.take_keys(Ok(keys));
+            // At the start all of them are new, which says nothing.
+            let had_some = self.following().identity.key_file.is_some();
+            self.take_keys(Ok(keys), had_some);
         } else if identity.key_secrets.is_none() {
             self.metrics.identity.keys.set(0);
             self.keys.store(Arc::default());
@@ -220,6 +249,11 @@ impl Keyring {
         self.keys.load().named(id)
     }
 
+    /// Whose key `secret` is, good or not any more: for the log. Tokens that are not good are nobody's.
+    pub fn once_of(&self, secret: &str) -> Option<Arc<Caller>> {
+        self.keys.load().once_of(secret.as_bytes())
+    }
+
     /// The tenant of that name, as long as there are not too many. One that the operator did not write down is remembered
     /// for as long as the process lives, because its limits are.
     pub fn tenant(&self, name: &str) -> Option<Arc<str>> {
@@ -250,17 +284,19 @@ impl Keyring {
                 Ok(bytes) => self.tasks.aside(move || read_keys(&name, &bytes)).await,
                 Err(error) => Some(Err(format!("{name}: {error}"))),
             };
-            self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())));
+            self.take_keys(keys.unwrap_or_else(|| Err("reading it failed".to_owned())), true);
         }
     }
 
-    /// New keys into force; without any, the last ones stay.
-    fn take_keys(&self, found: Result<Keys, String>) {
+    /// New keys into force, told by what changed if there were others before; without any, the last ones stay.
+    fn take_keys(&self, found: Result<Keys, String>, had_some: bool) {
         self.metrics.identity.source(KEY_FILE, found.is_ok());
         match found {
             Ok(keys) => {
                 self.metrics.identity.keys.set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
-                tracing::info!(keys = keys.len(), "keys taken over");
+                let Changes { added, removed, changed, disabled } =
+                    if had_some { keys.changes_since(&self.keys.load()) } else { Changes::default() };
+                tracing::info!(keys = keys.len(), added, removed, changed, disabled, "keys taken over");
                 self.keys.store(Arc::new(keys));
             }
             Err(problem) => tracing::warn!(problem, "keys not taken over, the last ones stay"),
@@ -280,7 +316,8 @@ impl Keyring {
         let well = wrong.count() == 0 && problem.is_none();
         let all = each_once(held.values().flat_map(|it| it.records.iter().cloned()));
         drop(held);
-        self.take_keys(Ok(Keys::new(all)));
+        let had_some = !self.keys.load().is_empty();
+        self.take_keys(Ok(Keys::new(all)), had_some);
         self.metrics.identity.source(KEY_FILE, well);
     }
 
@@ -352,4 +389,27 @@ fn read_keys(name: &str, bytes: &[u8]) -> Result<Keys, String> {
 fn read_records(name: &str, bytes: &[u8]) -> Result<Vec<KeyRecord>, String> {
     let text = str::from_utf8(bytes).map_err(|_| format!("{name}: this file is not UTF-8 text"))?;
     parse_keys(name, text).map_err(|report| report.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreadable(kind: io::ErrorKind) -> KeyringError {
+        let (what, path) = ("the key file", PathBuf::from("keys.yaml"));
+        KeyringError::Unreadable { what, path, make: MAKE_KEYS, source: kind.into() }
+    }
+
+    #[test]
+    fn a_key_file_that_is_missing_or_may_not_be_read_is_told_once_with_what_to_do() {
+        let missing = unreadable(io::ErrorKind::NotFound);
+        let told = "the key file keys.yaml cannot be read (make one with `tidegate keys new --file keys.yaml`)";
+        assert_eq!(missing.to_string(), told);
+        assert_eq!(missing.whole(), format!("{told}: entity not found"), "the system's words come once, behind");
+        let refused = unreadable(io::ErrorKind::PermissionDenied).to_string();
+        assert!(
+            refused.ends_with("cannot be read (it must be readable by the user that the gateway runs as)"),
+            "{refused}"
+        );
+    }
 }

@@ -3,7 +3,11 @@
 //! A key is looked for by the first half of its hash, and the whole hash is compared in constant time. How long the search
 //! takes depends on a hash that nobody can steer without the key, and on how many keys there are it does not depend at all.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use subtle::ConstantTimeEq as _;
 
@@ -25,7 +29,16 @@ pub enum BadKey {
 #[derive(Debug, Default)]
 pub struct Keys(HashMap<[u8; 16], Vec<Entry>>);
 
-#[derive(Debug)]
+/// What became of keys, by their ids; `None` where nothing did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub(super) added: Option<String>,
+    pub(super) removed: Option<String>,
+    pub(super) changed: Option<String>,
+    pub(super) disabled: Option<String>,
+}
+
+#[derive(Debug, PartialEq)]
 struct Entry {
     hash: KeyHash,
     caller: Arc<Caller>,
@@ -65,9 +78,7 @@ impl Keys {
     /// # Errors
     /// Why it is good for nothing.
     pub fn find(&self, key: &[u8], now: SystemTime) -> Result<Arc<Caller>, BadKey> {
-        let hash = hash_of(key);
-        let near = self.0.get(&half(hash)).map(Vec::as_slice).unwrap_or_default();
-        let entry = near.iter().find(|entry| entry.hash.0.ct_eq(&hash.0).into()).ok_or(BadKey::Unknown)?;
+        let entry = self.entry(key).ok_or(BadKey::Unknown)?;
         if entry.disabled {
             Err(BadKey::Disabled)
         } else if entry.expires.is_some_and(|expires| expires <= now) {
@@ -76,6 +87,50 @@ impl Keys {
             Ok(Arc::clone(&entry.caller))
         }
     }
+
+    /// Whose key this is, whether it is good for something or not.
+    pub(super) fn once_of(&self, key: &[u8]) -> Option<Arc<Caller>> {
+        self.entry(key).map(|entry| Arc::clone(&entry.caller))
+    }
+
+    fn entry(&self, key: &[u8]) -> Option<&Entry> {
+        let hash = hash_of(key);
+        let near = self.0.get(&half(hash)).map(Vec::as_slice).unwrap_or_default();
+        near.iter().find(|entry| entry.hash.0.ct_eq(&hash.0).into())
+    }
+
+    /// In what these differ from those before.
+    pub(super) fn changes_since(&self, before: &Self) -> Changes {
+        let (old, new) = (before.by_id(), self.by_id());
+        let ids = |wanted: &dyn Fn(&str, &Entry) -> bool| {
+            few(new.iter().filter(|(id, entry)| wanted(id, entry)).map(|(id, _)| *id))
+        };
+        let was = |id: &str| old.get(id).copied();
+        let newly_disabled = |id: &str, it: &Entry| it.disabled && was(id).is_some_and(|old| !old.disabled);
+        Changes {
+            added: ids(&|id, _| was(id).is_none()),
+            removed: few(old.keys().copied().filter(|id| !new.contains_key(id))),
+            changed: ids(&|id, it| was(id).is_some_and(|old| old != it) && !newly_disabled(id, it)),
+            disabled: ids(&newly_disabled),
+        }
+    }
+
+    fn by_id(&self) -> BTreeMap<&str, &Entry> {
+        self.0.values().flatten().map(|entry| (entry.caller.key.as_deref().unwrap_or_default(), entry)).collect()
+    }
+}
+
+/// The first of these ids, and how many more there are.
+fn few(ids: impl Iterator<Item = impl AsRef<str>>) -> Option<String> {
+    /// As many as fit a line.
+    const SHOWN: usize = 20;
+    let mut ids = ids.peekable();
+    ids.peek()?;
+    let shown = ids.by_ref().take(SHOWN).map(|id| id.as_ref().to_owned()).collect::<Vec<_>>().join(",");
+    Some(match ids.count() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    })
 }
 
 fn half(KeyHash(hash): KeyHash) -> [u8; 16] {
@@ -119,6 +174,33 @@ mod tests {
         for wrong in ["", "goo", "good ", "Good", "id-good"] {
             assert_eq!(find(wrong, before), Err(BadKey::Unknown), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_became_of_keys_is_told_by_their_ids_and_never_more_than_twenty_of_them() {
+        let off = |name: &str| KeyRecord { disabled: true, ..record(name) };
+        let before = Keys::new(vec![record("a"), record("b"), record("c"), record("d"), off("e")]);
+        let now = Keys::new(vec![
+            record("a"),
+            off("b"),
+            KeyRecord { tenant: "u".into(), ..record("c") },
+            off("e"),
+            record("f"),
+        ]);
+        let id = |name: &str| Some(format!("id-{name}"));
+        let changes = Changes { added: id("f"), removed: id("d"), changed: id("c"), disabled: id("b") };
+        assert_eq!(now.changes_since(&before), changes);
+        assert_eq!(now.changes_since(&now), Changes::default());
+        let many = Keys::new((10..35).map(|number| record(&number.to_string())).collect());
+        let added = many.changes_since(&Keys::default()).added.unwrap();
+        assert!(added.starts_with("id-10,id-11,") && added.ends_with(",id-29 and 5 more"), "{added}");
+    }
+
+    #[test]
+    fn whose_a_key_was_is_known_when_it_is_good_for_nothing_any_more() {
+        let keys = Keys::new(vec![KeyRecord { disabled: true, ..record("gone") }]);
+        assert_eq!(keys.once_of(b"gone").unwrap().key.as_deref(), Some("id-gone"));
+        assert_eq!(keys.once_of(b"never"), None);
     }
 
     #[test]

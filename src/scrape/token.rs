@@ -15,6 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Token {
     file: PathBuf,
+    /// What is shorter is none.
+    least: usize,
     known: Mutex<Known>,
 }
 
@@ -28,7 +30,12 @@ struct Known {
 impl Token {
     /// The token in `file`; nothing is read yet.
     pub fn new(file: &Path) -> Self {
-        Self { file: file.into(), known: Mutex::default() }
+        Self::of_at_least(1, file)
+    }
+
+    /// The same, of at least so many characters: what is shorter is not taken over.
+    pub fn of_at_least(least: usize, file: &Path) -> Self {
+        Self { file: file.into(), least, known: Mutex::default() }
     }
 
     /// `Bearer ...`; the last good token if the file cannot be read now, `None` if it never could.
@@ -41,7 +48,7 @@ impl Token {
         let mut next = Known { looked: Some(now), ..known };
         if modified.is_none() || modified != next.modified {
             // Only what could be read is done with; half a file is looked at again.
-            if let Some(header) = read(&self.file).await {
+            if let Some(header) = read(&self.file, self.least).await {
                 next.header = Some(header);
                 next.modified = modified;
             }
@@ -56,12 +63,12 @@ impl Token {
     }
 }
 
-async fn read(file: &Path) -> Option<HeaderValue> {
+async fn read(file: &Path, least: usize) -> Option<HeaderValue> {
     let text = tokio::fs::read_to_string(file).await.ok()?;
     let token = text.trim();
     let mut header = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
     header.set_sensitive(true);
-    (!token.is_empty()).then_some(header)
+    (token.len() >= least).then_some(header)
 }
 
 #[cfg(test)]
@@ -92,5 +99,19 @@ mod tests {
         assert_eq!(shown(&token, now + LOOK_EVERY * 2).await.as_deref(), Some("Bearer two"));
         fs::remove_file(&file).unwrap();
         assert_eq!(shown(&token, now + LOOK_EVERY * 3).await.as_deref(), Some("Bearer two"));
+    }
+
+    #[tokio::test]
+    async fn a_token_that_became_too_short_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let now = crate::clock::now();
+        let token = Token::of_at_least(4, &file);
+        for (turn, text, expected) in [(0, "long", "Bearer long"), (1, "x", "Bearer long"), (2, "", "Bearer long")] {
+            fs::write(&file, text).unwrap();
+            let then = SystemTime::now() + Duration::from_secs(9 * u64::from(turn));
+            fs::File::options().write(true).open(&file).unwrap().set_modified(then).unwrap();
+            assert_eq!(shown(&token, now + LOOK_EVERY * turn).await.as_deref(), Some(expected));
+        }
     }
 }

@@ -1,6 +1,12 @@
 //! What is told of limits and budgets: who was refused, what was used, what it cost.
 
-use std::{fmt, sync::atomic::AtomicU64};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -62,8 +68,9 @@ pub struct QuotaMetrics {
     refusals: Family<RefusalLabels, Counter>,
     tokens: Family<SpentTokens, Counter>,
     cost: Family<SpendLabels, Counter<f64, AtomicU64>>,
-    /// 1 while the counts that several gateways share answer.
+    /// 1 while the counts that several gateways share answer; told once [`QuotaMetrics::share`] was called.
     pub shared_up: Gauge,
+    shares: Arc<AtomicBool>,
     /// Settlements that they did not get.
     pub shared_lost: Counter,
     /// Reservations that were decided without them.
@@ -71,6 +78,11 @@ pub struct QuotaMetrics {
 }
 
 impl QuotaMetrics {
+    /// This gateway shares its counts with others: from now on it is told whether they answer.
+    pub fn share(&self) {
+        self.shares.store(true, Relaxed);
+    }
+
     /// A limit refused a request, or would have if it were kept.
     pub fn refused(&self, scope: &'static str, limit: &'static str, enforced: bool) {
         let enforced = if enforced { "true" } else { "false" };
@@ -96,17 +108,19 @@ impl QuotaMetrics {
         let tokens = "Tokens that counted against limits, as reported or else as seen or estimated";
         r.register("spent_tokens", tokens, self.tokens.clone());
         r.register("spent", "What requests cost, in the currency of the price table", self.cost.clone());
-        let up = "1 while the counts that several gateways share answer; 0 where there are none as well";
-        r.register("shared_counts_up", up, self.shared_up.clone());
         let lost = "Settlements that the shared counts did not get, so that reservations stay counted";
         r.register("shared_counts_lost_settlements", lost, self.shared_lost.clone());
         let unasked = "Requests over whose limits the shared counts could not be asked";
         r.register("shared_counts_unasked", unasked, self.shared_unasked.clone());
-        r.register_collector(Box::new(QuotaCollector(rows)));
+        let up = (self.shared_up.clone(), Arc::clone(&self.shares));
+        r.register_collector(Box::new(QuotaCollector { rows, up }));
     }
 }
 
-struct QuotaCollector(ReadRows);
+struct QuotaCollector {
+    rows: ReadRows,
+    up: (Gauge, Arc<AtomicBool>),
+}
 
 impl fmt::Debug for QuotaCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,7 +132,12 @@ impl Collector for QuotaCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         type Gauges = Family<LimitLabels, Gauge<f64, AtomicU64>>;
         let (used, size) = (Gauges::default(), Gauges::default());
-        for row in (self.0)().quotas {
+        if self.up.1.load(Relaxed) {
+            let help = "1 while the counts that several gateways share answer";
+            let up = &self.up.0;
+            up.encode(encoder.encode_descriptor("shared_counts_up", help, None, up.metric_type())?)?;
+        }
+        for row in (self.rows)().quotas {
             let labels = LimitLabels { scope: row.scope, name: row.name, limit: row.limit };
             used.get_or_create(&labels).set(row.used);
             size.get_or_create(&labels).set(row.size);

@@ -18,8 +18,13 @@ pub struct Seldom(Mutex<Option<Instant>>);
 impl Seldom {
     /// Whether to say it `now`; if so, it counts as said.
     pub fn is_due(&self, now: Instant) -> bool {
+        self.is_due_each(PAUSE, now)
+    }
+
+    /// The same for what is to be said more often, after a `pause`.
+    pub fn is_due_each(&self, pause: Duration, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= PAUSE);
+        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= pause);
         if due {
             *last = Some(now);
         }

@@ -219,6 +219,27 @@ async fn is_let_in(config: &ClientConfig, gateway: &Gateway) -> bool {
 }
 
 #[tokio::test]
+async fn a_certificate_whose_name_nobody_knows_is_named_in_the_log() {
+    let authority = Authority::new("ours");
+    let secret = Secret::of(&authority.issue(&["localhost"]));
+    let folder = tempfile::tempdir().unwrap();
+    let asked = format!(", client_certificates: {{ ca_file: \"{}\" }}", authority.written(folder.path()).display());
+    let pod = SimPod::start().await;
+    let known = "identity: { certificates: { from: uri, names: [{ name: \"spiffe://a/shop\", tenant: shop }] } }";
+    let (lines, _guard) = Lines::kept();
+    let gateway = behind_tls(&pod, &secret, &asked).yaml(known).start().await;
+    let shop = authority.issue(&["spiffe://a/shop"]);
+    let bank = authority.issue(&["spiffe://a/bank", "shop.example"]);
+    for (paper, status, expected) in
+        [(&shop, 200, ["shop", "", ""]), (&bank, 401, ["", "spiffe://a/bank", "unknown_certificate_name"])]
+    {
+        let mut client = secure(&authority.client(Some(paper)), gateway.addr, H1).await.unwrap();
+        assert_eq!(client.ask(chat("hi", 1)).await.unwrap().status(), status);
+        assert_eq!(told(&lines.one(&gateway).await, ["tenant", "certificate", "reason"]), expected);
+    }
+}
+
+#[tokio::test]
 async fn clients_show_certificates_of_their_authority_or_stay_outside_also_after_it_was_replaced() {
     let (server, ours, others) = (Authority::new("server"), Authority::new("ours"), Authority::new("others"));
     let secret = Secret::of(&server.issue(&["localhost"]));
@@ -227,6 +248,7 @@ async fn clients_show_certificates_of_their_authority_or_stay_outside_also_after
     let asked =
         |required: bool| format!(", client_certificates: {{ ca_file: \"{}\", required: {required} }}", file.display());
     let pod = SimPod::start().await;
+    let (lines, _guard) = Lines::kept();
     let strict = behind_tls(&pod, &secret, &asked(true)).start().await;
     let lenient = behind_tls(&pod, &secret, &asked(false)).start().await;
     let [mine, theirs] = [&ours, &others].map(|authority| {
@@ -240,6 +262,11 @@ async fn clients_show_certificates_of_their_authority_or_stay_outside_also_after
     assert!(is_let_in(&nothing, &lenient).await, "it need not show one");
     let refused = strict.counted("tidegate_edge_rejected_total", &["tls_failed"]).await;
     assert_eq!(refused, 2.0);
+    let turned_away =
+        || lines.warnings().into_iter().filter(|line| line["message"].contains("turned away")).collect::<Vec<_>>();
+    let causes: Vec<_> = turned_away().iter().map(|line| told(line, ["reason", "cause"])).collect();
+    let cause = "none of the authorities in `ca_file` vouches for its certificate";
+    assert_eq!(causes, vec![["client_certificate", cause]; 2], "once at each listener, and no more within a minute");
 
     // `mine` remembers sessions; none may be of use once its authority is gone.
     fs::write(&file, &others.pem).unwrap();

@@ -13,7 +13,9 @@ async fn asked(gateway: &Gateway, path: &str, headers: &[(&str, &str)]) -> u16 {
 async fn with_a_token_only_probes_are_open_and_a_rotated_one_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
-    fs::write(&file, "first\n").unwrap();
+    let [first, second] = ["first", "second"].map(|word| format!("{word}-0123456789abcdef0123456789abcdef"));
+    let bearer = |token: &str| format!("Bearer {token}");
+    fs::write(&file, format!("{first}\n")).unwrap();
     let pod = SimPod::start().await;
     let text = format!(
         "listeners: [{{ name: main, address: 127.0.0.1:0 }}]\n\
@@ -30,20 +32,20 @@ async fn with_a_token_only_probes_are_open_and_a_rotated_one_is_taken_over() {
         let refused = Call::get(path).send(gateway.admin()).await;
         assert_eq!((refused.status(), refused.header("www-authenticate")), (401, Some("Bearer")), "{path}");
         assert_eq!(asked(&gateway, path, &[("authorization", "Bearer wrong")]).await, 401, "{path}");
-        assert_ne!(asked(&gateway, path, &[("authorization", "Bearer first")]).await, 401, "{path}");
+        assert_ne!(asked(&gateway, path, &[("authorization", &bearer(&first))]).await, 401, "{path}");
     }
     // Prometheus has a door of its own, without one.
     let probes = gateway.running.probes.unwrap();
     assert_eq!(Call::get("/metrics").send(probes).await.status(), 200);
     assert_eq!(Call::get("/debug/fleet").send(probes).await.status(), 404);
-    fs::write(&file, "second\n").unwrap();
+    fs::write(&file, format!("{second}\n")).unwrap();
     crate::harness::within("the second token to be taken over", async {
-        while asked(&gateway, "/", &[("authorization", "Bearer second")]).await != 200 {
+        while asked(&gateway, "/", &[("authorization", &bearer(&second))]).await != 200 {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert_eq!(asked(&gateway, "/", &[("authorization", "Bearer first")]).await, 401);
+    assert_eq!(asked(&gateway, "/", &[("authorization", &bearer(&first))]).await, 401);
 }
 
 #[tokio::test]

@@ -218,11 +218,13 @@ async fn ended_and_disabled_keys_are_told_apart_for_the_operator_and_a_stranger_
     let gateway = plan(&pod, &file).start().await;
     let unknown = "some-other-key-0123456789-0123456789";
     let mut said = Vec::new();
-    for (key, exactly) in [(ANN, "expired"), (BEA, "disabled_key"), (unknown, "unknown_key")] {
+    for (key, exactly, tenant, id) in
+        [(ANN, "expired", "shop", "id-an"), (BEA, "disabled_key", "id-be", "id-be"), (unknown, "unknown_key", "", "")]
+    {
         let error = bearer(chat("hi", 1), key).send(gateway.addr).await.error(401).await;
         said.push(error["message"].as_str().unwrap().to_owned());
         let line = lines.one(&gateway).await;
-        assert_eq!(told(&line, ["reason", "culprit", "tenant", "key"]), [exactly, "client", "", ""]);
+        assert_eq!(told(&line, ["reason", "culprit", "tenant", "key"]), [exactly, "client", tenant, id]);
     }
     assert_eq!(said[0], "this API key or token has expired", "whoever has it may know");
     assert_eq!(said[1], said[2], "a key that was taken back looks like one that never was");
@@ -244,6 +246,7 @@ async fn log_and_metrics_name_tenant_and_key_id() {
 
 #[tokio::test]
 async fn a_key_may_ask_for_its_models_and_learns_of_no_other() {
+    let (lines, _guard) = Lines::kept();
     let (pod, file) = (SimPod::start().await, KeyFile::of(&[(ANN, ", models: [shop-*]"), (BEA, "")]));
     let model = |name: &str| format!("{{ modelName: {name}, poolRef: pods, targetModels: [{{ name: m }}] }}");
     let (one, other) = (model("shop-1"), model("secret"));
@@ -258,6 +261,8 @@ async fn a_key_may_ask_for_its_models_and_learns_of_no_other() {
         let error = ask(ANN, model).await.error(403).await;
         assert_eq!((&error["type"], &error["code"]), (&json!("permission_error"), &json!("model_not_allowed")));
         said.push(error["message"].to_string().replace(&format!("`{model}`"), "X"));
+        gateway.quiet().await;
+        assert_eq!(told(lines.requests().last().unwrap(), ["asked", "key"]), [model, "id-an"]);
     }
     assert!(said.iter().all(|it| *it == said[0]), "whether a model exists is not told: {said:?}");
     let unknown = ask(ANN, "shop-2").await.error(404).await.to_string();
@@ -413,7 +418,7 @@ async fn who_shows_nothing_may_come_where_the_operator_says_so_and_who_shows_som
     let gateway = plan.start().await;
     let [_, anybody, blind] = &gateway.running.listeners[..] else { panic!() };
     for (to, call, status, tenant) in [
-        (anybody.1, chat("hi", 1), 200, ""),
+        (anybody.1, chat("hi", 1), 200, "anonymous"),
         (anybody.1, bearer(chat("hi", 1), ANN), 200, "id-an"),
         (anybody.1, bearer(chat("hi", 1), BEA), 401, ""),
         (blind.1, bearer(chat("hi", 1), BEA), 200, ""),
@@ -422,6 +427,8 @@ async fn who_shows_nothing_may_come_where_the_operator_says_so_and_who_shows_som
         assert_eq!(call.send(to).await.status(), status);
         assert_eq!(told(&lines.one(&gateway).await, ["tenant"]), [tenant]);
     }
+    let anonymous = ["tenant=\"anonymous\"", "code=\"200\""];
+    assert_eq!(gateway.counted("tidegate_tenant_requests_total", &anonymous).await, 1.0);
 }
 
 /// What vLLM serves besides what clients need, much of it without asking for its own key.

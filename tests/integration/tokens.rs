@@ -127,7 +127,7 @@ async fn a_token_lets_in_whoever_its_issuer_says_and_keys_beside_it_still_do() {
     // The first waits for the issuer's keys, if they are not here yet.
     let token = old.token(&issuer.claims());
     assert_eq!(bearer(chat("hi", 2), &token).send(gateway.addr).await.status(), 200);
-    assert_eq!(told(&lines.one(&gateway).await, ["tenant", "key"]), ["shop", "u1"]);
+    assert_eq!(told(&lines.one(&gateway).await, ["tenant", "key"]), ["shop", &format!("u1@{}", issuer.url)]);
     assert_eq!(chat("hi", 2).header("x-api-key", &token).send(gateway.addr).await.status(), 200);
     let key = "a-key.with.dots-0123456789-0123456789";
     assert_eq!(bearer(chat("hi", 2), key).send(gateway.addr).await.status(), 200);

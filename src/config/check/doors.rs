@@ -22,12 +22,12 @@ pub(super) fn tls(listener: &ListenerFile, sheet: &mut Sheet) -> Option<Listener
         sheet.error(*place, "what Envoy is shown is said under `ext_proc`", remedy);
     }
     let ListenerTlsFile { certificates, client_certificates, min_version } = given;
-    if certificates.value.is_empty() {
+    if certificates.value.0.is_empty() {
         let remedy = "add one: `{ folder: /etc/tidegate/tls }`, or `{ cert_file: ..., key_file: ... }`";
         sheet.error(certificates.place, "there is no certificate to show", remedy);
     }
     Some(ListenerTls {
-        certificates: certificates.value.iter().filter_map(|at| certificate(at, sheet)).collect(),
+        certificates: certificates.value.0.iter().filter_map(|at| certificate(at, sheet)).collect(),
         client_certificates: client_certificates.as_ref().map(self::client_certificates),
         min_version: min_version.unwrap_or_default(),
     })
@@ -193,6 +193,10 @@ mod tests {
             ("cors: { origins: [\"https://A\"] }", "not an origin"),
             ("cors: { origins: [\"https://a:443\"] }", "not an origin"),
             ("cors: { origins: [\"a\"] }", "not an origin"),
+            (
+                "tls: { certificate: tls.crt, key: tls.key }",
+                "write a list, such as `[ { cert_file: tls.crt, key_file: tls.key } ]`",
+            ),
         ] {
             let report = loaded(listener).unwrap_err();
             assert!(report.contains(told), "{listener}: {report}");

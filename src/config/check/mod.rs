@@ -134,6 +134,7 @@ fn read(text: &str, sheet: &mut Sheet) -> Option<Config> {
     sheet.listeners_known = whole(&root, "listeners");
     sheet.pools_known = whole(&root, "pools");
     sheet.models_known = whole(&root, "models");
+    sheet.identity_known = intact(&root, "identity");
     let file = reading.value?;
     sheet.resources = file.kubernetes.is_some() || sheet.given.manifests.is_some();
     sheet.models_known &= !sheet.resources;
@@ -150,6 +151,20 @@ fn whole(root: &Node, list: &str) -> bool {
     !root.lost(list) && items.into_iter().all(|item| !item.dropped.get())
 }
 
+/// Whether a section is as it was typed, or not there.
+fn intact(root: &Node, section: &str) -> bool {
+    fn holds(node: &Node) -> bool {
+        !node.dropped.get()
+            && match &node.kind {
+                Kind::List(items) => items.iter().all(holds),
+                Kind::Map(entries) => entries.iter().all(|entry| entry.meant.get().is_none() && holds(&entry.value)),
+                _ => true,
+            }
+    }
+    let Kind::Map(entries) = &root.kind else { return false };
+    !root.lost(section) && entries.iter().filter(|entry| entry.field() == section).all(|entry| holds(&entry.value))
+}
+
 /// What was found so far, and what may be asked.
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a question of its own")]
@@ -161,6 +176,8 @@ pub(super) struct Sheet {
     pub(super) pools_known: bool,
     /// The same for models.
     pub(super) models_known: bool,
+    /// All of `identity` was read, so that nobody else is known by it.
+    pub(super) identity_known: bool,
     /// Inference resources may bring further pools, called NAMESPACE/NAME, and models.
     pub(super) resources: bool,
     /// What the command line says besides.
@@ -243,6 +260,7 @@ fn check(file: &File, sheet: &mut Sheet) -> Config {
     models::unused(file, reported, sheet);
     pools::loops(file, sheet);
     identity::unguarded(file, &listeners, &known, sheet);
+    identity::strange(file, &listeners, &known, sheet);
     pickers::unnameable(file, &listeners, &models, sheet);
     let (admin, probes) = addresses(file, sheet);
     let manifests = sheet.given.manifests.clone();

@@ -27,6 +27,13 @@ const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorith
 pub(in crate::config) fn identity(file: Option<&IdentityFile>, sheet: &mut Sheet) -> Identity {
     let Some(file) = file else { return Identity::default() };
     sheet.names("issuer", &file.jwt.iter().map(|it| &it.issuer).collect::<Vec<_>>());
+    let by_subject = |it: &&IssuerFile| claims(it.claims.as_ref()).tenant == SUBJECT;
+    if let Some(second) = file.jwt.iter().filter(by_subject).nth(1) {
+        // RFC 7519, 4.1.2: a subject is unique within its issuer.
+        let message = "tokens of two issuers that have the same `sub` would be of one tenant";
+        let remedy = "let `claims: { tenant: ... }` of all issuers but one name another claim";
+        sheet.error(second.issuer.place, message, remedy);
+    }
     let (key_file, key_secrets) = file.keys.as_ref().map(|at| keys(at, sheet)).unwrap_or_default();
     Identity {
         key_file,
@@ -117,8 +124,11 @@ fn over_tls(url: &At<String>, sheet: &mut Sheet) {
     }
 }
 
+/// Who a token is about, if nothing else is said.
+const SUBJECT: &str = "sub";
+
 fn claims(file: Option<&ClaimsFile>) -> Claims {
-    let subject = || "sub".to_owned();
+    let subject = || SUBJECT.to_owned();
     let empty = ClaimsFile::default();
     let given = file.unwrap_or(&empty);
     Claims {

@@ -50,13 +50,23 @@ pub(in crate::config) fn unguarded(file: &File, listeners: &[Listener], identity
         let Some(typed) = file.listeners.value.iter().find(|it| *it.name.value == *listener.name) else { continue };
         let said = typed.allow_anonymous.as_ref().is_some_and(|at| at.value);
         let exempt = listener.ext_proc.is_some() || listener.address.ip().is_loopback() || said;
-        if exempt || listener.credentials != Credentials::Ignored {
+        // Where `identity` has a slip in it, that is told, and likely all there is to mend.
+        let asks = listener.credentials != Credentials::Ignored || !sheet.identity_known;
+        if exempt || asks {
             continue;
         }
-        let port = listener.address.port();
+        let switched_off = typed.identity.as_ref().is_some_and(|at| !at.value) && identity.knows_anybody();
+        let asked_for_certificates = listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+        let first = if switched_off {
+            "take out `identity: false`"
+        } else if asked_for_certificates {
+            "add `identity: { certificates: { from: uri } }`, by which clients are who their certificates say"
+        } else {
+            "add `identity: { keys: { file: keys.yaml } }` (make a key with `tidegate keys new`)"
+        };
         let remedy = format!(
-            "add `identity: {{ keys: {{ file: keys.yaml }} }}` (make a key with `tidegate keys new`), listen on \
-             `127.0.0.1:{port}`, or write `allow_anonymous: true` here if something else keeps strangers out"
+            "{first}, listen on `127.0.0.1:{}`, or write `allow_anonymous: true` here if something else keeps strangers out",
+            listener.address.port()
         );
         let message = format!("listener `{}` is open to other machines and asks nobody who they are", listener.name);
         sheet.error(typed.address.place, message, remedy);
@@ -89,6 +99,8 @@ mod tests {
     }
 
     const KEYS: &str = "identity: { keys: { file: keys.yaml } }";
+    const TLS: &str = "tls: { certificates: [{ folder: /t }] }";
+    const MUTUAL: &str = "tls: { certificates: [{ folder: /t }], client_certificates: { ca_file: /ca } }";
     const OPEN: &str = "1:listener `main` is open to other machines and asks nobody who they are";
 
     #[test]
@@ -98,10 +110,9 @@ mod tests {
             assert_eq!(told(&at, ""), [OPEN], "{address}");
             assert_eq!(told(&format!("{at}, identity: false"), KEYS), [OPEN], "{address}");
             for fine in [
-                told(&at, KEYS),
-                told(&at, "identity: { certificates: { from: uri } }"),
+                told(&format!("{at}, {TLS}"), KEYS),
+                told(&format!("{at}, {MUTUAL}"), "identity: { certificates: { from: uri } }"),
                 told(&format!("{at}, allow_anonymous: true"), ""),
-                told(&format!("{at}, allow_anonymous: true"), KEYS),
                 told(&format!("{at}, identity: false, allow_anonymous: true"), KEYS),
                 told(&format!("{at}, protocol: ext-proc"), ""),
             ] {
@@ -110,6 +121,32 @@ mod tests {
         }
         for address in ["127.0.0.1:1", "127.9.9.9:1", "\"[::1]:1\""] {
             assert_eq!(told(&format!("address: {address}"), ""), [] as [&str; 0], "{address}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_for_an_open_listener_is_the_one_that_fits_what_is_there() {
+        let remedy = |listener: &str, rest: &str| {
+            let text = format!(
+                "listeners: [{{ name: main, address: 0.0.0.0:1, {listener} }}]\n\
+                 pools: [{{ name: p, endpoints: [{{ url: \"http://10.0.0.1:8000\" }}] }}]\n{rest}\n"
+            );
+            let problems = load("t", &text).unwrap_err().problems;
+            let open = problems.into_iter().find(|it| it.message.contains("asks nobody"));
+            open.map(|it| it.remedy.split(", listen on").next().unwrap().to_owned())
+        };
+        let keys = "add `identity: { keys: { file: keys.yaml } }` (make a key with `tidegate keys new`)";
+        assert_eq!(remedy("", "").as_deref(), Some(keys));
+        assert_eq!(remedy("identity: false", KEYS).as_deref(), Some("take out `identity: false`"));
+        assert!(remedy(MUTUAL, "").unwrap().starts_with("add `identity: { certificates: { from: uri } }`"));
+        for slip in [
+            "identity: { keys: keys.yaml }",
+            "identity: { jwt: [{ issuer: \"https://a\" }] }",
+            "identity: { keyz: { file: keys.yaml } }",
+            "identity: { something: 1 }",
+            "identitty: { keys: { file: keys.yaml, x: 1 } }",
+        ] {
+            assert_eq!(remedy("", slip), None, "what is wrong there is told, and nothing that is not so: {slip}");
         }
     }
 

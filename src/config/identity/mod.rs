@@ -8,6 +8,7 @@ mod check;
 mod door;
 mod key_file;
 mod moment;
+mod strange;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ pub use door::Credentials;
 pub(super) use door::{credentials, unguarded};
 pub use key_file::{KeyHash, KeyRecord, MAX_KEY_FILE, parse_keys};
 pub use moment::{moment, shown_moment};
+pub(super) use strange::strange;
 
 use super::{tree::At, units::Span};
 

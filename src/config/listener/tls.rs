@@ -1,9 +1,12 @@
 //! What a listener shows and asks for when it speaks TLS: as typed, and as checked.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
 
 use crate::config::tree::At;
 
@@ -60,11 +63,39 @@ pub enum TlsVersion {
 #[serde(deny_unknown_fields, expecting = "a map, such as `{ certificates: [ { folder: /etc/tidegate/tls } ] }`")]
 pub(in crate::config) struct ListenerTlsFile {
     /// What it shows, by the name that a client asks for; the first to whoever asks for none of them.
-    pub(in crate::config) certificates: At<Vec<At<KeyPairFile>>>,
+    #[schemars(with = "Vec<KeyPairFile>")]
+    pub(in crate::config) certificates: At<CertificatesFile>,
     /// Whether clients are asked for a certificate. Default: they are not.
     pub(in crate::config) client_certificates: Option<ClientCertificatesFile>,
     /// The oldest version spoken: "1.2" or "1.3", in quotes. Default: "1.2".
     pub(in crate::config) min_version: Option<TlsVersion>,
+}
+
+/// What may be shown.
+#[derive(Debug)]
+pub(in crate::config) struct CertificatesFile(pub(in crate::config) Vec<At<KeyPairFile>>);
+
+impl<'de> Deserialize<'de> for CertificatesFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+
+        impl<'de> Visitor<'de> for List {
+            type Value = CertificatesFile;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a list, such as `[ { cert_file: tls.crt, key_file: tls.key } ]`")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<CertificatesFile, A::Error> {
+                let mut all = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    all.push(item);
+                }
+                Ok(CertificatesFile(all))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 /// A certificate and its key, read again when they change: `folder`, or both files.

@@ -175,8 +175,15 @@ fn redis(file: &RedisFile, sheet: &mut Sheet) -> Redis {
     let url = file.url.value.trim();
     let rest = url.strip_prefix("redis://");
     if rest.is_none_or(str::is_empty) {
-        let message = format!("`{url}` is not where a Redis is");
-        sheet.error(file.url.place, message, "write one such as `redis://10.0.0.5:6379` or `redis://redis:6379/2`");
+        let (message, remedy) = if url.starts_with("rediss://") {
+            let remedy =
+                "write `redis://` and keep it within a network of yours, or put a TLS tunnel beside the gateway";
+            ("TLS to Redis is not offered".to_owned(), remedy)
+        } else {
+            let remedy = "write one such as `redis://10.0.0.5:6379` or `redis://redis:6379/2`";
+            (format!("`{url}` is not where a Redis is"), remedy)
+        };
+        sheet.error(file.url.place, message, remedy);
     }
     if rest.is_some_and(|rest| rest.contains('@')) {
         sheet.error(
@@ -205,6 +212,7 @@ mod tests {
     use crate::config::load;
 
     const BASE: &str = "listeners: [{ name: a, address: 127.0.0.1:8081 }]
+identity: { keys: { file: keys.yaml } }
 pools: [{ name: vllm, endpoints: [{ url: \"http://10.0.0.1:8000\" }] }]
 models: [{ modelName: m, poolRef: vllm }]
 api: { serve_reported_models: false }
@@ -268,6 +276,8 @@ quotas:
             ("  prices: [{ modelName: m, output_per_million: -1 }]\n", "is no price"),
             ("  tenants: [{ name: a, limits: {} }, { name: a, limits: {} }]\n", "two tenants"),
             ("  redis: { url: \"http://x\" }\n", "not where a Redis is"),
+            ("  redis: { url: \"rediss://x\" }\n", "TLS to Redis is not offered"),
+            ("  all: { tokens_per_minute: 10k }\n", "write a whole number, such as 10000"),
             ("  redis: { url: \"redis://:secret@x\" }\n", "password stands in this URL"),
             ("  redis: { url: \"redis://x\", prefix: \"a b\" }\n", "cannot begin"),
             ("  all: { requests_per_minute: -1 }\n", "requests_per_minute"),

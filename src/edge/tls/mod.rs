@@ -23,11 +23,12 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use self::{
     clients::Names,
-    shown::{Shown, Source},
+    shown::{New, Shown, Source},
 };
 use crate::{
     admission::PeerCertificate,
-    certificates::{Authorities, LOOK_EVERY, follow_authorities, follow_pair, made_here, provider},
+    certificates::{Authorities, LOOK_EVERY, Pair, follow_authorities, follow_pair, made_here, provider},
+    clock,
     config::{ClientCertificates, ListenerTls, TlsVersion},
     telemetry::{CertificateMetrics, Name},
 };
@@ -100,15 +101,26 @@ impl Tls {
 
     /// Takes over what the files hold whenever that changes; what cannot be used is told of, and the one before stays.
     pub async fn follow_forever(self, listener: Name, metrics: CertificateMetrics) {
-        self.tell_ends(&listener, &metrics);
+        for (file, pair) in self.0.shown.in_use() {
+            tell_untimely(&listener, &file, &pair);
+            metrics.ends(&listener, &file, pair.not_after);
+        }
         loop {
             sleep(LOOK_EVERY).await;
-            let mut new = false;
             for (file, looked) in self.look() {
                 match looked {
-                    Ok(()) => {
-                        tracing::info!(listener = &*listener.0, file, "a new certificate is in use");
-                        new = true;
+                    Ok(New::Certificate(pair)) => {
+                        let (not_after, names) = (pair.ends(), few(&pair.names));
+                        tracing::info!(listener = &*listener.0, file, not_after, names, "a new certificate is in use");
+                        tell_untimely(&listener, &file, &pair);
+                        metrics.ends(&listener, &file, pair.not_after);
+                    }
+                    Ok(New::Authorities) => {
+                        tracing::info!(
+                            listener = &*listener.0,
+                            file,
+                            "new authorities for clients' certificates are in use"
+                        );
                     }
                     Err(error) => {
                         tracing::warn!(listener = &*listener.0, %error, "a certificate's files cannot be used; the one before stays");
@@ -116,20 +128,11 @@ impl Tls {
                     }
                 }
             }
-            if new {
-                self.tell_ends(&listener, &metrics);
-            }
-        }
-    }
-
-    fn tell_ends(&self, listener: &Name, metrics: &CertificateMetrics) {
-        for (file, not_after) in self.0.shown.ends() {
-            metrics.ends(listener, &file, not_after);
         }
     }
 
     /// What changed since it was last asked, by file: in use from now on, or why not.
-    fn look(&self) -> Vec<(String, io::Result<()>)> {
+    fn look(&self) -> Vec<(String, io::Result<New>)> {
         let mut looked = self.0.shown.look();
         if let Some(clients) = &self.0.clients {
             let file = clients.authorities.path().display().to_string();
@@ -142,9 +145,27 @@ impl Tls {
         looked
     }
 
-    fn believe_anew(&self, clients: &Clients) -> io::Result<()> {
+    fn believe_anew(&self, clients: &Clients) -> io::Result<New> {
         self.0.config.store(Arc::new(config(&self.0.shown, Some(clients), self.0.min_version)?));
-        Ok(())
+        Ok(New::Authorities)
+    }
+}
+
+/// A certificate that clients refuse is in use nevertheless: there is no better one.
+fn tell_untimely(listener: &Name, file: &str, pair: &Pair) {
+    if let Some(why) = pair.untimely(clock::wall()) {
+        tracing::warn!(listener = &*listener.0, file, "{why}");
+    }
+}
+
+/// The first of a certificate's names: some have hundreds.
+fn few(names: &[String]) -> String {
+    /// As many as fit a line.
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(",");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 

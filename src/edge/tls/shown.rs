@@ -27,6 +27,15 @@ impl Source {
     }
 }
 
+/// What is in use from now on.
+#[derive(Debug)]
+pub(super) enum New {
+    /// A certificate of ours.
+    Certificate(Arc<Pair>),
+    /// Those who vouch for clients.
+    Authorities,
+}
+
 /// All that may be shown.
 #[derive(Debug)]
 pub(super) struct Shown {
@@ -47,22 +56,22 @@ impl Shown {
         Self { sources, table }
     }
 
-    /// The files' names, and when each certificate ends.
-    pub(super) fn ends(&self) -> impl Iterator<Item = (String, i64)> {
+    /// The files' names, and the certificate that is in use of each.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = (String, Arc<Pair>)> {
         self.sources.iter().filter_map(|source| match source {
-            Source::Files(files) => Some((files.path().display().to_string(), files.now().not_after)),
+            Source::Files(files) => Some((files.path().display().to_string(), files.now())),
             Source::MadeHere(_) => None,
         })
     }
 
     /// Looks at the files again: those that changed, and those that could not be used.
-    pub(super) fn look(&self) -> Vec<(String, io::Result<()>)> {
+    pub(super) fn look(&self) -> Vec<(String, io::Result<New>)> {
         let mut looked = Vec::new();
         for source in &self.sources {
             let Source::Files(files) = source else { continue };
             match files.look() {
                 Ok(false) => {}
-                Ok(true) => looked.push((files.path().display().to_string(), Ok(()))),
+                Ok(true) => looked.push((files.path().display().to_string(), Ok(New::Certificate(files.now())))),
                 Err(error) => looked.push((files.path().display().to_string(), Err(error))),
             }
         }

@@ -6,10 +6,10 @@ use http::HeaderMap;
 
 use super::Peer;
 use crate::{
-    admission::{Caller, Credential, Stranger, credential, of_certificate},
+    admission::{Caller, Credential, Stranger, credential, names, of_certificate},
     clock,
     config::Credentials,
-    gateway::{House, ListenerPolicy, Policy, proxy::headers::FAIRNESS},
+    gateway::{House, ListenerPolicy, Policy, proxy::headers::FAIRNESS, rejection::shortened},
 };
 
 /// Who asks at `listener`, or why nobody is let in.
@@ -39,6 +39,40 @@ pub(in crate::gateway) async fn identify(
             Ok(Arc::new(Caller { tenant, ..caller }))
         }
     }
+}
+
+/// What may be told in the log of somebody who is not let in: whose key it is that is good no more, or which names a
+/// certificate has that nobody here knows. Neither is secret.
+pub(in crate::gateway) fn unmasked(
+    house: &House,
+    policy: &Policy,
+    (headers, peer): (&HeaderMap, &Peer),
+    stranger: Stranger,
+) -> Option<Known> {
+    let known = &policy.config.identity;
+    match stranger {
+        Stranger::DisabledKey | Stranger::Expired => match credential(headers, None, known.reads_headers()) {
+            Ok(Credential::Secret(secret)) => house.keyring.once_of(secret.reveal()).map(Known::Caller),
+            _ => None,
+        },
+        Stranger::UnknownName => {
+            let names = names(peer.certificate()?, known.certificates.as_ref()?.from);
+            let few = names.iter().take(NAMES).map(|name| shortened(name)).collect::<Vec<_>>().join(",");
+            Some(Known::Names(if few.is_empty() { "none of that kind".to_owned() } else { few }))
+        }
+        _ => None,
+    }
+}
+
+/// How many names of a certificate are shown: it has one, if somebody made it for this.
+const NAMES: usize = 3;
+
+/// What is known of somebody who is not let in.
+pub(in crate::gateway) enum Known {
+    /// Whose key it was.
+    Caller(Arc<Caller>),
+    /// What a certificate says.
+    Names(String),
 }
 
 /// Who asks where nothing is shown: whom a gateway names that is believed, else nobody in particular.

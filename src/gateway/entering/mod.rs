@@ -5,6 +5,6 @@ mod identity;
 mod peer;
 mod whose;
 
-pub(super) use identity::{identify, told};
+pub(super) use identity::{Known, identify, told, unmasked};
 pub use peer::Peer;
 pub(super) use whose::whose;

@@ -64,7 +64,7 @@ pub(super) async fn choose(
     let Whole { head, body, noted } = whole;
     let head = Head::read(head, noted);
     let caller = told(&story.house, &story.listener, &head.headers);
-    receipt.caller = Some(Arc::clone(&caller));
+    receipt.caller = Some(Arc::clone(&caller)).filter(|it| !Arc::ptr_eq(it, &story.listener.anonymous));
     let story = &Story { caller, ..story.clone() };
     let id = request_id(&head.headers);
     receipt.request_id = id;

@@ -23,7 +23,7 @@ use self::relay::Relay;
 use super::{
     CurrentPolicy, House, Peer, body,
     decide::Pick,
-    entering::{cors, identify, whose},
+    entering::{Known, cors, identify, unmasked, whose},
     reading::{AnswerHead, Asking},
     receipt::{Outcome, Receipt},
     rejection::Rejection,
@@ -122,7 +122,14 @@ impl Desk {
             Ok(caller) => (caller, None),
             Err(stranger) => (Arc::clone(&listener.anonymous), Some(stranger)),
         };
-        receipt.caller = Some(Arc::clone(&caller)).filter(|_| stranger.is_none());
+        match stranger.map(|stranger| unmasked(&self.house, &policy, (request.headers(), &peer), stranger)) {
+            // Where nobody is asked, that nobody has said who it is tells nothing.
+            None if listener.credentials == Credentials::Ignored && Arc::ptr_eq(&caller, &listener.anonymous) => {}
+            None => receipt.caller = Some(Arc::clone(&caller)),
+            Some(Some(Known::Caller(known))) => receipt.caller = Some(known),
+            Some(Some(Known::Names(names))) => receipt.certificate = Some(names.into()),
+            Some(None) => {}
+        }
         let story = Story { house: self.house, policy, listener, caller };
         let mut dialect = Dialect::OpenAi;
         let told = story.guarded(pin!(story.tell(request, stranger, &mut receipt, &mut dialect))).await;

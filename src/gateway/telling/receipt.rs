@@ -50,6 +50,8 @@ pub(in crate::gateway) struct Receipt {
     pub(in crate::gateway) caller: Option<Arc<Caller>>,
     /// What was asked for by name, where it was refused: path or model, as the client wrote it, shortened.
     pub(in crate::gateway) asked: Option<String>,
+    /// The names of a certificate that nobody knows.
+    pub(in crate::gateway) certificate: Option<Box<str>>,
     pub(in crate::gateway) received: Instant,
     pub(in crate::gateway) read: Option<Instant>,
     pub(in crate::gateway) added: Option<Duration>,
@@ -105,6 +107,7 @@ impl Receipt {
             client: None,
             caller: None,
             asked: None,
+            certificate: None,
             received: clock::now(),
             read: None,
             added: None,
@@ -229,7 +232,7 @@ impl Receipt {
             metrics.shed.get_or_create(&PoolReasonLabels { pool: shed.pool.clone(), reason }).inc();
         }
         let (endpoint, code) = (self.endpoint, self.code());
-        if let Some(caller) = self.caller.as_ref().filter(|it| &*it.tenant != Caller::ANONYMOUS) {
+        if let Some(caller) = &self.caller {
             metrics.identity.ended(&caller.tenant, code, self.usage);
         }
         let Some(tally) = &self.tally else {
@@ -262,8 +265,9 @@ impl Receipt {
             request_id = self.request_id.to_str().unwrap_or_default(),
             listener = &*self.listener.0,
             client = self.client.as_ref().map(Peer::shown),
-            tenant = Some(self.tenant()).filter(|it| *it != Caller::ANONYMOUS),
+            tenant = self.caller.as_ref().map(|it| &*it.tenant),
             key = self.caller.as_ref().and_then(|it| it.key.as_deref()),
+            certificate = self.certificate.as_deref(),
             asked = self.asked.as_deref(),
             endpoint = self.endpoint,
             model = self.model(),

@@ -122,6 +122,7 @@ struct Line {
     broken: Notify,
     made: Notify,
     metrics: SharedMetrics,
+    outage: config::Outage,
 }
 
 impl std::fmt::Debug for Shared {
@@ -137,8 +138,8 @@ impl Shared {
     /// If the URL is none.
     pub fn start(settings: &config::Redis, metrics: SharedMetrics, tasks: &Tasks) -> io::Result<Self> {
         settings.url.as_str().into_connection_info().map_err(io::Error::other)?;
-        let (broken, made) = (Notify::new(), Notify::new());
-        let line = Arc::new(Line { connection: ArcSwapOption::empty(), broken, made, metrics });
+        let (connection, outage) = (ArcSwapOption::empty(), settings.outage);
+        let line = Arc::new(Line { connection, broken: Notify::new(), made: Notify::new(), metrics, outage });
         let (settlements, queue) = mpsc::channel(QUEUE);
         tasks.spawn_until_stop(connect_forever(settings.clone(), Arc::clone(&line)));
         let batch = Vec::with_capacity(BATCH);
@@ -221,7 +222,7 @@ impl Line {
     /// Nobody asks until a connection was made and answered.
     fn fails(&self, why: &str) {
         if self.connection.swap(None).is_some() {
-            tracing::warn!(why, "the shared counts of limits do not answer");
+            tracing::warn!(why, meanwhile = meanwhile(self.outage), "the shared counts of limits do not answer");
             self.metrics.up.set(0);
         }
         self.broken.notify_one();
@@ -279,7 +280,7 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
                 line.broken.notified().await;
             }
             Err(error) => {
-                tell_unreachable(&settings.url, &error, std::mem::replace(&mut told, true));
+                tell_unreachable(&settings, &error, std::mem::replace(&mut told, true));
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -287,11 +288,32 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
     }
 }
 
-fn tell_unreachable(url: &str, error: &io::Error, again: bool) {
+fn tell_unreachable(settings: &config::Redis, error: &io::Error, again: bool) {
+    let (url, meanwhile) = (&settings.url, meanwhile(settings.outage));
     if again {
         tracing::debug!(url, %error, "the shared counts of limits still cannot be reached");
     } else {
-        tracing::warn!(url, %error, "the shared counts of limits cannot be reached");
+        tracing::warn!(url, %error, meanwhile, "the shared counts of limits cannot be reached");
+    }
+}
+
+/// What happens to requests until they answer, with the word of the configuration that says so.
+fn meanwhile(outage: config::Outage) -> &'static str {
+    match outage {
+        config::Outage::Local => "outage: local, this gateway counts for itself",
+        config::Outage::Allow => "outage: allow, nobody is refused for a limit",
+        config::Outage::Refuse => "outage: refuse, whoever has a limit is refused",
+    }
+}
+
+/// Why Redis did not let us in, with what to do about it.
+fn refused(error: redis::RedisError) -> io::Error {
+    match error.code() {
+        Some("NOAUTH") => {
+            io::Error::other(format!("{error}; write the password into a file, and name that as `password_file`"))
+        }
+        Some("WRONGPASS") => io::Error::other(format!("{error}; look at what is in `password_file`")),
+        _ => io::Error::other(error),
     }
 }
 
@@ -307,8 +329,8 @@ async fn connect(settings: &config::Redis) -> io::Result<MultiplexedConnection> 
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(settings.timeout));
     let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-    let mut connection = connection.map_err(io::Error::other)?;
-    redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(io::Error::other)?;
+    let mut connection = connection.map_err(refused)?;
+    redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(refused)?;
     Ok(connection)
 }
 
