@@ -2,6 +2,9 @@
 //!
 //! A body carries its share of the budget with it: the last of its clones to go, be it a retry's or the one that the
 //! connection to the pod still writes from, gives the share back. What answers hold back counts in the same budget.
+//!
+//! Of what all may hold together one tenant that is known has no more than a part: with slow connections one could hold all
+//! of it otherwise, and nobody else's body would be read.
 
 use std::{
     sync::{
@@ -12,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -21,10 +25,15 @@ use tokio::time::timeout;
 use super::rejection::Rejection;
 use crate::config::Limits;
 
+/// One tenant's bodies have at most one in so many bytes of those that all may have: where two come, each can.
+const TENANT_SHARE: u64 = 2;
+
 /// Bytes of all buffered bodies together.
 #[derive(Debug)]
 pub struct BodyBudget {
     held: AtomicU64,
+    /// Of each tenant that is known and holds any.
+    tenants: DashMap<Arc<str>, u64>,
     limit: AtomicU64,
     shown: Gauge,
 }
@@ -32,7 +41,7 @@ pub struct BodyBudget {
 impl BodyBudget {
     /// Nothing held; `shown` follows what is.
     pub fn new(limit: u64, shown: Gauge) -> Self {
-        Self { held: AtomicU64::new(0), limit: AtomicU64::new(limit), shown }
+        Self { held: AtomicU64::new(0), tenants: DashMap::new(), limit: AtomicU64::new(limit), shown }
     }
 
     /// Another bound; bodies already held stay.
@@ -51,7 +60,22 @@ impl BodyBudget {
 
     /// A share that holds nothing yet.
     pub(super) fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), bytes: 0 }
+        Share { budget: Arc::clone(self), bytes: 0, tenant: None }
+    }
+
+    /// Whether there is room for so many more of a tenant's bytes; they are counted then.
+    fn take_for(&self, tenant: &Arc<str>, more: u64) -> bool {
+        let mut held = self.tenants.entry(Arc::clone(tenant)).or_default();
+        let fits = held.saturating_add(more) <= self.limit.load(Relaxed) / TENANT_SHARE;
+        if fits {
+            *held += more;
+        }
+        fits
+    }
+
+    fn give_back_for(&self, tenant: &Arc<str>, less: u64) {
+        self.tenants.entry(Arc::clone(tenant)).and_modify(|held| *held = held.saturating_sub(less));
+        self.tenants.remove_if(tenant, |_, held| *held == 0);
     }
 
     /// `bytes` with their share, if there is room for them.
@@ -66,20 +90,37 @@ impl BodyBudget {
 pub(super) struct Share {
     budget: Arc<BodyBudget>,
     bytes: u64,
+    /// Whose it is, if that is known.
+    tenant: Option<Arc<str>>,
 }
 
 impl Share {
+    /// The same, `tenant`'s.
+    fn of(mut self, tenant: Option<Arc<str>>) -> Self {
+        self.tenant = tenant;
+        self
+    }
+
     /// Holds so many bytes from now on. `false` if there is no room for them: then it holds what it held.
     pub(super) fn hold(&mut self, bytes: u64) -> bool {
         let budget = &self.budget;
         if let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) {
+            if self.tenant.as_ref().is_some_and(|tenant| !budget.take_for(tenant, more)) {
+                return false;
+            }
             let fits = |held: u64| held.checked_add(more).filter(|held| *held <= budget.limit.load(Relaxed));
             if budget.held.fetch_update(Relaxed, Relaxed, fits).is_err() {
+                if let Some(tenant) = &self.tenant {
+                    budget.give_back_for(tenant, more);
+                }
                 return false;
             }
             budget.shown.inc_by(i64::try_from(more).unwrap_or(i64::MAX));
         } else if bytes < self.bytes {
             let less = self.bytes - bytes;
+            if let Some(tenant) = &self.tenant {
+                budget.give_back_for(tenant, less);
+            }
             budget.held.fetch_sub(less, Relaxed);
             budget.shown.dec_by(i64::try_from(less).unwrap_or(i64::MAX));
         }
@@ -111,12 +152,12 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Reads `body` to its end.
+/// Reads `body`, which is `tenant`'s if that is known, to its end.
 pub(super) async fn read(
     body: Incoming,
     limits: &Limits,
     within: Duration,
-    budget: &Arc<BodyBudget>,
+    (budget, tenant): (&Arc<BodyBudget>, Option<Arc<str>>),
 ) -> Result<Bytes, Rejection> {
     let limit = limits.body.0;
     let announced = body.size_hint().exact();
@@ -128,7 +169,7 @@ pub(super) async fn read(
     }
     // What is announced is looked at, not held: else a few clients that announce much and send nothing would keep
     // everybody else out.
-    let mut share = budget.share();
+    let mut share = budget.share().of(tenant);
     let bytes = timeout(within, collect(body, &mut share, limit)).await.map_err(|_| Rejection::BodyTimeout)??;
     Ok(share.with(bytes))
 }
@@ -181,6 +222,21 @@ mod tests {
         assert_eq!((budget.held(), budget.shown.get()), (90, 90));
         drop(one);
         assert_eq!((budget.held(), budget.shown.get()), (0, 0));
+    }
+
+    #[test]
+    fn one_tenant_holds_no_more_than_half_of_what_all_may() {
+        let budget = Arc::new(BodyBudget::new(100, Gauge::default()));
+        let share = |tenant: &str| budget.share().of(Some(tenant.into()));
+        let (mut one, mut more, mut other) = (share("one"), share("one"), share("other"));
+        assert!(one.hold(30) && more.hold(20));
+        assert!(!more.hold(21), "half of all");
+        assert!(other.hold(50) && !other.hold(51), "and the other half is another's");
+        assert!(one.hold(10) && !budget.share().hold(21), "all together as before");
+        drop((one, more));
+        assert!(share("one").hold(50));
+        drop(other);
+        assert_eq!((budget.held(), budget.tenants.len()), (0, 0), "nobody is remembered who holds nothing");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn explain(
     }
     let matter = Matter::new(house, listener, ask, body, Wishes { caller: Some(&**caller), ..wishes })?;
     let (now, limits) = (clock::now(), &policy.config.waiting);
-    let refused = spending::would_refuse(house, policy, caller, &matter);
+    let refused = spending::would_refuse(house, policy, caller, &matter, (ask, body));
     let (explanation, saturation) = (matter.explain(listener, now), matter.saturation(now));
     let waits = matter.must_wait(house, limits, now).then(|| {
         let (ahead, expected) = house.waiting.before(&matter.pool, matter.asked(limits), limits.timeout);

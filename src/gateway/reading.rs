@@ -348,7 +348,7 @@ impl Reading {
         {
             self.house.homes.remember(self.receipt.tenant(), id, &self.pick.verdict.pod.id);
         }
-        self.receipt.took(usage, &self.pick.verdict.pod);
+        self.receipt.took(usage, told_its_end, &self.pick.verdict.pod);
         if self.receipt.outcome == Outcome::Open && came_to_its_end {
             match bad_end {
                 Some(why) => self.broke_off(why),

@@ -1,7 +1,10 @@
 //! What a request may use up, as the desk sees it: reserved before it goes anywhere, and settled by what its receipt
 //! knows when it closes, however that comes about.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use super::{
     House, Policy,
@@ -13,10 +16,10 @@ use super::{
 use crate::{
     admission::{Caller, Demand, Granted, Hold, Mode, Moment, Plan, Refusal, Scope, Spent, Standing},
     clock,
-    config::{Money, Outage, Price},
+    config::{Config, Money, Outage, Price},
     fleet::Pod,
     keys::{Reserved, Shared, Ticket},
-    openai::Usage,
+    openai::{Ask, BesideText, Usage},
     telemetry::{Name, SpendLabels},
 };
 
@@ -25,6 +28,10 @@ const SPARE: u64 = 32;
 
 /// One in so many more than estimated: bytes a token differ by a fifth between prose and code.
 const SPARE_SHARE: u64 = 4;
+
+/// Tokens of an image, a sound or a file in a prompt, whose bytes say little. OpenAI counts 765 to 1,105 for an image in
+/// high detail, Qwen2-VL 1,280 for a million pixels.
+const BESIDE_TEXT: u32 = 1_000;
 
 /// What one request holds, and what is needed to settle it.
 pub(super) struct Spending {
@@ -38,6 +45,10 @@ pub(super) struct Spending {
     labels: SpendLabels,
     /// Requests on its pod when its answer began and when it ended, itself among them.
     beside: [u64; 2],
+    /// Whether it only asks about a response: it is a request, and takes neither tokens nor money.
+    only_asks: bool,
+    /// Whether its answer said why it ended, whatever became of the rest.
+    told_its_end: bool,
 }
 
 /// Now, by both clocks.
@@ -47,30 +58,72 @@ pub fn moment() -> Moment {
 }
 
 impl Story {
-    /// Takes what `matter` will likely use up of its callers' limits; `receipt` holds it.
-    pub(super) async fn reserve_quotas(&self, matter: &Matter, receipt: &mut Receipt) -> Result<(), Rejection> {
+    /// Refuses who has had all requests of this minute, or has as many at once as it may, before anything of the request is
+    /// held. Where several gateways count together only they know.
+    pub(super) fn look_at_quotas(&self) -> Result<(), Rejection> {
+        let plan = Plan::of(&self.policy.config.quotas, &self.caller, None);
+        if plan.is_empty() || self.house.shared.is_some() {
+            return Ok(());
+        }
+        let looked = self.house.counts.reserve(&plan, &Demand::default(), Mode::Look, &moment());
+        looked.map(drop).map_err(|refusal| self.refused_by(refusal))
+    }
+
+    /// Takes what `matter` will likely use up of its callers' limits; `receipt` holds it. It is what `ask` says in `body`.
+    pub(super) async fn reserve_quotas(
+        &self,
+        matter: &Matter,
+        (ask, body): (&Ask, &[u8]),
+        receipt: &mut Receipt,
+    ) -> Result<(), Rejection> {
         let quotas = &self.policy.config.quotas;
-        let model = &matter.route.client_model;
-        let (plan, price) = (Plan::of(quotas, &self.caller, model), quotas.prices.get(model).copied());
+        let model = billed(&self.policy.config, &matter.route.client_model);
+        let (plan, price) = (Plan::of(quotas, &self.caller, Some(model)), quotas.prices.get(model).copied());
         if plan.is_empty() && price.is_none() {
             return Ok(());
         }
-        let demand = demand(matter, price);
+        let demand = demand(matter, ask.beside_text(body), price);
+        self.reserve_plan(&plan, demand, price, receipt).await
+    }
+
+    /// The same for a request about a response: whatever that took is paid by who asked for it.
+    pub(super) async fn reserve_visit(&self, receipt: &mut Receipt) -> Result<(), Rejection> {
+        let plan = Plan::of(&self.policy.config.quotas, &self.caller, None);
+        if !plan.is_empty() {
+            self.reserve_plan(&plan, Demand::default(), None, receipt).await?;
+        }
+        if let Some(spending) = &mut receipt.spending {
+            spending.only_asks = true;
+        }
+        Ok(())
+    }
+
+    async fn reserve_plan(
+        &self,
+        plan: &Plan,
+        demand: Demand,
+        price: Option<Price>,
+        receipt: &mut Receipt,
+    ) -> Result<(), Rejection> {
         let granted = match &self.house.shared {
             // Boxed, because few need its room.
-            Some(shared) => Box::pin(self.reserve_together(shared, &plan, &demand)).await,
-            None => self.house.counts.reserve(&plan, &demand, Mode::Enforce, &moment()).map(|it| (it, None)),
+            Some(shared) => Box::pin(self.reserve_together(shared, plan, &demand)).await,
+            None => self.house.counts.reserve(plan, &demand, Mode::Enforce, &moment()).map(|it| (it, None)),
         };
-        let (Granted { hold, standing, would }, ticket) = granted.map_err(|refusal| {
-            self.house.note_refusal(&refusal, true);
-            Rejection::Quota(refusal)
-        })?;
+        let (Granted { hold, standing, would }, ticket) = granted.map_err(|refusal| self.refused_by(refusal))?;
         for refusal in &would {
             self.house.note_refusal(refusal, false);
         }
         let labels = SpendLabels { tenant: self.tenant_label(), model: receipt.model().unwrap_or_default().into() };
-        receipt.spending = Some(Box::new(Spending { hold, ticket, standing, demand, price, labels, beside: [1; 2] }));
+        let (beside, only_asks, told_its_end) = ([1; 2], false, false);
+        let spending = Spending { hold, ticket, standing, demand, price, labels, beside, only_asks, told_its_end };
+        receipt.spending = Some(Box::new(spending));
         Ok(())
+    }
+
+    fn refused_by(&self, refusal: Box<Refusal>) -> Rejection {
+        self.house.note_refusal(&refusal, true);
+        Rejection::Quota(refusal)
     }
 
     /// The same where several gateways count together. Here it is counted as well, so that there is something to go by
@@ -115,11 +168,34 @@ impl Story {
 
 /// Which limit would refuse `matter`, if `caller` asked now. Nothing is taken, and where several gateways count together,
 /// only this one's counts are looked at.
-pub(super) fn would_refuse(house: &House, policy: &Policy, caller: &Caller, matter: &Matter) -> Option<Box<Refusal>> {
+pub(super) fn would_refuse(
+    house: &House,
+    policy: &Policy,
+    caller: &Caller,
+    matter: &Matter,
+    (ask, body): (&Ask, &[u8]),
+) -> Option<Box<Refusal>> {
     let quotas = &policy.config.quotas;
-    let model = &matter.route.client_model;
-    let (plan, price) = (Plan::of(quotas, caller, model), quotas.prices.get(model).copied());
-    house.counts.reserve(&plan, &demand(matter, price), Mode::Look, &moment()).err()
+    let model = billed(&policy.config, &matter.route.client_model);
+    let (plan, price) = (Plan::of(quotas, caller, Some(model)), quotas.prices.get(model).copied());
+    let demand = demand(matter, ask.beside_text(body), price);
+    house.counts.reserve(&plan, &demand, Mode::Look, &moment()).err()
+}
+
+/// Under which name a model's limits and price are found. Where pods report a name that only one model has among its
+/// targets, and nothing is said of the name itself, asking for it by that name is asking for that model.
+fn billed<'a>(config: &'a Config, name: &'a Arc<str>) -> &'a Arc<str> {
+    let quotas = &config.quotas;
+    let models = || config.models.iter().chain(&config.pool_models);
+    let is_own = || quotas.models.contains_key(name) || quotas.prices.contains_key(name);
+    if (quotas.models.is_empty() && quotas.prices.is_empty()) || is_own() || models().any(|it| it.name == *name) {
+        return name;
+    }
+    let mut leading = models().filter(|it| it.targets.iter().any(|target| target.name == *name));
+    match (leading.next(), leading.next()) {
+        (Some(model), None) => &model.name,
+        _ => name,
+    }
 }
 
 impl House {
@@ -144,8 +220,10 @@ impl std::fmt::Display for Named<'_> {
 
 /// What `matter` will likely take: its prompt as estimated, and as long an answer as its client allows or as answers of
 /// its pool have, whichever is less.
-fn demand(matter: &Matter, price: Option<Price>) -> Demand {
-    let (input, output) = matter.tokens();
+fn demand(matter: &Matter, beside: BesideText, price: Option<Price>) -> Demand {
+    let (_, output) = matter.tokens();
+    let input = matter.pool.tokens(matter.prompt_bytes.saturating_sub(beside.bytes));
+    let input = input.saturating_add(beside.parts.saturating_mul(BESIDE_TEXT));
     // A prompt's length is a guess by its bytes, and templates add what no client wrote.
     let (spare, output) = (u64::from(input) / SPARE_SHARE + SPARE, u64::from(output));
     let input = u64::from(input);
@@ -175,11 +253,13 @@ impl Receipt {
         }
     }
 
-    /// Its answer is over, and `pod` said that it took this.
-    pub(super) fn took(&mut self, usage: Option<Usage>, pod: &Pod) {
+    /// Its answer is over, and `pod` said that it took this, and perhaps why it ended.
+    pub(super) fn took(&mut self, usage: Option<Usage>, told_its_end: bool, pod: &Pod) {
         self.usage = usage;
-        if let Some(Spending { beside: [_, last], .. }) = self.spending.as_deref_mut() {
+        if let Some(spending) = &mut self.spending {
+            let [_, last] = &mut spending.beside;
             *last = pod.ledger.in_flight().max(1);
+            spending.told_its_end = told_its_end;
         }
     }
 }
@@ -200,10 +280,13 @@ impl Spending {
     /// What it took, and how much of its prompt was cached.
     fn spent(&self, receipt: &Receipt, now: &Moment) -> (Spent, u64) {
         let Demand { input, output, cost, .. } = self.demand;
+        let only_asked = Spent { requests: 1, ..Spent::default() };
+        if self.only_asks {
+            return (only_asked, 0);
+        }
         if receipt.attempts == 0 {
             return (Spent::default(), 0);
         }
-        let only_asked = Spent { requests: 1, ..Spent::default() };
         let reserved = Spent { requests: 1, input, output, cost: cost.unwrap_or_default() };
         let answered = receipt.status.is_none_or(|status| status < 300);
         let seen = u64::from(receipt.tokens);
@@ -219,9 +302,15 @@ impl Spending {
         }
         let said = receipt.usage.unwrap_or_default();
         let told = Usage { completion_tokens: said.completion_tokens.filter(|_| complete), ..said };
-        let input = told.prompt_tokens.map_or(input, u64::from);
-        // Of an answer that broke off its pod may have said less than came.
-        let output = told.completion_tokens.map_or(seen.max(said.completion_tokens.unwrap_or(0).into()), u64::from);
+        // Of an answer that broke off its pod may have said less than came; and of one that was whole but for its usage
+        // nobody pays less than was reserved, or leaving just then would be worth while.
+        let least = if self.told_its_end && said.completion_tokens.is_none() { output } else { 0 };
+        let output =
+            told.completion_tokens.map_or(seen.max(said.completion_tokens.unwrap_or(0).into()).max(least), u64::from);
+        let input = match told.prompt_tokens.map(u64::from) {
+            Some(told) if complete => told,
+            told => told.unwrap_or(0).max(input),
+        };
         let cached = u64::from(told.cached_tokens.unwrap_or(0));
         let cost = self.price.map_or(Money(0), |price| match price {
             Price::Tokens(price) => price.cost(input, cached, output),

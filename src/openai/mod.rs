@@ -17,7 +17,7 @@ mod text;
 mod usage;
 mod watch;
 
-pub use ask::Ask;
+pub use ask::{Ask, BesideText};
 pub use body_watch::BodyWatch;
 pub use endpoint::{Asked, Dialect, Endpoint, PathProblem, classify};
 pub use error::{ErrorBody, Malformed, Reported};

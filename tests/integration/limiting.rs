@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tidegate::app::Reloaded;
 
 use super::harness::{
-    Call, Gateway, Plan, RawPod, SimPod, chat, chat_stream,
+    Call, Gateway, Plan, RawClient, RawPod, SimPod, chat, chat_stream,
     envoy::{Envoy, Talk, answer_head, body, head},
     events, eventually,
     lines::{Lines, told},
-    whole_json,
+    sse_head, whole_json,
 };
 
 /// A currency in which a token costs one.
@@ -313,4 +313,85 @@ async fn envoy_is_told_the_same() {
         open == 0.0
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_is_over_its_limit_is_refused_before_anything_of_its_body_is_read() {
+    let pod = SimPod::start().await;
+    let gateway = limited(&pod, "each_tenant: { requests_per_minute: 1 }").start().await;
+    assert_eq!(chat("hi", 1).send(gateway.addr).await.status(), 200);
+    let mut client = RawClient::connect(gateway.addr).await;
+    client.say("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n").await;
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 429 ") && head.contains("x-tidegate-refused: rate_limit\r\n"), "{head}");
+    let labels = ["scope=\"tenant\"", "limit=\"requests_per_minute\""];
+    assert_eq!(gateway.counted("tidegate_quota_refusals_total", &labels).await, 1.0);
+}
+
+#[tokio::test]
+async fn asking_for_a_response_is_a_request_and_takes_no_tokens() {
+    let pod = SimPod::start().await;
+    let quotas = format!(
+        "all: {{ requests_per_minute: 2, concurrent_requests: 1, budget_per_month: 100000 }}\n  {A_TOKEN_COSTS_ONE}"
+    );
+    let gateway = limited(&pod, &quotas).start().await;
+    let made =
+        Call::post("/v1/responses", r#"{"model":"m","input":"hi","max_output_tokens":2}"#).send(gateway.addr).await;
+    let path = format!("/v1/responses/{}", made.json().await["id"].as_str().unwrap());
+    gateway.quiet().await;
+    let paid = used(&gateway, "budget_per_month").await;
+    let seen = Call::get(&path).send(gateway.addr).await;
+    assert_eq!((seen.status(), seen.header("x-ratelimit-remaining-requests")), (200, Some("0")));
+    drop(seen);
+    gateway.quiet().await;
+    assert!(paid > 0.0 && used(&gateway, "requests_per_minute").await > 1.5);
+    assert_eq!([used(&gateway, "budget_per_month").await, used(&gateway, "concurrent_requests").await], [paid, 0.0]);
+    for call in [Call::get(&path), Call::post(&format!("{path}/cancel"), "")] {
+        let refused = call.send(gateway.addr).await;
+        assert_eq!(refused.header("x-tidegate-refused"), Some("rate_limit"));
+        assert_eq!(refused.error(429).await["code"], "rate_limit_exceeded");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_is_asked_for_by_the_name_pods_know_it_by_costs_the_same() {
+    let pod = SimPod::start().await;
+    let quotas = "all: { budget_per_month: 100000 }\n  prices: [{ modelName: alias, input_per_million: 1000000, \
+                  output_per_million: 1000000 }]\n  models: [{ modelName: alias, limits: { requests_per_minute: 2 } }]";
+    let alias = "{ modelName: alias, poolRef: pods, targetModels: [{ name: m }] }";
+    let gateway = limited(&pod, quotas).models(&[alias]).start().await;
+    gateway.sees_all_pods().await;
+    eventually("the pod's models", || gateway.pods().iter().all(|pod| pod.serves("m") == Some(true))).await;
+    let tokens = tokens_of(chat("hello", 3).send(gateway.addr).await).await;
+    gateway.quiet().await;
+    assert_eq!(used(&gateway, "budget_per_month").await, tokens);
+    let alias = r#"{"model":"alias","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
+    assert_eq!(Call::post("/v1/chat/completions", alias).send(gateway.addr).await.status(), 200);
+    let error = chat("hi", 1).send(gateway.addr).await.error(429).await;
+    assert!(error["message"].as_str().unwrap().starts_with("model 'alias' may use 2 requests per minute"), "{error}");
+}
+
+#[tokio::test]
+async fn who_leaves_between_the_end_of_an_answer_and_its_usage_pays_no_less_than_was_reserved() {
+    let mut pod = RawPod::start().await;
+    let quotas = format!("quotas:\n  all: {{ budget_per_month: 1000000 }}\n  {A_TOKEN_COSTS_ONE}");
+    let gateway = Gateway::over([pod.endpoint()]).pool("metrics: { interval: 1h }").yaml(&quotas).start().await;
+    let image = r#"{"type":"image_url","image_url":{"url":"https://e.example/1.png"}}"#;
+    let body = format!(
+        r#"{{"model":"m","stream":true,"max_tokens":40,"messages":[{{"role":"user","content":[{image},{image},{image}]}}]}}"#
+    );
+    let asking = Call::post("/v1/chat/completions", body).begin(gateway.addr);
+    let mut asked = pod.asked().await;
+    asked.say(sse_head()).await;
+    asked.chunk("data: {\"choices\":[{\"delta\":{\"content\":\"forty words at once\"}}]}\n\n").await;
+    asked.chunk("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n").await;
+    let mut leaving = asking.await.unwrap();
+    let mut came = String::new();
+    while !came.contains("stop") {
+        came.push_str(std::str::from_utf8(&leaving.piece().await.unwrap().unwrap()).unwrap());
+    }
+    drop(leaving);
+    gateway.quiet().await;
+    let paid = used(&gateway, "budget_per_month").await;
+    assert!((3_040.0..3_100.0).contains(&paid), "three images, and forty tokens that it may have had: {paid}");
 }

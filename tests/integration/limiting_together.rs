@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use redis::aio::MultiplexedConnection;
+
 use super::harness::{Gateway, SimPod, chat, chat_stream, eventually};
 
 /// A currency in which a token costs one.
@@ -57,6 +59,23 @@ impl Redis {
         let nanos: Option<f64> =
             ask.arg("{tidegate}:spent:tenant:anonymous").arg("ma").query_async(&mut connection).await.unwrap();
         nanos.unwrap_or(0.0) / 1e9
+    }
+
+    async fn connect(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(format!("redis://{}", self.address)).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// As the operating system does to whom it gives no time: connections stand, and nobody answers.
+    fn hangs(&self, hangs: bool) {
+        let signal = if hangs { "STOP" } else { "CONT" };
+        let told = Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.server.id())]).status();
+        assert!(told.unwrap().success());
+    }
+
+    /// How many of all are open.
+    async fn open(&self) -> u64 {
+        redis::cmd("ZCARD").arg("{tidegate}:open:all:").query_async(&mut self.connect().await).await.unwrap()
     }
 
     /// Every key and how long it has.
@@ -184,4 +203,76 @@ async fn while_redis_is_away_the_operators_word_holds_and_then_it_is_asked_again
     }
     // It has forgotten all, and what it says counts.
     assert_eq!([status(&local).await, status(&allow).await, status(&refuse).await], [200, 200, 429]);
+}
+
+#[tokio::test]
+async fn who_leaves_while_redis_is_asked_has_spent_nothing_and_is_not_open() {
+    let Some(redis) = Redis::start().await else { return };
+    let pod = SimPod::start().await;
+    let quotas = format!(
+        "all: {{ concurrent_requests: 5, tokens_per_minute: 100000 }}\n  \
+         tenants: [{{ name: anonymous, limits: {{ budget_per_month: 100000 }} }}]\n  {A_TOKEN_COSTS_ONE}"
+    );
+    let gateway = gateway(&pod, &quotas, &redis.section("refuse")).await;
+    let mut connection = redis.connect().await;
+    let pause = redis::cmd("CLIENT").arg("PAUSE").arg(60_000).arg("WRITE").clone();
+    pause.query_async::<()>(&mut connection).await.unwrap();
+    for _ in 0..3 {
+        let leaving = chat("hello", 100).begin(gateway.addr);
+        // It came as far as Redis, which holds it back.
+        for _ in 0..5_000 {
+            let told: String = redis::cmd("INFO").arg("clients").query_async(&mut connection).await.unwrap();
+            let open = gateway.running.house.requests_open.load(std::sync::atomic::Ordering::Relaxed);
+            if open == 1 && told.contains("blocked_clients:1") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        leaving.abort();
+        gateway.quiet().await;
+    }
+    redis::cmd("CLIENT").arg("UNPAUSE").query_async::<()>(&mut connection).await.unwrap();
+    let reply = chat("hello", 3).send(gateway.addr).await;
+    assert_eq!(reply.status(), 200);
+    let taken = reply.json().await["usage"]["total_tokens"].as_f64().unwrap();
+    gateway.quiet().await;
+    let (mut spent, mut open) = (0.0, 0);
+    for _ in 0..2_000 {
+        (spent, open) = (redis.spent().await, redis.open().await);
+        if (spent, open) == (taken, 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!((spent, open), (taken, 0));
+}
+
+#[tokio::test]
+async fn a_redis_that_hung_for_a_moment_locks_nobody_out_afterwards() {
+    let Some(redis) = Redis::start().await else { return };
+    let pod = SimPod::start().await;
+    let section = redis.section("local").replace("timeout: 10s", "timeout: 500ms");
+    let gateway = gateway(&pod, "all: { concurrent_requests: 3 }", &section).await;
+    redis.hangs(true);
+    // Each asks, is not answered and is served by what is known here; its question is still in the connection.
+    let calls: Vec<_> = (0..3).map(|_| chat("hello", 1).begin(gateway.addr)).collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().status(), 200);
+    }
+    gateway.quiet().await;
+    is_up(&gateway, 0).await;
+    redis.hangs(false);
+    is_up(&gateway, 1).await;
+    let mut open = u64::MAX;
+    for _ in 0..5_000 {
+        open = redis.open().await;
+        let settled = redis.keys().await.iter().filter(|(name, _)| name.starts_with("{tidegate}:of:")).count();
+        if open == 0 && settled == 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(open, 0, "what nobody waited for any more was undone");
+    assert_eq!(chat("hello", 1).send(gateway.addr).await.status(), 200);
+    assert_eq!(gateway.counted("tidegate_shared_counts_lost_settlements_total", &[]).await, 0.0);
 }

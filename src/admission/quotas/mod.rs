@@ -52,8 +52,8 @@ pub struct Moment {
     pub unix: Duration,
 }
 
-/// What a request will likely take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request will likely take. By default it counts as a request and takes nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Tokens of its prompt, as estimated.
     pub input: u64,

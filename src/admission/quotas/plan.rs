@@ -28,8 +28,8 @@ pub struct Counted {
 }
 
 impl Plan {
-    /// What counts for `caller`, who asks for `model` by the name that clients use.
-    pub fn of(quotas: &Quotas, caller: &Caller, model: &Arc<str>) -> Self {
+    /// What counts for `caller`, who asks for `model` by the name that clients use, or for none.
+    pub fn of(quotas: &Quotas, caller: &Caller, model: Option<&Arc<str>>) -> Self {
         let mut scopes = SmallVec::new();
         let mut add = |scope: &dyn Fn() -> Scope, quota: Option<&Arc<Quota>>, named| {
             if let Some(quota) = quota {
@@ -37,7 +37,9 @@ impl Plan {
             }
         };
         add(&|| Scope::All, quotas.all.as_ref(), true);
-        add(&|| Scope::Model(Arc::clone(model)), quotas.models.get(model), true);
+        if let Some(model) = model {
+            add(&|| Scope::Model(Arc::clone(model)), quotas.models.get(model), true);
+        }
         let own = quotas.tenants.get(&caller.tenant);
         add(&|| Scope::Tenant(Arc::clone(&caller.tenant)), own.or(quotas.each_tenant.as_ref()), own.is_some());
         if let Some(key) = &caller.key {

@@ -94,7 +94,9 @@ impl Meters {
             let (least, taken) = wanted(demand, limit, size);
             if least > size {
                 note(limit, size, Relief::Never { needs: least });
-            } else if let Some(wait) = bucket.wait(size, taken as f64) {
+            } else if taken > 0
+                && let Some(wait) = bucket.wait(size, taken as f64)
+            {
                 note(limit, size, Relief::After(wait));
             }
         }

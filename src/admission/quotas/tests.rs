@@ -26,7 +26,7 @@ fn tokens(limit: u64) -> Arc<Quota> {
 }
 
 fn plan(quotas: &Quotas, tenant: &str) -> Plan {
-    Plan::of(quotas, &caller(tenant, Some("k1")), &"m".into())
+    Plan::of(quotas, &caller(tenant, Some("k1")), Some(&"m".into()))
 }
 
 fn demand(input: u64, output: u64) -> Demand {

@@ -82,7 +82,11 @@ pub(super) async fn choose(
     let body = story.house.bodies.keep(body)?;
     match (asked.endpoint, asked.id) {
         (Endpoint::Models | Endpoint::ModelById, _) => story.list_models(asked).map(Told::ByUs),
-        (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) => revisit(story, &head, body, id, receipt),
+        (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) => {
+            let told = revisit(story, &head, body, id, receipt)?;
+            story.reserve_visit(receipt).await?;
+            Ok(told)
+        }
         (endpoint, _) => send(story, rules, (&head, endpoint), body, receipt).await,
     }
 }
@@ -119,7 +123,7 @@ async fn send(
         let number = xxh3_64(subset.join(",").as_bytes());
         matter.only_among(number, move |pod| subset.iter().any(|allowed| names(allowed, pod.address())));
     }
-    story.reserve_quotas(&matter, receipt).await?;
+    story.reserve_quotas(&matter, (&ask, &body), receipt).await?;
     shed(&matter, &story.policy.config.waiting, receipt)?;
     let wants_usage = story.wants_usage(receipt);
     let before = body.as_ptr();

@@ -176,15 +176,19 @@ impl Story {
         if matches!(asked.endpoint, Endpoint::Models | Endpoint::ModelById) {
             return self.list_models(asked).map(Told::ByUs);
         }
-        let body = body::read(body, &config.limits, config.timeouts.body_read, &self.house.bodies).await?;
+        self.look_at_quotas()?;
+        let known = Some(&self.caller.tenant).filter(|_| self.listener.credentials != Credentials::Ignored).cloned();
+        let body = body::read(body, &config.limits, config.timeouts.body_read, (&self.house.bodies, known)).await?;
         receipt.read = Some(clock::now());
         receipt.body_bytes = body.len();
         if let (Endpoint::ResponseById | Endpoint::ResponseCancel, Some(id)) = (asked.endpoint, asked.id) {
             let id = id.to_owned();
-            return self.revisit(head, body, &id, receipt);
+            let told = self.revisit(head, body, &id, receipt)?;
+            self.reserve_visit(receipt).await?;
+            return Ok(told);
         }
         let (ask, matter) = self.matter(endpoint, &head.headers, &body, receipt)?;
-        self.reserve_quotas(&matter, receipt).await?;
+        self.reserve_quotas(&matter, (&ask, &body), receipt).await?;
         shed(&matter, &config.waiting, receipt)?;
         let wants_usage = self.wants_usage(receipt);
         let forward = self.may_forward(&matter.pool.config());

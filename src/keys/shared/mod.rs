@@ -2,7 +2,9 @@
 //! it.
 //!
 //! While Redis does not answer it is not asked: the first failure closes the way, and it opens again once a connection was
-//! made and answered. What happens to requests meanwhile is not decided here.
+//! made and answered. What happens to requests meanwhile is not decided here. What is to be settled waits until then, and so
+//! does what is to be undone: reservations of which nobody heard whether they were made, because whoever asked has left or
+//! the answer took too long. Both may be sent twice and count once.
 
 mod scripts;
 
@@ -18,8 +20,8 @@ use tokio::{
 
 use crate::{clock, config, tasks::Tasks};
 
-/// Settlements that wait for Redis: a second of a busy gateway's. Those beyond are lost, and what they had reserved stays
-/// counted.
+/// Settlements that wait for Redis: a second of a busy gateway's, and of most others' as long as Redis is ever away. Those
+/// beyond are lost, and what they had reserved stays counted.
 const QUEUE: usize = 10_000;
 
 /// Settlements in one round trip.
@@ -70,15 +72,13 @@ pub struct Stand {
     pub level: f64,
     /// Whether what was wanted fits.
     pub fits: bool,
-    stayed: f64,
-    mark: f64,
 }
 
 /// A reservation, to be settled.
 #[derive(Debug)]
 pub struct Ticket {
     id: String,
-    meters: Vec<(Meter, Stand)>,
+    meters: Vec<Meter>,
 }
 
 /// What came of a reservation.
@@ -92,7 +92,8 @@ pub struct Reserved {
 
 struct Settlement {
     ticket: Ticket,
-    used: Vec<f64>,
+    /// Of each meter; `None` if nothing of it is to have happened.
+    used: Option<Vec<f64>>,
 }
 
 /// What is told of the connection.
@@ -119,6 +120,7 @@ pub struct Shared {
 struct Line {
     connection: ArcSwapOption<MultiplexedConnection>,
     broken: Notify,
+    made: Notify,
     metrics: SharedMetrics,
     outage: config::Outage,
 }
@@ -137,11 +139,12 @@ impl Shared {
     pub fn start(settings: &config::Redis, metrics: SharedMetrics, tasks: &Tasks) -> io::Result<Self> {
         settings.url.as_str().into_connection_info().map_err(io::Error::other)?;
         let (connection, outage) = (ArcSwapOption::empty(), settings.outage);
-        let line = Arc::new(Line { connection, broken: Notify::new(), metrics, outage });
+        let line = Arc::new(Line { connection, broken: Notify::new(), made: Notify::new(), metrics, outage });
         let (settlements, queue) = mpsc::channel(QUEUE);
         tasks.spawn_until_stop(connect_forever(settings.clone(), Arc::clone(&line)));
-        let (stopping, prefix) = (tasks.clone(), settings.prefix.clone());
-        tasks.spawn(settle_all(queue, Arc::clone(&line), prefix, stopping));
+        let batch = Vec::with_capacity(BATCH);
+        let settler = Settler { queue, batch, line: Arc::clone(&line), prefix: settings.prefix.clone() };
+        tasks.spawn(settler.work(tasks.clone()));
         let reserve = Script::new(scripts::RESERVE);
         Ok(Self { prefix: settings.prefix.clone(), outage: settings.outage, reserve, line, settlements })
     }
@@ -161,7 +164,7 @@ impl Shared {
         let id: u64 = rand::RngExt::random(&mut clock::rng());
         let id = format!("{id:016x}");
         let mut script = self.reserve.prepare_invoke();
-        script.arg(&id);
+        script.key(key_of(&self.prefix, &id)).arg(&id);
         for meter in &meters {
             let (kind, index) = meter.kind.word();
             script.key(meter.key(&self.prefix));
@@ -172,9 +175,9 @@ impl Shared {
         let stands = answer.map(|answer| stands(&answer));
         match stands {
             Ok(Some((fits, stands))) => {
-                let meters: Vec<_> = given_up.meters.take().unwrap_or_default().into_iter().zip(stands).collect();
+                let meters = given_up.meters.take().unwrap_or_default();
                 let ticket = fits.then(|| Ticket { id: given_up.id.clone(), meters: meters.clone() });
-                Some(Reserved { meters, ticket })
+                Some(Reserved { meters: meters.into_iter().zip(stands).collect(), ticket })
             }
             Ok(None) => self.failed("its answer cannot be read"),
             Err(error) => self.failed(&error.to_string()),
@@ -189,15 +192,18 @@ impl Shared {
 
     /// Of a reservation's meters so much was `used`, by their letters. Nobody waits for it.
     pub fn settle(&self, ticket: Ticket, used: impl Fn(&'static str) -> f64) {
-        let used = ticket.meters.iter().map(|(meter, _)| used(meter.field)).collect();
-        if self.settlements.try_send(Settlement { ticket, used }).is_err() {
+        let used = ticket.meters.iter().map(|meter| used(meter.field)).collect();
+        self.put(Settlement { ticket, used: Some(used) });
+    }
+
+    fn put(&self, settlement: Settlement) {
+        if self.settlements.try_send(settlement).is_err() {
             self.line.metrics.lost.inc();
         }
     }
 }
 
-/// A reservation of which nobody heard whether it was made: whoever asked has left, or it took too long. What counts those
-/// that are open is set right; the rest leaks.
+/// A reservation of which nobody heard whether it was made: whoever asked has left, or it took too long. It is undone.
 struct GivenUp<'a> {
     shared: &'a Shared,
     id: String,
@@ -207,12 +213,8 @@ struct GivenUp<'a> {
 impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
         let Some(meters) = self.meters.take() else { return };
-        let open = meters.into_iter().filter(|meter| meter.kind == MeterKind::Open);
-        let stand = Stand { level: 0.0, fits: true, stayed: 0.0, mark: 0.0 };
-        let meters: Vec<_> = open.map(|meter| (meter, stand)).collect();
-        if !meters.is_empty() {
-            self.shared.settle(Ticket { id: std::mem::take(&mut self.id), meters }, |_| 0.0);
-        }
+        let ticket = Ticket { id: std::mem::take(&mut self.id), meters };
+        self.shared.put(Settlement { ticket, used: None });
     }
 }
 
@@ -227,6 +229,11 @@ impl Line {
     }
 }
 
+/// What is known of a reservation. In braces: a cluster keeps all keys on one node, where one script reaches them.
+fn key_of(prefix: &str, id: &str) -> String {
+    format!("{{{prefix}}}:of:{id}")
+}
+
 impl Meter {
     fn key(&self, prefix: &str) -> String {
         let kind = match self.kind {
@@ -234,7 +241,6 @@ impl Meter {
             MeterKind::Window(_) => "spent",
             MeterKind::Open => "open",
         };
-        // In braces: a cluster keeps all of them on one node, where one script reaches them.
         format!("{{{prefix}}}:{kind}:{}", self.scope)
     }
 }
@@ -253,10 +259,8 @@ impl MeterKind {
 fn stands(answer: &[String]) -> Option<(bool, Vec<Stand>)> {
     let (fits, rest) = answer.split_first()?;
     let number = |text: &String| text.parse::<f64>().ok();
-    let (each, []) = rest.as_chunks::<4>() else { return None };
-    let stand = |[level, stayed, mark, fits]: &[String; 4]| {
-        Some(Stand { level: number(level)?, stayed: number(stayed)?, mark: number(mark)?, fits: fits == "1" })
-    };
+    let (each, []) = rest.as_chunks::<2>() else { return None };
+    let stand = |[level, fits]: &[String; 2]| Some(Stand { level: number(level)?, fits: fits == "1" });
     Some((fits == "1", each.iter().map(stand).collect::<Option<_>>()?))
 }
 
@@ -271,6 +275,7 @@ async fn connect_forever(settings: config::Redis, line: Arc<Line>) {
                 tracing::info!(url = settings.url, "limits are counted together with other gateways");
                 line.connection.store(Some(Arc::new(connection)));
                 line.metrics.up.set(1);
+                line.made.notify_one();
                 (pause, told) = (PAUSE, false);
                 line.broken.notified().await;
             }
@@ -329,56 +334,71 @@ async fn connect(settings: &config::Redis) -> io::Result<MultiplexedConnection> 
     Ok(connection)
 }
 
-/// Settles what is in the queue, many at once, until the gateway stops; then the rest.
-async fn settle_all(mut queue: mpsc::Receiver<Settlement>, line: Arc<Line>, prefix: String, tasks: Tasks) {
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
+/// Settles what is in the queue, many at once.
+struct Settler {
+    queue: mpsc::Receiver<Settlement>,
+    /// Those that are on their way.
+    batch: Vec<Settlement>,
+    line: Arc<Line>,
+    prefix: String,
+}
+
+impl Settler {
+    /// Until the gateway stops; then the rest.
+    async fn work(mut self, tasks: Tasks) {
         tokio::select! {
-            biased;
-            many = queue.recv_many(&mut batch, BATCH) => {
-                if many == 0 {
-                    return;
-                }
-                settle(&line, &prefix, &mut batch).await;
-            }
+            () = self.settle_all() => {}
             () = tasks.stopped() => {
-                queue.close();
-                let rest = async {
-                    while queue.recv_many(&mut batch, BATCH).await > 0 {
-                        settle(&line, &prefix, &mut batch).await;
-                    }
-                };
-                _ = timeout(LAST, rest).await;
+                self.queue.close();
+                if timeout(LAST, self.settle_all()).await.is_err() {
+                    self.line.metrics.lost.inc_by((self.batch.len() + self.queue.len()) as u64);
+                }
+            }
+        }
+    }
+
+    /// May be given up anywhere and begun again: a batch stays until Redis has answered.
+    async fn settle_all(&mut self) {
+        loop {
+            while !self.batch.is_empty() {
+                match self.line.connection.load_full() {
+                    Some(connection) => self.settle(&connection).await,
+                    None => self.line.made.notified().await,
+                }
+            }
+            if self.queue.recv_many(&mut self.batch, BATCH).await == 0 {
                 return;
             }
         }
     }
-}
 
-async fn settle(line: &Line, prefix: &str, batch: &mut Vec<Settlement>) {
-    let many = batch.len();
-    let mut pipe = redis::pipe();
-    for Settlement { ticket, used } in batch.drain(..) {
-        let command = pipe.cmd("EVAL").arg(scripts::SETTLE).arg(ticket.meters.len());
-        for (meter, _) in &ticket.meters {
-            command.arg(meter.key(prefix));
+    async fn settle(&mut self, connection: &MultiplexedConnection) {
+        let mut pipe = redis::pipe();
+        for Settlement { ticket, used } in &self.batch {
+            let command = pipe.cmd("EVAL").arg(scripts::SETTLE).arg(ticket.meters.len() + 1);
+            command.arg(key_of(&self.prefix, &ticket.id));
+            for meter in &ticket.meters {
+                command.arg(meter.key(&self.prefix));
+            }
+            command.arg(&ticket.id).arg(if used.is_some() { "settle" } else { "undo" });
+            for (n, meter) in ticket.meters.iter().enumerate() {
+                let (kind, index) = meter.kind.word();
+                let used = used.as_ref().and_then(|used| used.get(n)).copied().unwrap_or_default();
+                command.arg(kind).arg(meter.field).arg(meter.limit).arg(meter.amount).arg(index).arg(used);
+            }
+            pipe.ignore();
         }
-        command.arg(&ticket.id);
-        for ((meter, stand), used) in ticket.meters.iter().zip(used) {
-            let (kind, _) = meter.kind.word();
-            command.arg(kind).arg(meter.field).arg(meter.limit).arg(meter.amount).arg(used);
-            command.arg(stand.stayed).arg(stand.mark);
+        let sent = pipe.query_async::<()>(&mut connection.clone()).await;
+        let Err(error) = sent else { return self.batch.clear() };
+        self.line.fails(&error.to_string());
+        if error.is_io_error() {
+            // A connection that is made and breaks at once is no reason to hurry.
+            sleep(PAUSE).await;
+        } else {
+            // What it does not want it will not want another time either. What was reserved stays counted: rather too much
+            // than too little.
+            self.line.metrics.lost.inc_by(self.batch.len() as u64);
+            self.batch.clear();
         }
-        pipe.ignore();
-    }
-    let connection = line.connection.load_full();
-    let sent = match connection {
-        Some(connection) => pipe.query_async::<()>(&mut (*connection).clone()).await.map_err(|error| error.to_string()),
-        None => Err("there is no connection".to_owned()),
-    };
-    if let Err(why) = sent {
-        // What was reserved stays counted: rather too much than too little.
-        line.metrics.lost.inc_by(many as u64);
-        line.fails(&why);
     }
 }

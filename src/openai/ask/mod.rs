@@ -5,6 +5,8 @@
 //! keys, so a body with two models would be routed by one and run by the other. What only the engine needs to
 //! understand (the shape of messages, sampling parameters, nesting) is left for the engine to judge.
 
+mod measure;
+
 use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -17,6 +19,8 @@ use super::{
     multipart,
     text::{self, Kind},
 };
+
+pub use measure::BesideText;
 
 /// Facts about one request. Every span points into the body that it was parsed from.
 #[derive(Clone, Debug)]
@@ -39,7 +43,7 @@ pub struct Ask {
     pub goes_on: bool,
     /// The most tokens to generate, if the client said.
     pub max_tokens: Option<u32>,
-    /// How many answers to one prompt (`n`), if the client said.
+    /// How many answers there will be (`n`, and each of several prompts), if the client said.
     pub choices: Option<u32>,
     /// The session that the body names: `session_id`, else `user`.
     pub session: Option<String>,
@@ -77,9 +81,8 @@ impl Ask {
         ask.include_usage = top.get("stream_options").map_or(Ok(false), asks_usage)?;
         let part = |(key, kind): &(&str, Kind)| Some(Part { kind: *kind, span: top.span(top.get(key)?) });
         ask.prompt = prompt_keys(endpoint).iter().filter_map(part).collect();
-        let length_keys = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
-        ask.max_tokens = length_keys.iter().find_map(|key| top.count(key));
-        ask.choices = top.count("n");
+        ask.max_tokens = measure::most_tokens(endpoint, &top);
+        ask.choices = measure::choices(endpoint, &top);
         ask.goes_on = goes_on(endpoint, &top);
         ask.session = top.word("session_id").or_else(|| top.word("user"));
         ask.cache_salt = top.word("cache_salt");
@@ -282,8 +285,7 @@ impl<'a> Top<'a> {
 
     /// A count; one too large to matter is the largest.
     fn count(&self, key: &str) -> Option<u32> {
-        let count: u64 = self.get(key)?.get().parse().ok()?;
-        Some(u32::try_from(count).unwrap_or(u32::MAX))
+        measure::count(self.get(key)?.get())
     }
 
     pub(super) fn span(&self, raw: &RawValue) -> Range<usize> {
@@ -438,7 +440,7 @@ mod tests {
     #[test]
     fn each_endpoint_has_its_own_prompt() {
         let body = r#"{"model":"m","input":"I","instructions":"S","system":"Y","messages":"M","prompt":"P","query":"Q",
-            "documents":"D","text_1":"1","text_2":"2","tokens":"T","tools":"O","max_output_tokens":99999999999,
+            "documents":"D","text_1":"1","text_2":"2","tokens":"T","tools":"O","max_output_tokens":99999999999,"max_tokens":99999999999,
             "previous_response_id":"resp_1"}"#;
         for (endpoint, expected) in [
             (Endpoint::ChatCompletions, "OM"),
