@@ -104,15 +104,18 @@ impl Desk {
         let peer = whose(peer, request.headers(), &listener.network);
         let admitted = listener.network.admits(peer.address().ip());
         receipt.client = Some(peer.clone());
+        let fields = policy.config.limits.header_fields;
         if !admitted {
-            return Ok(refuse(&Rejection::Denied, receipt, Dialect::OpenAi));
+            // The connection stays for others that its proxy brings, unless it cannot be told where the next one begins.
+            let why = front::check(&request.into_parts().0, fields).err().unwrap_or(Rejection::Denied);
+            return Ok(refuse(&why, receipt, Dialect::OpenAi));
         }
         let page =
             listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
         if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
             let (head, _) = request.into_parts();
             // It is the same connection: what another reader would frame otherwise is no preflight either.
-            return Ok(match front::check(&head, policy.config.limits.header_fields) {
+            return Ok(match front::check(&head, fields) {
                 Ok(()) => answer::preflight(cors::preflight(cors, &head.headers), receipt),
                 Err(rejection) => refuse(&rejection, receipt, Dialect::OpenAi),
             });

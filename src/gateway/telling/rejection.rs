@@ -343,7 +343,6 @@ impl Rejection {
                 | Self::Unclear(_)
                 | Self::NotHttp
                 | Self::ClearText
-                | Self::Denied
                 | Self::HeadTooLarge
                 | Self::TargetTooLong
                 | Self::Expectation
