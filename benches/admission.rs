@@ -146,7 +146,7 @@ fn quotas(criterion: &mut Criterion) {
     let demand = Demand { input: 800, spare: 232, output: 300, cost: Some(Money(1_000)) };
     let spent = Spent { requests: 1, input: 790, output: 120, cost: Money(700) };
     let once = |caller: &Caller| {
-        let plan = Plan::of(quotas, caller, &model);
+        let plan = Plan::of(quotas, caller, Some(&model));
         let granted = counts.reserve(&plan, &demand, Mode::Enforce, &now()).unwrap();
         granted.hold.settle(black_box(&spent), &now());
     };
@@ -154,7 +154,7 @@ fn quotas(criterion: &mut Criterion) {
     criterion.bench_function("quotas/four scopes", |bencher| bencher.iter(|| once(&caller)));
     let none = config::Quotas::default();
     criterion.bench_function("quotas/none", |bencher| {
-        bencher.iter(|| Plan::of(black_box(&none), &caller, &model).is_empty());
+        bencher.iter(|| Plan::of(black_box(&none), &caller, Some(&model)).is_empty());
     });
     let mut headers = HeaderMap::new();
     headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", key(7_777))).unwrap());
