@@ -7,6 +7,7 @@
 //! the answer took too long. Both may be sent twice and count once.
 
 mod scripts;
+mod settling;
 
 use std::{fs, io, sync::Arc, time::Duration};
 
@@ -15,26 +16,21 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo as _, Script, aio::MultiplexedConnection};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
+use self::settling::Settler;
 use crate::{clock, config, tasks::Tasks};
 
 /// Settlements that wait for Redis: a second of a busy gateway's, and of most others' as long as Redis is ever away. Those
 /// beyond are lost, and what they had reserved stays counted.
 const QUEUE: usize = 10_000;
 
-/// Settlements in one round trip.
-const BATCH: usize = 64;
-
 /// The first pause before another connection is tried.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long the last settlements have when the gateway stops.
-const LAST: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to be made, whatever a question may.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -142,8 +138,7 @@ impl Shared {
         let line = Arc::new(Line { connection, broken: Notify::new(), made: Notify::new(), metrics, outage });
         let (settlements, queue) = mpsc::channel(QUEUE);
         tasks.spawn_until_stop(connect_forever(settings.clone(), Arc::clone(&line)));
-        let batch = Vec::with_capacity(BATCH);
-        let settler = Settler { queue, batch, line: Arc::clone(&line), prefix: settings.prefix.clone() };
+        let settler = Settler::new(queue, Arc::clone(&line), settings.prefix.clone());
         tasks.spawn(settler.work(tasks.clone()));
         let reserve = Script::new(scripts::RESERVE);
         Ok(Self { prefix: settings.prefix.clone(), outage: settings.outage, reserve, line, settlements })
@@ -332,73 +327,4 @@ async fn connect(settings: &config::Redis) -> io::Result<MultiplexedConnection> 
     let mut connection = connection.map_err(refused)?;
     redis::cmd("PING").query_async::<()>(&mut connection).await.map_err(refused)?;
     Ok(connection)
-}
-
-/// Settles what is in the queue, many at once.
-struct Settler {
-    queue: mpsc::Receiver<Settlement>,
-    /// Those that are on their way.
-    batch: Vec<Settlement>,
-    line: Arc<Line>,
-    prefix: String,
-}
-
-impl Settler {
-    /// Until the gateway stops; then the rest.
-    async fn work(mut self, tasks: Tasks) {
-        tokio::select! {
-            () = self.settle_all() => {}
-            () = tasks.stopped() => {
-                self.queue.close();
-                if timeout(LAST, self.settle_all()).await.is_err() {
-                    self.line.metrics.lost.inc_by((self.batch.len() + self.queue.len()) as u64);
-                }
-            }
-        }
-    }
-
-    /// May be given up anywhere and begun again: a batch stays until Redis has answered.
-    async fn settle_all(&mut self) {
-        loop {
-            while !self.batch.is_empty() {
-                match self.line.connection.load_full() {
-                    Some(connection) => self.settle(&connection).await,
-                    None => self.line.made.notified().await,
-                }
-            }
-            if self.queue.recv_many(&mut self.batch, BATCH).await == 0 {
-                return;
-            }
-        }
-    }
-
-    async fn settle(&mut self, connection: &MultiplexedConnection) {
-        let mut pipe = redis::pipe();
-        for Settlement { ticket, used } in &self.batch {
-            let command = pipe.cmd("EVAL").arg(scripts::SETTLE).arg(ticket.meters.len() + 1);
-            command.arg(key_of(&self.prefix, &ticket.id));
-            for meter in &ticket.meters {
-                command.arg(meter.key(&self.prefix));
-            }
-            command.arg(&ticket.id).arg(if used.is_some() { "settle" } else { "undo" });
-            for (n, meter) in ticket.meters.iter().enumerate() {
-                let (kind, index) = meter.kind.word();
-                let used = used.as_ref().and_then(|used| used.get(n)).copied().unwrap_or_default();
-                command.arg(kind).arg(meter.field).arg(meter.limit).arg(meter.amount).arg(index).arg(used);
-            }
-            pipe.ignore();
-        }
-        let sent = pipe.query_async::<()>(&mut connection.clone()).await;
-        let Err(error) = sent else { return self.batch.clear() };
-        self.line.fails(&error.to_string());
-        if error.is_io_error() {
-            // A connection that is made and breaks at once is no reason to hurry.
-            sleep(PAUSE).await;
-        } else {
-            // What it does not want it will not want another time either. What was reserved stays counted: rather too much
-            // than too little.
-            self.line.metrics.lost.inc_by(self.batch.len() as u64);
-            self.batch.clear();
-        }
-    }
 }
