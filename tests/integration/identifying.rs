@@ -548,14 +548,14 @@ async fn the_fairness_header_names_the_tenant_where_headers_are_trusted_and_nowh
         assert_eq!(named(header, "team-a").send(trusted.1).await.status(), 200);
         assert_eq!(tenant().await, "team-a", "{header}");
         assert_eq!(named(header, "team-a").send(main.1).await.status(), 200);
-        assert_eq!(tenant().await, "", "{header} of a client");
+        assert_eq!(tenant().await, "anonymous", "{header} of a client");
         // Who shows a key is who the key says.
         assert_eq!(bearer(named(header, "team-a"), ANN).send(trusted.1).await.status(), 200);
         assert_eq!(tenant().await, "shop");
     }
     for strange in ["", " ", &"x".repeat(129)] {
         assert_eq!(named("x-gateway-inference-fairness-id", strange).send(trusted.1).await.status(), 200);
-        assert_eq!(tenant().await, "", "{strange:.3}");
+        assert_eq!(tenant().await, "anonymous", "{strange:.3}");
     }
     // Its limits are its own, and pods hear nothing of it.
     let of_b = || named("x-gateway-inference-fairness-id", "team-b").send(trusted.1);

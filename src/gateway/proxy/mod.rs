@@ -106,17 +106,14 @@ impl Desk {
         receipt.client = Some(peer.clone());
         let fields = policy.config.limits.header_fields;
         if !admitted {
-            // The connection stays for others that its proxy brings, unless it cannot be told where the next one begins.
-            let why = front::check(&request.into_parts().0, fields).err().unwrap_or(Rejection::Denied);
+            let why = strictly(request, fields).err().unwrap_or(Rejection::Denied);
             return Ok(refuse(&why, receipt, Dialect::OpenAi));
         }
         let page =
             listener.cors.as_ref().map(|cors| (Arc::clone(cors), request.headers().get(header::ORIGIN).cloned()));
         if let Some((cors, _)) = page.as_ref().filter(|_| cors::is_preflight(request.method(), request.headers())) {
-            let (head, _) = request.into_parts();
-            // It is the same connection: what another reader would frame otherwise is no preflight either.
-            return Ok(match front::check(&head, fields) {
-                Ok(()) => answer::preflight(cors::preflight(cors, &head.headers), receipt),
+            return Ok(match strictly(request, fields) {
+                Ok(headers) => answer::preflight(cors::preflight(cors, &headers), receipt),
                 Err(rejection) => refuse(&rejection, receipt, Dialect::OpenAi),
             });
         }
@@ -294,6 +291,14 @@ impl Story {
         let home = Some((pool, pod));
         Ok(Told::ByPod(Errand { carry, sent, home }))
     }
+}
+
+/// The headers of a request that is answered before anybody asks whose it is. It is read as strictly as any: others follow on
+/// its connection, and where they begin must be told alike by all who read it.
+fn strictly(request: Request<Incoming>, fields: usize) -> Result<HeaderMap, Rejection> {
+    let (head, _) = request.into_parts();
+    front::check(&head, fields)?;
+    Ok(head.headers)
 }
 
 fn tell_attempts(headers: &mut HeaderMap, attempts: u32) {
