@@ -17,7 +17,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use tidegate::{
     clock,
     config::{Bytes, Engine, Metrics, Origin, Pool, Saturation, Scheduler, Scorer, Target, WeightedScorer},
-    fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Room, Send},
+    fleet::{Adapters, Fleet, PodLoad, Reading, ReportedModel, Reservation, Room, Send, Spare},
     openai::{Ask, Endpoint},
     prefix::{BLOCK_BYTES, Blocks, Chain, Hits, Index, MAX_BLOCKS},
     scheduler::{Question, Scene, Tried, pick, pick_with_room},
@@ -153,8 +153,11 @@ fn rooms(c: &mut Criterion) {
         let mut rng = StdRng::seed_from_u64(1);
         for (share, name) in [(0, "some at the first"), (50, "half full"), (100, "full")] {
             let there = full(share);
-            for (spares, with) in [(false, "pick"), (true, "pick_with_room")] {
-                let pick = if spares { pick_with_room } else { pick };
+            for (spare, with) in [
+                (None, "pick"),
+                (Some(Spare::Crowded), "pick_with_room"),
+                (Some(Spare::Full), "pick_with_room in line"),
+            ] {
                 group.bench_function(BenchmarkId::new(format!("{with}, {name}"), pods), |b| {
                     b.iter(|| {
                         let _gate = pool.gate();
@@ -168,7 +171,12 @@ fn rooms(c: &mut Criterion) {
                             session: None,
                             expected_output_tokens: 200,
                         };
-                        black_box(pick(&Scheduler::LeastCost, &scene, &question, &Tried::none(), &mut rng).is_ok())
+                        let (policy, tried) = (&Scheduler::LeastCost, Tried::none());
+                        let picked = match spare {
+                            None => pick(policy, &scene, &question, &tried, &mut rng),
+                            Some(spare) => pick_with_room(policy, &scene, &question, (&tried, spare), &mut rng),
+                        };
+                        black_box(picked.is_ok())
                     });
                 });
             }

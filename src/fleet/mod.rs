@@ -25,6 +25,6 @@ pub use ledger::{Ledger, Reservation, Send};
 pub use load::{Adapters, PodLoad, Reading};
 pub use pod::{Pod, PodId, ReportedModel, Serving, View};
 pub use roster::{Changes, Fleet, PoolState, Pools};
-pub use saturation::{FULL_CACHE, Room, Saturation, others_tokens};
+pub use saturation::{FULL_CACHE, Room, Saturation, Spare, others_tokens};
 pub use snapshot::{FleetSnapshot, PodSnapshot, PoolSnapshot};
 pub use speed::{Inflow, Of, Pace, PoolSpeed, Speed};

@@ -38,6 +38,17 @@ const STRIDE: usize = 2_654_435_761;
 /// follow it up to a minute and ignore a longer one.
 const PAUSES: (f64, f64) = (1.0, 60.0);
 
+/// Which full pods are no pods to choose while others have room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spare {
+    /// Those whose cache or batch is at its end: policies weigh what waits at a pod against what is cached there, and none of
+    /// them knows that.
+    Crowded,
+    /// All: who stood in line was let go for the sake of one that is not, and what waits in the line can still go wherever a
+    /// place gets free; what waits at a pod cannot.
+    Full,
+}
+
 /// How full a pool is for one model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Saturation {
@@ -59,11 +70,21 @@ impl Saturation {
         Some(Self { wait_ms, level: wait_ms / too_long_ms(pool) })
     }
 
-    /// The pods of `pool` at which a request would wait too long. While others have room, they are no pods to choose: what
-    /// waits in the line can still go wherever a place gets free, and what waits at a pod cannot.
-    pub fn full<'a>(pool: &PoolState, pods: &'a [Arc<Pod>], now: Instant) -> impl Iterator<Item = &'a Arc<Pod>> {
+    /// Those of `pods` in `pool` that `spare` speaks of, at which a request would wait too long.
+    pub fn full<'a>(
+        pool: &PoolState,
+        pods: &'a [Arc<Pod>],
+        spare: Spare,
+        now: Instant,
+    ) -> impl Iterator<Item = &'a Arc<Pod>> {
         let (sights, too_long) = (Sights::of(pool, now), too_long_ms(pool));
-        pods.iter().filter(move |pod| sights.wait_ms(pod, now) >= too_long)
+        pods.iter().filter(move |pod| match spare {
+            Spare::Full => sights.wait_ms(pod, now) >= too_long,
+            Spare::Crowded => {
+                let backlog = sights.of_pod(pod);
+                backlog.demand > 1.0 && backlog.wait_ms() >= too_long
+            }
+        })
     }
 
     /// Whether what is sheddable is refused.
@@ -378,6 +399,7 @@ mod tests {
         assert_eq!(wait_us(&unsaid, now), 0, "no page has said that it is full, nor that it was ever read");
         // Two of six stand behind four: half an answer's time, of 250 tokens at 15 + 6 * 0.15 ms.
         assert_eq!(wait_us(&said, now), 1_987_500);
+        assert_eq!(Saturation::full(&said, &said.pods(), Spare::Crowded, now).count(), 1, "its batch is at its end");
     }
 
     #[test]
@@ -414,8 +436,10 @@ mod tests {
         let _long = sent(&pods[0], 20_000, 20_000);
         let _short = sent(&pods[1], 19_999, 19_999);
         pods[2].health.pushed_back(Some(Duration::from_secs(2)), now, now);
-        let full: Vec<_> = Saturation::full(&pool, &pods, now).map(|pod| pod.slot).collect();
+        let full: Vec<_> = Saturation::full(&pool, &pods, Spare::Full, now).map(|pod| pod.slot).collect();
         assert_eq!(full, [pods[0].slot, pods[2].slot]);
+        let crowded = Saturation::full(&pool, &pods, Spare::Crowded, now);
+        assert_eq!(crowded.count(), 0, "what waits there is known to policies");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{House, ListenerPolicy, receipt::Chosen, rejection::Rejection, turn::
 use crate::{
     admission::Caller,
     clock,
-    fleet::{Course, Pod, PoolState, Saturation, Send},
+    fleet::{Course, Pod, PoolState, Saturation, Send, Spare},
     openai::{Ask, Usage},
     prefix::{BLOCK_BYTES, Chain, Claim, Hits},
     routing::{Claims, Priority, Route, StickyKey, UnknownModel, key_of},
@@ -267,7 +267,11 @@ impl Matter {
         let pods = self.pods();
         let scene = Scene { pool: &self.pool, pods: &pods, now: began };
         let question = self.question();
+        // While nobody waits, a pod at which prompts wait may yet be the best: it holds this one, and is done with those sooner
+        // than others would have computed it.
+        let spare = if house.waiting.has_line(&self.pool) { Spare::Full } else { Spare::Crowded };
         let gate = self.pool.gate();
+        let tried = (tried, spare);
         let verdict = scheduler::pick_with_room(&policy.scheduler, &scene, &question, tried, &mut clock::rng())?;
         let course = Course::begin(&self.pool, &verdict.pod, verdict.send, began);
         drop(gate);

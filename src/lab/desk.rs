@@ -23,6 +23,7 @@ use crate::{
     config::{self, Scheduler, Target, Waiting},
     fleet::{
         Adapters, Admission, Condition, Course, Evidence, Fleet, Pod, PodLoad, PoolState, Reading, ReportedModel, Send,
+        Spare,
     },
     prefix::{BLOCK_BYTES, Chain, Claim, Hits, Index},
     routing::{Route, StickyKey, Table, key_of},
@@ -69,6 +70,8 @@ pub(super) struct Matter<'a> {
     chain: Chain,
     hits: Hits,
     prompt_bytes: usize,
+    /// Whether it stood in line.
+    pub(super) waited: bool,
 }
 
 impl Matter<'_> {
@@ -191,6 +194,7 @@ impl Desk {
             hits: self.index.longest(chain.blocks()),
             chain,
             prompt_bytes: text::prompt_bytes(&ask.prompt),
+            waited: false,
             route,
         })
     }
@@ -227,8 +231,12 @@ impl Desk {
         let (pod, send) = match &mut self.chooser {
             Chooser::Ours(policy) => {
                 let scene = Scene { pool: &self.pool, pods: &self.pods, now };
-                let pick = if self.spares_full { scheduler::pick_with_room } else { scheduler::pick };
-                let verdict = pick(policy, &scene, &question, tried, &mut self.rng)?;
+                let verdict = if self.spares_full {
+                    let spare = if matter.waited { Spare::Full } else { Spare::Crowded };
+                    scheduler::pick_with_room(policy, &scene, &question, (tried, spare), &mut self.rng)?
+                } else {
+                    scheduler::pick(policy, &scene, &question, tried, &mut self.rng)?
+                };
                 (verdict.pod, verdict.send)
             }
             Chooser::Rival(rival) => {

@@ -10,7 +10,10 @@ use super::{
     filters::Field,
     policies::{Judge, place_of},
 };
-use crate::{config::Scheduler, fleet::Saturation};
+use crate::{
+    config::Scheduler,
+    fleet::{Saturation, Spare},
+};
 
 /// Chooses a pod. Call it holding the pool's gate, and reserve the verdict before letting go.
 pub fn pick(
@@ -26,9 +29,7 @@ pub fn pick(
     choose(policy, &field, &judge, &turn, rng)
 }
 
-/// The same, but a pod that is full ([`Saturation`]) is chosen only where all are: policies weigh what is there against what
-/// is cached, and none of them knows that a batch is at its end. What waits in the line can still go wherever a place gets
-/// free; what waits at a pod cannot.
+/// The same, but full pods that `spare` speaks of are chosen only where there are no others.
 ///
 /// # Errors
 /// As [`pick`].
@@ -36,16 +37,16 @@ pub fn pick_with_room(
     policy: &Scheduler,
     scene: &Scene<'_>,
     question: &Question<'_>,
-    tried: &Tried,
+    (tried, spare): (&Tried, Spare),
     rng: &mut impl Rng,
 ) -> Result<Verdict, NoPod> {
     let verdict = pick(policy, scene, question, tried, rng)?;
     // As a rule it has room, and the others need not be asked.
-    if Saturation::full(scene.pool, std::slice::from_ref(&verdict.pod), scene.now).next().is_none() {
+    if Saturation::full(scene.pool, std::slice::from_ref(&verdict.pod), spare, scene.now).next().is_none() {
         return Ok(verdict);
     }
     let mut spared = tried.clone();
-    Saturation::full(scene.pool, scene.pods, scene.now).for_each(|pod| spared.add(pod));
+    Saturation::full(scene.pool, scene.pods, spare, scene.now).for_each(|pod| spared.add(pod));
     pick(policy, scene, question, &spared, rng).or(Ok(verdict))
 }
 

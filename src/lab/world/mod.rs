@@ -213,7 +213,8 @@ impl<'a> World<'a> {
         let asks = self.asks;
         let Self { pods, desks, told, .. } = self;
         let Some((ask, desk)) = asks.get(nth as usize).zip(desks.get_mut(at)) else { return };
-        let Some(matter) = desk.matter(ask) else { return self.finish(nth, now_ms) };
+        let Some(mut matter) = desk.matter(ask) else { return self.finish(nth, now_ms) };
+        matter.waited = told.get(nth as usize).is_some_and(|told| told.let_in_ms > told.at_ms);
         let prompt = prompt(ask, matter.adapter, pods.first());
         if let Some(told) = told.get_mut(nth as usize) {
             told.arm = matter.arm();
