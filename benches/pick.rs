@@ -123,18 +123,23 @@ fn picks(c: &mut Criterion) {
                     let _gate = pool.gate();
                     let listed = pool.pods();
                     let scene = Scene { pool: &pool, pods: &listed, now: clock::now() };
-                    let question = Question {
-                        served_model: "code",
-                        prompt_tokens: 900,
-                        block_tokens: 64.0,
-                        hits: &hits,
-                        session: Some(7),
-                        expected_output_tokens: 200,
-                    };
+                    let question = question(&hits, Some(7));
                     black_box(pick(&policy, &scene, &question, &Tried::none(), &mut rng).is_ok())
                 });
             });
         }
+    }
+}
+
+/// A prompt of a page, for the adapter that some pods hold.
+fn question(hits: &Hits, session: Option<u64>) -> Question<'_> {
+    Question {
+        served_model: "code",
+        prompt_tokens: 900,
+        block_tokens: 64.0,
+        hits,
+        session,
+        expected_output_tokens: 200,
     }
 }
 
@@ -163,14 +168,7 @@ fn rooms(c: &mut Criterion) {
                         let _gate = pool.gate();
                         let listed = pool.pods();
                         let scene = Scene { pool: &pool, pods: &listed, now: clock::now() };
-                        let question = Question {
-                            served_model: "code",
-                            prompt_tokens: 900,
-                            block_tokens: 64.0,
-                            hits: &hits,
-                            session: None,
-                            expected_output_tokens: 200,
-                        };
+                        let question = question(&hits, None);
                         let (policy, tried) = (&Scheduler::LeastCost, Tried::none());
                         let picked = match spare {
                             None => pick(policy, &scene, &question, &tried, &mut rng),

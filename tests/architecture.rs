@@ -14,11 +14,15 @@
     reason = "tests fail by panicking"
 )]
 
+mod files;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
+
+use files::files_in;
 
 /// The rooms, from the ground up. A room may know only rooms on floors below its own.
 const FLOORS: &[&[&str]] = &[
@@ -294,22 +298,9 @@ impl Source {
 
 /// All of `src`.
 fn house() -> Vec<Source> {
-    let mut paths = Vec::new();
-    rust_files(Path::new("src"), &mut paths);
-    paths.sort();
+    let paths = files_in(Path::new("src"), "rs");
     let read = |path: &PathBuf| Source::new(path.to_str().unwrap(), &fs::read_to_string(path).unwrap());
     paths.iter().map(read).collect()
-}
-
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 fn floor_of(room: &str) -> Option<usize> {
@@ -567,11 +558,8 @@ fn named_tests(text: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn every_line_of_the_threat_model_has_a_test() {
-    let mut paths = Vec::new();
-    for folder in ["src", "tests"] {
-        rust_files(Path::new(folder), &mut paths);
-    }
-    let sources: Vec<String> = paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let paths = ["src", "tests"].into_iter().flat_map(|folder| files_in(Path::new(folder), "rs"));
+    let sources: Vec<String> = paths.map(|path| fs::read_to_string(path).unwrap()).collect();
     let tests = named_tests(&fs::read_to_string("SECURITY.md").unwrap());
     assert!(tests.len() > 40, "the table is found: {}", tests.len());
     let is_there = |name: &str| {

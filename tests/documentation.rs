@@ -12,11 +12,11 @@
     reason = "tests fail by panicking"
 )]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+mod files;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use files::files_in;
 
 type Words = BTreeSet<String>;
 
@@ -177,10 +177,8 @@ fn every_key_that_only_a_start_can_set_stands_in_operating_md() {
 
 /// Every family's name, as it is registered: without prefix, unit and `_total`.
 fn families() -> Words {
-    let mut files = Vec::new();
-    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/telemetry"), &mut files);
     let mut found = Words::new();
-    for file in files {
+    for file in files_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/telemetry"), "rs") {
         let text = fs::read_to_string(file).unwrap();
         let text = text.split("#[cfg(test)]").next().unwrap();
         for call in ["register(", "register_with_unit(", "encode_descriptor(", "gauge("] {
@@ -190,17 +188,6 @@ fn families() -> Words {
         }
     }
     found
-}
-
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 /// A name in the docs as it may be registered: what the encoder adds is taken off, one by one.

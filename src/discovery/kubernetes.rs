@@ -31,6 +31,7 @@ use crate::{
         resources::{Kind, Object, ObjectName, Objects},
     },
     tasks::Tasks,
+    telemetry::logs::causes,
 };
 
 /// How often a kind that the cluster does not have, or does not let us see, is asked for again.
@@ -254,20 +255,6 @@ impl Follower {
     fn failed(&self, error: &dyn std::error::Error) {
         self.hub.fails(&self.watched, Some(&format!("{}: {}", self.server, causes(error))));
     }
-}
-
-/// An error with all that led to it, each said once: the last of them is what can be mended.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut told = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !told.contains(&said) {
-            told = format!("{told}: {said}");
-        }
-        next = cause.source();
-    }
-    told
 }
 
 /// The status with which the API server refused.

@@ -17,10 +17,11 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::kubernetes::{SETTLED, WATCH_SECONDS, causes, client};
+use super::kubernetes::{SETTLED, WATCH_SECONDS, client};
 use crate::{
     config::{KeySecrets, Kubernetes, Report},
     tasks::Tasks,
+    telemetry::logs::causes,
 };
 
 /// How long the first list may take: a gateway that does not know who may come is of no use.

@@ -76,9 +76,7 @@ impl Story {
         (ask, body): (&Ask, &[u8]),
         receipt: &mut Receipt,
     ) -> Result<(), Rejection> {
-        let quotas = &self.policy.config.quotas;
-        let model = billed(&self.policy.config, &matter.route.client_model);
-        let (plan, price) = (Plan::of(quotas, &self.caller, Some(model)), quotas.prices.get(model).copied());
+        let (plan, price) = counted(&self.policy.config, &self.caller, matter);
         if plan.is_empty() && price.is_none() {
             return Ok(());
         }
@@ -175,11 +173,15 @@ pub(super) fn would_refuse(
     matter: &Matter,
     (ask, body): (&Ask, &[u8]),
 ) -> Option<Box<Refusal>> {
-    let quotas = &policy.config.quotas;
-    let model = billed(&policy.config, &matter.route.client_model);
-    let (plan, price) = (Plan::of(quotas, caller, Some(model)), quotas.prices.get(model).copied());
+    let (plan, price) = counted(&policy.config, caller, matter);
     let demand = demand(matter, ask.beside_text(body), price);
     house.counts.reserve(&plan, &demand, Mode::Look, &moment()).err()
+}
+
+/// Where `matter` counts if `caller` asks, and what it costs.
+fn counted(config: &Config, caller: &Caller, matter: &Matter) -> (Plan, Option<Price>) {
+    let model = billed(config, &matter.route.client_model);
+    (Plan::of(&config.quotas, caller, Some(model)), config.quotas.prices.get(model).copied())
 }
 
 /// Under which name a model's limits and price are found. Where pods report a name that only one model has among its

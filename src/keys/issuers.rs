@@ -22,7 +22,10 @@ use super::{
     jwks::KeySet,
     jwt::PATIENCE,
 };
-use crate::{clock, config, telemetry::Metrics};
+use crate::{
+    clock, config,
+    telemetry::{Metrics, logs::causes},
+};
 
 /// The largest answer of an issuer: a hundred keys with their certificates.
 pub(super) const MAX_ANSWER: u64 = 512 << 10;
@@ -221,12 +224,6 @@ async fn get(client: &reqwest::Client, url: &str) -> Result<Vec<u8>, String> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-/// An error and what it came of: what it says first is the least of it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let all = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
-    all.collect::<Vec<_>>().join(": ")
 }
 
 /// A client for issuers.

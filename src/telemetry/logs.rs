@@ -169,6 +169,20 @@ impl Visit for Only<'_, '_> {
     }
 }
 
+/// An error with all that led to it, each said once: the last of them is what can be mended.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut told = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !told.contains(&said) {
+            told = format!("{told}: {said}");
+        }
+        next = cause.source();
+    }
+    told
+}
+
 /// `12:34:56.789`, UTC.
 fn time_of_day() -> String {
     let since = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::files::files_in;
 use serde_json::Value;
 use tidegate::config::{
     self, Given,
@@ -18,21 +19,9 @@ fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
 }
 
-fn yaml_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            yaml_files(&path, found);
-        } else if path.extension().is_some_and(|it| it == "yaml") {
-            found.push(path);
-        }
-    }
-}
-
 /// Every document of every file, with the file's path. Templates are Helm's to read.
 fn documents(folder: &Path) -> Vec<(PathBuf, Value)> {
-    let mut files = Vec::new();
-    yaml_files(folder, &mut files);
+    let mut files = files_in(folder, "yaml");
     files.retain(|path| !path.components().any(|part| part.as_os_str() == "templates"));
     let read = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap();
@@ -45,8 +34,7 @@ fn documents(folder: &Path) -> Vec<(PathBuf, Value)> {
 
 #[test]
 fn every_gateway_configuration_is_sound_and_every_inference_resource_means_something() {
-    let mut files = Vec::new();
-    yaml_files(&deploy(), &mut files);
+    let files = files_in(&deploy(), "yaml");
     let (mut gateways, mut pools) = (0, 0);
     // What refers to a pool may stand in a file beside it.
     let mut resources: BTreeMap<PathBuf, Vec<(String, String)>> = BTreeMap::new();
@@ -125,8 +113,7 @@ fn the_roles_allow_exactly_what_is_read() {
 #[test]
 fn every_service_monitor_keeps_our_labels() {
     // `pod` is the model server in our families, and the gateway in the operator's own label.
-    let mut files = Vec::new();
-    yaml_files(&deploy(), &mut files);
+    let files = files_in(&deploy(), "yaml");
     let mut monitors = 0;
     for path in files {
         let text = fs::read_to_string(&path).unwrap();

@@ -27,6 +27,8 @@ mod edge_tls;
 mod ejecting;
 
 mod failing;
+#[path = "../files/mod.rs"]
+mod files;
 mod forwarding;
 mod guarding;
 mod harness;
